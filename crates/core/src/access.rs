@@ -1,0 +1,237 @@
+//! What is asked, and the proof that it is allowed.
+//!
+//! [`authorize`] is the only road to a [`Permit`]; a permit stands for one action on one resource and is used up by the
+//! call that spends it. A handler that forgets to authorize has no permit to give and does not compile:
+//!
+//! ```compile_fail
+//! let permit = holdfast_core::Permit { action: holdfast_core::Action::KeySign, resource: holdfast_core::Resource::Instance };
+//! ```
+//! ```compile_fail,E0382
+//! fn twice(permit: holdfast_core::Permit) {
+//!     let action = permit.action();
+//!     let _ = permit.spend(action, &holdfast_core::Resource::Instance);
+//!     let _ = permit.spend(action, &holdfast_core::Resource::Instance); // it was used up
+//! }
+//! ```
+
+use std::fmt;
+
+use crate::{KeyName, Principal};
+
+/// Something a principal may want to do. Each dialect maps its own names onto these, exhaustively.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Action {
+    /// Read the state of a full backup.
+    BackupRead,
+    /// Start a full backup.
+    BackupStart,
+    /// Delete a soft-deleted key for good.
+    DeletedKeyPurge,
+    /// See soft-deleted keys.
+    DeletedKeyRead,
+    /// Bring a soft-deleted key back.
+    DeletedKeyRecover,
+    /// Read the connection to an external key manager.
+    ExternalKeyManagerRead,
+    /// Change the connection to an external key manager.
+    ExternalKeyManagerWrite,
+    /// Export one key as a masked blob.
+    KeyBackup,
+    /// Make a key.
+    KeyCreate,
+    /// Decrypt data.
+    KeyDecrypt,
+    /// Soft-delete a key.
+    KeyDelete,
+    /// Derive a key.
+    KeyDerive,
+    /// Encrypt data.
+    KeyEncrypt,
+    /// Export a key in clear; no operation does so.
+    KeyExport,
+    /// Import a key.
+    KeyImport,
+    /// Read a key's public part and attributes.
+    KeyRead,
+    /// Release a key to an attested environment.
+    KeyRelease,
+    /// Restore a key from its backup.
+    KeyRestore,
+    /// Make a new version of a key.
+    KeyRotate,
+    /// Sign a digest.
+    KeySign,
+    /// Unwrap a key.
+    KeyUnwrap,
+    /// Change a key's attributes.
+    KeyUpdate,
+    /// Verify a signature.
+    KeyVerify,
+    /// Wrap a key.
+    KeyWrap,
+    /// Get random bytes.
+    RandomRead,
+    /// Read the state of a restore.
+    RestoreRead,
+    /// Start a restore.
+    RestoreStart,
+    /// Remove a role assignment.
+    RoleAssignmentDelete,
+    /// See role assignments.
+    RoleAssignmentRead,
+    /// Assign a role.
+    RoleAssignmentWrite,
+    /// Remove a custom role.
+    RoleDefinitionDelete,
+    /// See roles.
+    RoleDefinitionRead,
+    /// Define a custom role.
+    RoleDefinitionWrite,
+    /// Download the security domain.
+    SecurityDomainDownload,
+    /// Read the state of a security domain download.
+    SecurityDomainDownloadRead,
+    /// Get the key that a security domain upload is encrypted to.
+    SecurityDomainTransferKeyRead,
+    /// Upload a security domain.
+    SecurityDomainUpload,
+    /// Read the state of a security domain upload.
+    SecurityDomainUploadRead,
+    /// See settings.
+    SettingRead,
+    /// Change a setting.
+    SettingWrite,
+}
+
+/// What an action is done to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Resource {
+    /// The whole instance.
+    Instance,
+    /// One key, all its versions.
+    Key(KeyName),
+    /// All keys.
+    Keys,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance => f.write_str("/"),
+            Self::Keys => f.write_str("/keys"),
+            Self::Key(name) => write!(f, "/keys/{name}"),
+        }
+    }
+}
+
+/// One action on one resource.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Intent {
+    /// What.
+    pub action: Action,
+    /// On what.
+    pub resource: Resource,
+}
+
+/// What a policy says of an intent. The text is for the audit log, not for the caller.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Decision {
+    /// Allowed, by the rule named.
+    Allow(String),
+    /// Denied, for the reason given.
+    Deny(String),
+}
+
+/// Decides who may do what. Pure: it looks at nothing but its own rules.
+pub trait Policy {
+    /// Decides one intent of one principal. Anything not explicitly allowed is denied.
+    fn decide(&self, principal: &Principal, intent: &Intent) -> Decision;
+}
+
+/// Proof that one action on one resource was allowed.
+#[derive(Debug)]
+pub struct Permit {
+    action: Action,
+    resource: Resource,
+    rule: String,
+}
+
+/// A refusal; its reason goes to the audit log.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("denied: {reason}")]
+pub struct Denial {
+    /// What was asked.
+    pub intent: Intent,
+    /// Why it was refused.
+    pub reason: String,
+}
+
+/// A permit was presented for something else than it was given for: a defect, never a caller's fault.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the permit is for {permitted:?}, not for {attempted:?}")]
+pub struct PermitMismatch {
+    permitted: Action,
+    attempted: Action,
+}
+
+/// Asks `policy`.
+///
+/// # Errors
+/// The [`Denial`].
+pub fn authorize(policy: &dyn Policy, principal: &Principal, intent: Intent) -> Result<Permit, Denial> {
+    match policy.decide(principal, &intent) {
+        Decision::Allow(rule) => Ok(Permit { action: intent.action, resource: intent.resource, rule }),
+        Decision::Deny(reason) => Err(Denial { intent, reason }),
+    }
+}
+
+impl Permit {
+    /// The action it allows.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// The rule that allowed it.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// Uses the permit up for `action` on `resource`.
+    ///
+    /// # Errors
+    /// [`PermitMismatch`] if it was given for anything else.
+    pub fn spend(self, action: Action, resource: &Resource) -> Result<(), PermitMismatch> {
+        if self.action == action && self.resource == *resource {
+            Ok(())
+        } else {
+            Err(PermitMismatch { permitted: self.action, attempted: action })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Everything;
+    impl Policy for Everything {
+        fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+            Decision::Allow("test".into())
+        }
+    }
+
+    #[test]
+    fn a_permit_is_for_one_action_on_one_resource() {
+        let key = |name| Resource::Key(KeyName::parse(name).unwrap());
+        let permit = || {
+            let intent = Intent { action: Action::KeyWrap, resource: key("a") };
+            authorize(&Everything, &Principal::system(), intent).unwrap()
+        };
+        assert!(permit().spend(Action::KeyWrap, &key("A")).is_ok(), "key names ignore case");
+        assert!(permit().spend(Action::KeyUnwrap, &key("a")).is_err());
+        assert!(permit().spend(Action::KeyWrap, &key("b")).is_err());
+        assert!(permit().spend(Action::KeyWrap, &Resource::Keys).is_err());
+    }
+}

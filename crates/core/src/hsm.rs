@@ -1,0 +1,252 @@
+//! The seam behind which keys live.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use holdfast_crypto::{EncryptionPadding, ImportedKey, KeySpec, PublicKey, SecretBytes, SignatureScheme, WrapPadding};
+
+use crate::{Action, KeyVersion, Permit, PermitMismatch};
+
+/// A key as it lies outside its partition: encrypted under the masking key and bound to its identity and attributes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MaskedKey(pub Arc<[u8]>);
+
+/// A key version that has just come to be, and is not stored yet.
+pub struct NewKey {
+    /// What to store.
+    pub masked: MaskedKey,
+    /// Its actual spec (an imported key tells its own).
+    pub spec: KeySpec,
+}
+
+/// How data is encrypted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EncryptionScheme {
+    /// AES-CBC; `padded` by PKCS #7, else filled with zeros.
+    AesCbc {
+        /// Whether PKCS #7 padding is used.
+        padded: bool,
+    },
+    /// AES-GCM, nonce from the HSM.
+    AesGcm,
+    /// RSA.
+    Rsa(EncryptionPadding),
+}
+
+/// How a key is wrapped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WrapScheme {
+    /// AES key wrap.
+    AesKeyWrap(WrapPadding),
+    /// RSA.
+    Rsa(EncryptionPadding),
+}
+
+/// What travels beside a ciphertext.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CiphertextParts {
+    /// Initialization vector or nonce.
+    pub iv: Option<Vec<u8>>,
+    /// GCM tag.
+    pub tag: Option<Vec<u8>>,
+    /// Additional authenticated data.
+    pub aad: Option<Vec<u8>>,
+}
+
+/// One use of a key.
+pub enum Operation {
+    /// Decrypt data.
+    Decrypt {
+        /// How.
+        scheme: EncryptionScheme,
+        /// What.
+        ciphertext: Vec<u8>,
+        /// IV, tag, AAD.
+        parts: CiphertextParts,
+    },
+    /// Encrypt data.
+    Encrypt {
+        /// How.
+        scheme: EncryptionScheme,
+        /// What.
+        plaintext: SecretBytes,
+        /// IV (CBC only) and AAD (GCM only).
+        parts: CiphertextParts,
+    },
+    /// Sign a digest (for HMAC: a message).
+    Sign {
+        /// How.
+        scheme: SignatureScheme,
+        /// What.
+        digest: Vec<u8>,
+    },
+    /// Unwrap a key.
+    Unwrap {
+        /// How.
+        scheme: WrapScheme,
+        /// What.
+        wrapped: Vec<u8>,
+    },
+    /// Verify a signature.
+    Verify {
+        /// How.
+        scheme: SignatureScheme,
+        /// Of what.
+        digest: Vec<u8>,
+        /// The signature.
+        signature: Vec<u8>,
+    },
+    /// Wrap a key.
+    Wrap {
+        /// How.
+        scheme: WrapScheme,
+        /// What.
+        key: SecretBytes,
+    },
+}
+
+impl Operation {
+    /// The action a permit must be for.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Decrypt { .. } => Action::KeyDecrypt,
+            Self::Encrypt { .. } => Action::KeyEncrypt,
+            Self::Sign { .. } => Action::KeySign,
+            Self::Unwrap { .. } => Action::KeyUnwrap,
+            Self::Verify { .. } => Action::KeyVerify,
+            Self::Wrap { .. } => Action::KeyWrap,
+        }
+    }
+}
+
+/// What an [`Operation`] gives.
+pub enum Outcome {
+    /// Ciphertext, with what must travel beside it.
+    Ciphertext(Vec<u8>, CiphertextParts),
+    /// Decrypted data or an unwrapped key.
+    Plaintext(SecretBytes),
+    /// A signature.
+    Signature(Vec<u8>),
+    /// Whether a signature holds.
+    Verified(bool),
+    /// A wrapped key.
+    Wrapped(Vec<u8>),
+}
+
+/// Why an HSM refused or failed.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum HsmError {
+    /// Too much work is queued. Nothing was done; try later.
+    #[error("the HSM has no capacity left")]
+    Busy,
+    /// A masked blob does not open: it was changed, moved, or belongs to another partition or other attributes.
+    #[error("the stored key does not open: it was changed, or is not of this partition")]
+    Damaged,
+    /// The key version is disabled.
+    #[error("the key is disabled")]
+    Disabled,
+    /// The key's validity is over.
+    #[error("the key has expired")]
+    Expired,
+    /// The HSM or its library failed.
+    #[error("the HSM failed: {0}")]
+    Failed(&'static str),
+    /// The input does not fit the algorithm or the key.
+    #[error("{0}")]
+    InvalidInput(&'static str),
+    /// The key's validity has not begun.
+    #[error("the key is not yet valid")]
+    NotYetValid,
+    /// The key's attributes do not allow the operation.
+    #[error("the key does not allow this operation")]
+    OperationNotAllowed,
+    /// A permit was presented for something else.
+    #[error(transparent)]
+    Permit(#[from] PermitMismatch),
+    /// The ciphertext does not decrypt.
+    #[error("the ciphertext could not be decrypted")]
+    Rejected,
+}
+
+/// A key version opened for use.
+#[async_trait]
+pub trait OpenKey: Send + Sync {
+    /// Uses the key once.
+    ///
+    /// # Errors
+    /// [`HsmError`], attributes first (disabled, validity, operation), then input, then the operation itself.
+    async fn perform(&self, permit: Permit, operation: Operation) -> Result<Outcome, HsmError>;
+
+    /// The public part.
+    fn public(&self) -> &PublicKey;
+}
+
+/// Where keys live.
+#[async_trait]
+pub trait Hsm: Send + Sync {
+    /// Opens a stored key for use. The result is worth keeping: opening parses and checks the key.
+    ///
+    /// # Errors
+    /// [`HsmError::Damaged`] if the blob is not exactly the one made for `version` with these attributes,
+    /// [`HsmError::Busy`].
+    async fn open(&self, version: &KeyVersion, masked: &MaskedKey) -> Result<Arc<dyn OpenKey>, HsmError>;
+
+    /// `count` random bytes from the HSM.
+    ///
+    /// # Errors
+    /// [`HsmError::Permit`], [`HsmError::Failed`].
+    async fn random(&self, permit: Permit, count: usize) -> Result<SecretBytes, HsmError>;
+}
+
+/// Birth and death of keys.
+#[async_trait]
+pub trait HsmAdmin: Send + Sync {
+    /// Makes a key version of `version.attributes.spec`. The permit is for creation or rotation of this key.
+    ///
+    /// # Errors
+    /// [`HsmError::Busy`], [`HsmError::InvalidInput`], [`HsmError::Permit`].
+    async fn generate(&self, permit: Permit, version: &KeyVersion) -> Result<NewKey, HsmError>;
+
+    /// Takes a key in. The spec in `version` is replaced by the key's own.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    async fn import(&self, permit: Permit, version: &KeyVersion, key: ImportedKey) -> Result<NewKey, HsmError>;
+
+    /// Takes in a key that was wrapped (CKM_RSA_AES_KEY_WRAP) under an exchange key of this partition.
+    ///
+    /// # Errors
+    /// As [`Self::generate`]; [`HsmError::Rejected`] if it does not unwrap.
+    async fn import_wrapped(
+        &self,
+        permit: Permit,
+        version: &KeyVersion,
+        exchange: (&KeyVersion, &MaskedKey),
+        wrapped: &[u8],
+    ) -> Result<NewKey, HsmError>;
+
+    /// Binds a stored key to changed attributes or (on restore) opens it under those it was backed up with.
+    ///
+    /// # Errors
+    /// [`HsmError::Damaged`] if the blob is not the one made for `from`.
+    async fn remask(
+        &self,
+        permit: Permit,
+        from: &KeyVersion,
+        masked: &MaskedKey,
+        to: &KeyVersion,
+    ) -> Result<MaskedKey, HsmError>;
+
+    /// Encrypts a description of one key, masked blobs included, under the partition's backup key.
+    ///
+    /// # Errors
+    /// [`HsmError::Permit`], [`HsmError::Failed`].
+    async fn seal_backup(&self, permit: Permit, name: &crate::KeyName, content: &[u8]) -> Result<Vec<u8>, HsmError>;
+
+    /// Opens what [`Self::seal_backup`] made, in this partition or one with the same masking key.
+    ///
+    /// # Errors
+    /// [`HsmError::Damaged`] if it does not open here.
+    fn open_backup(&self, sealed: &[u8]) -> Result<SecretBytes, HsmError>;
+}

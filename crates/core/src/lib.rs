@@ -1,0 +1,33 @@
+//! The vocabulary of Holdfast and its seams.
+//!
+//! Roles (doors) and back ends (vault) meet here and nowhere else: a role sees [`Hsm`], [`Store`], [`AuditSink`] and
+//! [`Ambient`], never an engine. The crate is pure: no clock, file, environment, async runtime or entropy source.
+//!
+//! A request flows one way, and each step is a type that only the step before can make:
+//!
+//! ```text
+//! bytes -> wire request -> Principal -> Intent{action, resource} -> Permit -> Outcome -> wire reply
+//! ```
+
+mod access;
+mod ambient;
+mod audit;
+mod hsm;
+mod key;
+mod principal;
+mod sealer;
+mod store;
+
+pub use access::{Action, Decision, Denial, Intent, Permit, PermitMismatch, Policy, Resource, authorize};
+pub use ambient::{Ambient, Timestamp};
+pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
+pub use hsm::{
+    CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, NewKey, OpenKey, Operation, Outcome,
+    WrapScheme,
+};
+pub use key::{
+    InvalidName, KeyAttributes, KeyName, KeyOperation, KeyOperations, KeyVersion, KeyVersionId, PartitionId,
+};
+pub use principal::{Principal, PrincipalKind};
+pub use sealer::{SealError, Sealer};
+pub use store::{Record, RecordKey, Store, StoreError, Write};

@@ -1,0 +1,148 @@
+//! Key material: made, imported, and loaded for use.
+
+use crate::{
+    AesKey, EcKey, EcPublicKey, KeySpec, RsaKey, RsaPrivateComponents, RsaPublicKey, SecretBytes, ec,
+    error::CryptoError, rsa,
+};
+
+/// The secret part of one key version, in its one canonical encoding:
+/// AES: the key; EC: scalar || uncompressed point; RSA: PKCS #8.
+pub struct KeyMaterial {
+    spec: KeySpec,
+    secret: SecretBytes,
+}
+
+/// A private or secret key as a client sends it for import.
+pub enum ImportedKey {
+    /// AES key bytes.
+    Aes(SecretBytes),
+    /// EC public point and private scalar.
+    Ec(EcPublicKey, SecretBytes),
+    /// PKCS #8 (or RFC 5915) of the kind that the spec names.
+    Pkcs8(KeySpec, SecretBytes),
+    /// RSA components.
+    Rsa(Box<RsaPrivateComponents>),
+}
+
+/// The part of a key version that everybody may see.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PublicKey {
+    /// An AES key has none.
+    Aes,
+    /// EC.
+    Ec(EcPublicKey),
+    /// RSA.
+    Rsa(RsaPublicKey),
+}
+
+/// A key ready for use: parsed, checked, every schedule expanded.
+pub enum LoadedKey {
+    /// AES.
+    Aes(Box<AesKey>),
+    /// EC.
+    Ec(Box<EcKey>),
+    /// RSA.
+    Rsa(Box<RsaKey>),
+}
+
+impl KeyMaterial {
+    /// Makes a key. AES keys are the bytes that `fill` gives; RSA and EC keys are drawn by the library.
+    ///
+    /// # Errors
+    /// [`CryptoError::InvalidInput`] on an impossible RSA exponent.
+    pub fn generate(spec: KeySpec, fill: impl FnOnce(&mut [u8])) -> Result<Self, CryptoError> {
+        let secret = match spec {
+            KeySpec::Aes(size) => {
+                let mut key = SecretBytes::zeroed(size.bytes());
+                fill(key.expose_mut());
+                key
+            }
+            KeySpec::Ec(curve) => ec::generate(curve)?,
+            KeySpec::Rsa { size, exponent } => rsa::generate(size, exponent)?,
+        };
+        Ok(Self { spec, secret })
+    }
+
+    /// Checks an imported key and brings it to the canonical encoding.
+    ///
+    /// # Errors
+    /// [`CryptoError::InvalidKey`] if its parts contradict each other, or its kind or size is not offered.
+    pub fn import(key: ImportedKey) -> Result<Self, CryptoError> {
+        match key {
+            ImportedKey::Aes(key) => {
+                let size = AesKey::new(SecretBytes::copy_of(key.expose()))?.size();
+                Ok(Self { spec: KeySpec::Aes(size), secret: key })
+            }
+            ImportedKey::Ec(public, scalar) => {
+                Ok(Self { spec: KeySpec::Ec(public.curve), secret: ec::from_scalar(&public, &scalar)? })
+            }
+            ImportedKey::Rsa(parts) => Self::rsa(rsa::from_components(&parts)?),
+            ImportedKey::Pkcs8(KeySpec::Rsa { .. }, der) => Self::rsa(rsa::from_pkcs8(der.expose())?),
+            ImportedKey::Pkcs8(KeySpec::Ec(curve), der) => {
+                Ok(Self { spec: KeySpec::Ec(curve), secret: ec::from_pkcs8(curve, der.expose())? })
+            }
+            ImportedKey::Pkcs8(KeySpec::Aes(_), _) => Err(CryptoError::InvalidKey("an AES key has no PKCS #8 form")),
+        }
+    }
+
+    fn rsa(pkcs8: SecretBytes) -> Result<Self, CryptoError> {
+        let key = RsaKey::load(&pkcs8)?;
+        let (size, exponent) =
+            key.public().parameters().ok_or(CryptoError::InvalidKey("the RSA exponent is too large"))?;
+        Ok(Self { spec: KeySpec::Rsa { size, exponent }, secret: pkcs8 })
+    }
+
+    /// Takes material back from its canonical encoding. Contradictions show when it is loaded.
+    #[must_use]
+    pub fn from_canonical(spec: KeySpec, secret: SecretBytes) -> Self {
+        Self { spec, secret }
+    }
+
+    /// What kind of key it is.
+    #[must_use]
+    pub fn spec(&self) -> KeySpec {
+        self.spec
+    }
+
+    /// The canonical encoding; to be masked, never to be sent.
+    #[must_use]
+    pub fn expose_canonical(&self) -> &[u8] {
+        self.secret.expose()
+    }
+
+    /// Parses and checks the key once, for all later uses.
+    ///
+    /// # Errors
+    /// [`CryptoError::InvalidKey`] if the material does not fit its spec.
+    pub fn load(self) -> Result<LoadedKey, CryptoError> {
+        let loaded = match self.spec {
+            KeySpec::Aes(_) => LoadedKey::Aes(Box::new(AesKey::new(self.secret)?)),
+            KeySpec::Ec(curve) => LoadedKey::Ec(Box::new(EcKey::load(curve, &self.secret)?)),
+            KeySpec::Rsa { .. } => LoadedKey::Rsa(Box::new(RsaKey::load(&self.secret)?)),
+        };
+        if loaded.spec() != Some(self.spec) {
+            return Err(CryptoError::InvalidKey("the material is not of the kind it claims"));
+        }
+        Ok(loaded)
+    }
+}
+
+impl LoadedKey {
+    fn spec(&self) -> Option<KeySpec> {
+        match self {
+            Self::Aes(key) => Some(KeySpec::Aes(key.size())),
+            Self::Ec(key) => Some(KeySpec::Ec(key.public().curve)),
+            Self::Rsa(key) => key.public().parameters().map(|(size, exponent)| KeySpec::Rsa { size, exponent }),
+        }
+    }
+
+    /// The public part.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        match self {
+            Self::Aes(_) => PublicKey::Aes,
+            Self::Ec(key) => PublicKey::Ec(key.public().clone()),
+            Self::Rsa(key) => PublicKey::Rsa(key.public().clone()),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Small secret files: written whole or not at all, readable by their owner only.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+/// Writes `content` to `path` with mode 0600, durable, replacing what was there in one step.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let temporary = path.with_extension("new");
+    // Left behind by a crash: never complete, never in use.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(directory)?.sync_all()
+}
+
+/// Reads a file of at most `bytes_max`, which nobody but its owner may touch. `None` if it does not exist.
+pub(crate) fn read_private(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let metadata = file.metadata()?;
+    if metadata.mode() & 0o077 != 0 {
+        let why = format!("{} is open to group or others; type: chmod 600 {0}", path.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    if metadata.len() > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is too large", path.display())));
+    }
+    let mut content = Vec::with_capacity(metadata.len() as usize);
+    file.take(bytes_max).read_to_end(&mut content)?;
+    Ok(Some(content))
+}

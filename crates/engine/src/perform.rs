@@ -1,0 +1,238 @@
+//! Using a key: attributes decide first, then the algorithm must fit, then the work is done.
+
+use holdfast_core::{
+    CiphertextParts, EncryptionScheme, HsmError, KeyAttributes, KeyOperation, Operation, Outcome, Timestamp, WrapScheme,
+};
+use holdfast_crypto::{
+    AesKey, CbcPadding, CryptoError, Curve, EncryptionPadding, LoadedKey, PublicKey, Rsa1_5Policy, RsaKey, SecretBytes,
+    SignatureScheme,
+};
+
+use crate::partition::PartitionPolicy;
+
+/// Longest data one call encrypts or decrypts, in bytes; what a request body can carry anyway.
+const DATA_BYTES_MAX: usize = 1024 * 1024;
+
+/// How dear an operation is: decides which thread does it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Work {
+    /// Well under 100 microseconds: AES, public-key operations, ECDSA on P-256.
+    Light,
+    /// Private-key operations of RSA and of the other curves: 100 microseconds to several milliseconds.
+    PrivateKey,
+}
+
+/// A key opened for use, with the attributes it was opened under.
+pub struct Keyed {
+    attributes: KeyAttributes,
+    public: PublicKey,
+    key: LoadedKey,
+    policy: PartitionPolicy,
+}
+
+impl Keyed {
+    pub(crate) fn new(attributes: KeyAttributes, public: PublicKey, key: LoadedKey, policy: PartitionPolicy) -> Self {
+        Self { attributes, public, key, policy }
+    }
+
+    pub(crate) fn key(&self) -> &LoadedKey {
+        &self.key
+    }
+
+    /// The attributes it was opened under.
+    #[must_use]
+    pub fn attributes(&self) -> &KeyAttributes {
+        &self.attributes
+    }
+
+    /// The public part.
+    #[must_use]
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    /// How dear `operation` is with this key.
+    #[must_use]
+    pub fn work(&self, operation: &Operation) -> Work {
+        let private =
+            matches!(operation, Operation::Decrypt { .. } | Operation::Sign { .. } | Operation::Unwrap { .. });
+        match &self.key {
+            LoadedKey::Rsa(_) if private => Work::PrivateKey,
+            // Without assembly for these curves, verification costs more than a P-256 signature too.
+            LoadedKey::Ec(key) if key.public().curve != Curve::P256 => Work::PrivateKey,
+            LoadedKey::Aes(_) | LoadedKey::Ec(_) | LoadedKey::Rsa(_) => Work::Light,
+        }
+    }
+
+    /// Uses the key at `now`; `random` (16 bytes) becomes nonce or IV where one is needed.
+    ///
+    /// # Errors
+    /// [`HsmError`], in the order: disabled, validity, operation, input, the operation itself.
+    pub fn perform(&self, now: Timestamp, random: [u8; 16], operation: Operation) -> Result<Outcome, HsmError> {
+        self.check(now, &operation)?;
+        match operation {
+            Operation::Encrypt { scheme, plaintext, parts } => self.encrypt(scheme, &plaintext, parts, random),
+            Operation::Decrypt { scheme, ciphertext, parts } => self.decrypt(scheme, &ciphertext, &parts),
+            Operation::Wrap { scheme, key } => match scheme {
+                WrapScheme::AesKeyWrap(padding) => {
+                    Ok(Outcome::Wrapped(self.aes()?.wrap(padding, key.expose()).map_err(refuse)?))
+                }
+                WrapScheme::Rsa(padding) => {
+                    Ok(Outcome::Wrapped(self.rsa(padding)?.encrypt(padding, key.expose()).map_err(refuse)?))
+                }
+            },
+            Operation::Unwrap { scheme, wrapped } => match scheme {
+                WrapScheme::AesKeyWrap(padding) => {
+                    Ok(Outcome::Plaintext(self.aes()?.unwrap(padding, &wrapped).map_err(refuse)?))
+                }
+                WrapScheme::Rsa(padding) => {
+                    Ok(Outcome::Plaintext(self.rsa(padding)?.decrypt(padding, &wrapped).map_err(refuse)?))
+                }
+            },
+            Operation::Sign { scheme, digest } => self.sign(scheme, &digest),
+            Operation::Verify { scheme, digest, signature } => self.verify(scheme, &digest, &signature),
+        }
+    }
+
+    /// Outside its validity a key protects nothing new, but still gives back what it protected before.
+    fn check(&self, now: Timestamp, operation: &Operation) -> Result<(), HsmError> {
+        let (needed, protects) = match operation {
+            Operation::Decrypt { .. } => (KeyOperation::Decrypt, false),
+            Operation::Encrypt { .. } => (KeyOperation::Encrypt, true),
+            Operation::Sign { .. } => (KeyOperation::Sign, true),
+            Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
+            Operation::Verify { .. } => (KeyOperation::Verify, false),
+            Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
+        };
+        if !self.attributes.enabled {
+            return Err(HsmError::Disabled);
+        }
+        if protects && self.attributes.not_before.is_some_and(|from| now < from) {
+            return Err(HsmError::NotYetValid);
+        }
+        if protects && self.attributes.expires.is_some_and(|end| now >= end) {
+            return Err(HsmError::Expired);
+        }
+        if !self.attributes.operations.contains(needed) {
+            return Err(HsmError::OperationNotAllowed);
+        }
+        Ok(())
+    }
+
+    fn aes(&self) -> Result<&AesKey, HsmError> {
+        match &self.key {
+            LoadedKey::Aes(key) => Ok(key),
+            LoadedKey::Ec(_) | LoadedKey::Rsa(_) => Err(refuse(CryptoError::Mismatch)),
+        }
+    }
+
+    fn rsa(&self, padding: EncryptionPadding) -> Result<&RsaKey, HsmError> {
+        let LoadedKey::Rsa(key) = &self.key else { return Err(refuse(CryptoError::Mismatch)) };
+        if padding == EncryptionPadding::Pkcs1 && self.policy.rsa1_5 == Rsa1_5Policy::Refuse {
+            return Err(HsmError::InvalidInput("RSA1_5 is turned off here; use RSA-OAEP-256"));
+        }
+        Ok(key)
+    }
+
+    fn encrypt(
+        &self,
+        scheme: EncryptionScheme,
+        plaintext: &SecretBytes,
+        parts: CiphertextParts,
+        random: [u8; 16],
+    ) -> Result<Outcome, HsmError> {
+        if plaintext.len() > DATA_BYTES_MAX {
+            return Err(HsmError::InvalidInput("the plaintext is too long"));
+        }
+        let (ciphertext, parts) = match scheme {
+            EncryptionScheme::Rsa(padding) => {
+                let ciphertext = self.rsa(padding)?.encrypt(padding, plaintext.expose()).map_err(refuse)?;
+                (ciphertext, CiphertextParts::default())
+            }
+            EncryptionScheme::AesGcm => {
+                let key = self.aes()?;
+                if parts.iv.is_some() {
+                    return Err(HsmError::InvalidInput("the iv of AES-GCM is made by the HSM and cannot be given"));
+                }
+                let mut nonce = [0; 12];
+                nonce.copy_from_slice(&random[..12]);
+                let aad = parts.aad.as_deref().unwrap_or_default();
+                let out = key.gcm_encrypt(nonce, aad, plaintext.expose()).map_err(refuse)?;
+                let iv = Some(out.nonce.to_vec());
+                (out.ciphertext, CiphertextParts { iv, tag: Some(out.tag.to_vec()), aad: parts.aad })
+            }
+            EncryptionScheme::AesCbc { padded } => {
+                let key = self.aes()?;
+                let iv = parts.iv.as_deref().map_or(Ok(random), block)?;
+                let ciphertext = key.cbc_encrypt(cbc_padding(padded), iv, plaintext.expose()).map_err(refuse)?;
+                (ciphertext, CiphertextParts { iv: Some(iv.to_vec()), tag: None, aad: None })
+            }
+        };
+        Ok(Outcome::Ciphertext(ciphertext, parts))
+    }
+
+    fn decrypt(
+        &self,
+        scheme: EncryptionScheme,
+        ciphertext: &[u8],
+        parts: &CiphertextParts,
+    ) -> Result<Outcome, HsmError> {
+        let iv = || parts.iv.as_deref().ok_or(HsmError::InvalidInput("this algorithm needs an iv"));
+        let plaintext = match scheme {
+            EncryptionScheme::Rsa(padding) => self.rsa(padding)?.decrypt(padding, ciphertext),
+            EncryptionScheme::AesGcm => {
+                let key = self.aes()?;
+                let tag = parts.tag.as_deref().ok_or(HsmError::InvalidInput("AES-GCM needs an authentication tag"))?;
+                key.gcm_decrypt(iv()?, parts.aad.as_deref().unwrap_or_default(), ciphertext, tag)
+            }
+            EncryptionScheme::AesCbc { padded } => {
+                self.aes()?.cbc_decrypt(cbc_padding(padded), block(iv()?)?, ciphertext)
+            }
+        };
+        plaintext.map(Outcome::Plaintext).map_err(refuse)
+    }
+
+    fn sign(&self, scheme: SignatureScheme, digest: &[u8]) -> Result<Outcome, HsmError> {
+        let signature = match (&self.key, scheme) {
+            (LoadedKey::Aes(key), SignatureScheme::Hmac(hash)) => Ok(key.mac(hash).sign(&[digest])),
+            (LoadedKey::Ec(key), SignatureScheme::Ecdsa(curve)) if key.public().curve == curve => key.sign(digest),
+            (LoadedKey::Rsa(key), SignatureScheme::RsaPkcs1(_) | SignatureScheme::RsaPss(_)) => {
+                key.sign(scheme, digest)
+            }
+            _ => Err(CryptoError::Mismatch),
+        };
+        signature.map(Outcome::Signature).map_err(refuse)
+    }
+
+    fn verify(&self, scheme: SignatureScheme, digest: &[u8], signature: &[u8]) -> Result<Outcome, HsmError> {
+        let verified = match (&self.key, scheme) {
+            (LoadedKey::Aes(key), SignatureScheme::Hmac(hash)) => Ok(key.mac(hash).verify(digest, signature)),
+            (LoadedKey::Ec(key), SignatureScheme::Ecdsa(curve)) if key.public().curve == curve => {
+                key.verify(digest, signature)
+            }
+            (LoadedKey::Rsa(key), SignatureScheme::RsaPkcs1(_) | SignatureScheme::RsaPss(_)) => {
+                key.verify(scheme, digest, signature)
+            }
+            _ => Err(CryptoError::Mismatch),
+        };
+        verified.map(Outcome::Verified).map_err(refuse)
+    }
+}
+
+fn cbc_padding(padded: bool) -> CbcPadding {
+    if padded { CbcPadding::Pkcs7 } else { CbcPadding::Zero }
+}
+
+fn block(iv: &[u8]) -> Result<[u8; 16], HsmError> {
+    iv.try_into().map_err(|_| HsmError::InvalidInput("the iv of AES-CBC has 16 bytes"))
+}
+
+fn refuse(error: CryptoError) -> HsmError {
+    match error {
+        CryptoError::InvalidInput(why) | CryptoError::InvalidKey(why) => HsmError::InvalidInput(why),
+        CryptoError::Mismatch => HsmError::InvalidInput("the algorithm does not fit the key's type or size"),
+        CryptoError::Rejected => HsmError::Rejected,
+        CryptoError::Library(what) => HsmError::Failed(what),
+        _ => HsmError::Failed("an unknown cryptographic failure"),
+    }
+}

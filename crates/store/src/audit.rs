@@ -1,0 +1,14 @@
+//! The audit log: JSON lines, hash-chained, in segments, with signed checkpoints (`docs/formats/audit-log.md`).
+//!
+//! Each line ends with `"prev"`, the SHA-256 of the line before; so a line is proof of all lines before it. A checkpoint
+//! line carries a signature, by a key born in the instance, over its place in the chain.
+
+mod line;
+mod log;
+mod segment;
+mod verify;
+
+pub use line::{Checkpoint, LineError, ParsedLine, parse_line};
+pub use log::{AuditLog, AuditLogConfig, AuditOpenError};
+pub use segment::{list_segments, read_lines};
+pub use verify::{Finding, Report, verify};

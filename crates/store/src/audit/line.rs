@@ -1,0 +1,262 @@
+//! What stands in one line.
+
+use std::fmt::Write as _;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use holdfast_core::{AuditEvent, PartitionId, Timestamp};
+use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, kdf};
+use serde::{Deserialize, Serialize};
+
+/// Name of the format, in the first line of each segment.
+pub(super) const FORMAT: &str = "holdfast-audit-1";
+/// `prev` of the first line of all.
+pub(super) const GENESIS: [u8; 32] = [0; 32];
+/// Longest line read.
+pub(super) const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// A place in the chain: a line's number and its hash.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Checkpoint {
+    /// Number of the line.
+    pub seq: u64,
+    /// SHA-256 of the line.
+    pub head: [u8; 32],
+}
+
+/// The hash that links the next line to this one.
+pub(super) fn hash_line(line: &[u8]) -> [u8; 32] {
+    kdf::sha256(&[&[0], line])
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// RFC 3339 with milliseconds.
+pub(super) fn format_time(time: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(time.unix_millis())
+        .map(|moment| format!("{moment:.3}"))
+        .unwrap_or_else(|_| "invalid".into())
+}
+
+#[derive(Serialize)]
+struct EventBody<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    time: String,
+    operation: &'static str,
+    outcome: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<Caller<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    algorithm: Option<&'a str>,
+    path: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a str>,
+    duration_us: u64,
+}
+
+#[derive(Serialize)]
+struct Caller<'a> {
+    oid: &'a str,
+    tenant: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    appid: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+}
+
+/// The part of an event's line that does not depend on its place: a JSON object without its closing brace.
+pub(super) fn event_body(event: &AuditEvent) -> Result<String, serde_json::Error> {
+    let caller = event.principal.as_ref().map(|principal| Caller {
+        oid: principal.object_id(),
+        tenant: principal.tenant(),
+        appid: principal.application_id(),
+        name: principal.display_name(),
+    });
+    open_object(&EventBody {
+        kind: "event",
+        time: format_time(event.time),
+        operation: event.operation,
+        outcome: event.outcome.as_str(),
+        status: event.status,
+        error: event.error_code,
+        reason: event.reason.as_deref(),
+        caller,
+        key: event.key.as_deref(),
+        version: event.key_version.as_deref(),
+        algorithm: event.algorithm.as_deref(),
+        path: &event.path,
+        request_id: &event.request_id,
+        client_request_id: event.client_request_id.as_deref(),
+        source: event.source.as_deref(),
+        user_agent: event.user_agent.as_deref(),
+        duration_us: event.duration_us,
+    })
+}
+
+fn open_object(body: &impl Serialize) -> Result<String, serde_json::Error> {
+    let mut json = serde_json::to_string(body)?;
+    json.pop();
+    Ok(json)
+}
+
+/// Completes a body to a line (without its newline): place in front, link at the end.
+pub(super) fn complete(body: &str, seq: u64, prev: &[u8; 32]) -> String {
+    // `body` begins with `{`; the rest is its members.
+    format!(r#"{{"seq":{seq},{},"prev":"{}"}}"#, &body[1..], hex(prev))
+}
+
+/// First line of a segment.
+pub(super) fn segment_body(
+    instance: PartitionId,
+    segment: u64,
+    key: &EcPublicKey,
+    time: Timestamp,
+) -> Result<String, serde_json::Error> {
+    #[derive(Serialize)]
+    struct Body {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        time: String,
+        format: &'static str,
+        instance: String,
+        segment: u64,
+        key: PublicKeyJson,
+    }
+    let (x, y) = key.coordinates();
+    open_object(&Body {
+        kind: "segment",
+        time: format_time(time),
+        format: FORMAT,
+        instance: instance.to_string(),
+        segment,
+        key: PublicKeyJson {
+            kty: "EC".into(),
+            crv: "P-384".into(),
+            x: URL_SAFE_NO_PAD.encode(x),
+            y: URL_SAFE_NO_PAD.encode(y),
+        },
+    })
+}
+
+/// A line that tells of the log's own life: a start, an end, a repair.
+pub(super) fn note_body(kind: &'static str, time: Timestamp, detail: &str) -> Result<String, serde_json::Error> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        time: String,
+        detail: &'a str,
+    }
+    open_object(&Body { kind, time: format_time(time), detail })
+}
+
+/// A checkpoint at `seq`, signing everything up to `prev`.
+pub(super) fn checkpoint_body(
+    instance: PartitionId,
+    seq: u64,
+    prev: &[u8; 32],
+    time: Timestamp,
+    key: &EcKey,
+) -> Result<String, String> {
+    #[derive(Serialize)]
+    struct Body {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        time: String,
+        signature: String,
+    }
+    let time = format_time(time);
+    let signature = key.sign(&checkpoint_digest(&instance.to_string(), seq, &hex(prev), &time));
+    let signature = URL_SAFE_NO_PAD.encode(signature.map_err(|error| error.to_string())?);
+    open_object(&Body { kind: "checkpoint", time, signature }).map_err(|error| error.to_string())
+}
+
+/// What a checkpoint signs (ES384).
+fn checkpoint_digest(instance: &str, seq: u64, prev: &str, time: &str) -> Vec<u8> {
+    let text = format!("holdfast audit checkpoint v1\n{instance}\n{seq}\n{prev}\n{time}\n");
+    HashAlgorithm::Sha384.digest(text.as_bytes())
+}
+
+/// An EC public key as a JWK.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PublicKeyJson {
+    kty: String,
+    crv: String,
+    x: String,
+    y: String,
+}
+
+impl PublicKeyJson {
+    pub(super) fn parse(&self) -> Option<EcPublicKey> {
+        let coordinate = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
+        if self.kty != "EC" || self.crv != "P-384" {
+            return None;
+        }
+        EcPublicKey::from_coordinates(Curve::P384, &coordinate(&self.x)?, &coordinate(&self.y)?).ok()
+    }
+}
+
+/// Why a line cannot be read.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("not a line of an audit log: {0}")]
+pub struct LineError(pub String);
+
+/// The members of a line that the chain is made of.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ParsedLine {
+    /// Number of the line; from 1, without gaps.
+    pub seq: u64,
+    /// `event`, `segment`, `checkpoint`, `start`, `stop`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// RFC 3339.
+    pub time: String,
+    /// Hex SHA-256 of the line before.
+    pub prev: String,
+    pub(super) format: Option<String>,
+    pub(super) instance: Option<String>,
+    pub(super) key: Option<serde_json::Value>,
+    pub(super) signature: Option<String>,
+}
+
+impl ParsedLine {
+    /// Whether a checkpoint's signature holds under `key`.
+    pub(super) fn signature_holds(&self, instance: &str, key: &EcPublicKey) -> bool {
+        let Some(signature) = self.signature.as_deref().and_then(|text| URL_SAFE_NO_PAD.decode(text).ok()) else {
+            return false;
+        };
+        let digest = checkpoint_digest(instance, self.seq, &self.prev, &self.time);
+        key.verify(&digest, &signature).unwrap_or(false)
+    }
+}
+
+/// Reads one line (without its newline).
+///
+/// # Errors
+/// [`LineError`].
+pub fn parse_line(line: &[u8]) -> Result<ParsedLine, LineError> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(LineError("it is too long".into()));
+    }
+    serde_json::from_slice(line).map_err(|error| LineError(error.to_string()))
+}

@@ -1,0 +1,59 @@
+//! Segment files.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+};
+
+use super::line::LINE_BYTES_MAX;
+
+pub(super) fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("audit-{number:012}.jsonl"))
+}
+
+/// The segments in `directory`, in order.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"))
+            .and_then(|digits| digits.parse().ok());
+        if let Some(number) = number {
+            segments.push((number, path));
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
+/// Gives each line of a file to `visit`, without its newline, with the offset behind it and whether it is whole
+/// (ends with a newline). Stops early when `visit` returns false.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_lines(path: &Path, mut visit: impl FnMut(&[u8], u64, bool) -> bool) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    let mut offset = 0;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A line longer than allowed is cut here and will not parse.
+        let read = io::Read::take(&mut reader, LINE_BYTES_MAX as u64 + 2).read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        offset += read as u64;
+        let whole = line.last() == Some(&b'\n');
+        let content = if whole { &line[..line.len() - 1] } else { &line[..] };
+        if !visit(content, offset, whole) {
+            return Ok(());
+        }
+    }
+}

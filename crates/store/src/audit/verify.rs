@@ -1,0 +1,176 @@
+//! The verifier: offline, on the files alone.
+
+use std::{io, path::Path};
+
+use holdfast_crypto::EcPublicKey;
+
+use super::{
+    line::{self, FORMAT, GENESIS, PublicKeyJson},
+    parse_line,
+    segment::{list_segments, read_lines},
+};
+
+/// The first thing found wrong.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// Which file.
+    pub file: String,
+    /// Number of the line that is bad or missing.
+    pub seq: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What was verified.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Report {
+    /// Lines whose place in the chain holds.
+    pub lines: u64,
+    /// Events among them.
+    pub events: u64,
+    /// Checkpoints whose signature holds.
+    pub checkpoints: u64,
+    /// Last line that a checkpoint covers.
+    pub signed_seq: u64,
+    /// Lines after it: authentic only as far as nobody could write to the file.
+    pub unsigned_lines: u64,
+    /// Hex SHA-256 of the last line.
+    pub head: String,
+    /// Instance that the log names.
+    pub instance: String,
+    /// Fingerprint (hex SHA-256 of the point) of the key that signs.
+    pub key_fingerprint: String,
+    /// The first thing wrong, if anything is.
+    pub finding: Option<Finding>,
+}
+
+/// Verifies all segments in `directory`. With `known`, a line kept from an earlier look, the log must contain it.
+/// With `fingerprint`, the key must be that one.
+///
+/// # Errors
+/// If the files cannot be read.
+pub fn verify(directory: &Path, known: Option<&[u8]>, fingerprint: Option<&str>) -> io::Result<Report> {
+    let mut verifier = Verifier::new(known.map(<[u8]>::to_vec), fingerprint);
+    let segments = list_segments(directory)?;
+    for (position, (number, path)) in segments.iter().enumerate() {
+        let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let expected_number = segments[0].0 + position as u64;
+        if *number != expected_number || (position == 0 && *number != 1) {
+            let missing = if position == 0 { 1 } else { expected_number };
+            verifier.fail(&file, format!("segment {missing} is missing"));
+            break;
+        }
+        verifier.at_segment_start = true;
+        read_lines(path, |content, _, whole| verifier.line(&file, content, whole))?;
+        if verifier.report.finding.is_some() {
+            break;
+        }
+    }
+    Ok(verifier.finish())
+}
+
+struct Verifier {
+    report: Report,
+    head: [u8; 32],
+    key: Option<EcPublicKey>,
+    at_segment_start: bool,
+    known: Option<Vec<u8>>,
+    fingerprint: Option<String>,
+}
+
+impl Verifier {
+    fn new(known: Option<Vec<u8>>, fingerprint: Option<&str>) -> Self {
+        Self {
+            report: Report::default(),
+            head: GENESIS,
+            key: None,
+            at_segment_start: true,
+            known,
+            fingerprint: fingerprint.map(str::to_ascii_lowercase),
+        }
+    }
+
+    fn fail(&mut self, file: &str, what: String) {
+        let seq = self.report.lines + 1;
+        self.report.finding.get_or_insert(Finding { file: file.into(), seq, what });
+    }
+
+    /// Takes one line; false after the first fault.
+    fn line(&mut self, file: &str, content: &[u8], whole: bool) -> bool {
+        if let Err(what) = self.check(content, whole) {
+            self.fail(file, what);
+            return false;
+        }
+        if self.known.as_deref() == Some(content) {
+            self.known = None;
+        }
+        self.head = line::hash_line(content);
+        self.report.lines += 1;
+        true
+    }
+
+    fn check(&mut self, content: &[u8], whole: bool) -> Result<(), String> {
+        if !whole {
+            return Err("the line is torn".into());
+        }
+        let parsed = parse_line(content).map_err(|error| error.to_string())?;
+        let expected = self.report.lines + 1;
+        if parsed.seq > expected {
+            return Err(format!("line {expected} is missing; the next one is {}", parsed.seq));
+        }
+        if parsed.seq < expected {
+            return Err(format!("line {} stands where {expected} should", parsed.seq));
+        }
+        if parsed.prev != line::hex(&self.head) {
+            return Err(format!("line {} or the one before it was changed", parsed.seq));
+        }
+        if self.at_segment_start != (parsed.kind == "segment") {
+            return Err("a segment begins with its header line, and has no other".into());
+        }
+        self.at_segment_start = false;
+        match parsed.kind.as_str() {
+            "segment" => self.header(&parsed)?,
+            "checkpoint" => {
+                let holds = self.key.as_ref().is_some_and(|key| parsed.signature_holds(&self.report.instance, key));
+                if !holds {
+                    return Err("the checkpoint's signature does not hold".into());
+                }
+                self.report.checkpoints += 1;
+                self.report.signed_seq = parsed.seq;
+            }
+            "event" => self.report.events += 1,
+            "start" | "stop" => {}
+            other => return Err(format!("unknown kind of line {other:?}")),
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, parsed: &line::ParsedLine) -> Result<(), String> {
+        if parsed.format.as_deref() != Some(FORMAT) {
+            return Err("not a format this verifier knows".into());
+        }
+        let key = parsed.key.clone().and_then(|key| serde_json::from_value::<PublicKeyJson>(key).ok());
+        let key = key.and_then(|key| key.parse()).ok_or("the segment names no key")?;
+        let instance = parsed.instance.clone().unwrap_or_default();
+        if self.key.as_ref().is_some_and(|first| *first != key || self.report.instance != instance) {
+            return Err("the segment belongs to another instance or key".into());
+        }
+        let fingerprint = line::hex(&holdfast_crypto::kdf::sha256(&[&key.point]));
+        if self.fingerprint.as_ref().is_some_and(|expected| *expected != fingerprint) {
+            return Err(format!("the log is signed by another key, {fingerprint}"));
+        }
+        self.report.key_fingerprint = fingerprint;
+        self.report.instance = instance;
+        self.key = Some(key);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Report {
+        self.report.unsigned_lines = self.report.lines - self.report.signed_seq;
+        self.report.head = line::hex(&self.head);
+        if self.known.is_some() && self.report.finding.is_none() {
+            self.fail("", "the line kept from an earlier look is not in the log: it was cut or rewritten".into());
+        }
+        self.report
+    }
+}
