@@ -167,11 +167,11 @@ pub struct Denial {
 }
 
 /// A permit was presented for something else than it was given for: a defect, never a caller's fault.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the permit is for {permitted:?}, not for {attempted:?}")]
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a permit for {permitted:?} was presented for something else on {resource}")]
 pub struct PermitMismatch {
     permitted: Action,
-    attempted: Action,
+    resource: String,
 }
 
 /// Asks `policy`.
@@ -203,10 +203,18 @@ impl Permit {
     /// # Errors
     /// [`PermitMismatch`] if it was given for anything else.
     pub fn spend(self, action: Action, resource: &Resource) -> Result<(), PermitMismatch> {
-        if self.action == action && self.resource == *resource {
-            Ok(())
+        self.spend_any(&[action], resource).map(|_| ())
+    }
+
+    /// Uses the permit up for whichever of `actions` it was given for, and says which.
+    ///
+    /// # Errors
+    /// [`PermitMismatch`] if it was given for none of them, or for another resource.
+    pub fn spend_any(self, actions: &[Action], resource: &Resource) -> Result<Action, PermitMismatch> {
+        if actions.contains(&self.action) && self.resource == *resource {
+            Ok(self.action)
         } else {
-            Err(PermitMismatch { permitted: self.action, attempted: action })
+            Err(PermitMismatch { permitted: self.action, resource: resource.to_string() })
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct NewKey {
     pub masked: MaskedKey,
     /// Its actual spec (an imported key tells its own).
     pub spec: KeySpec,
+    /// Its public part.
+    pub public: PublicKey,
 }
 
 /// How data is encrypted.
@@ -191,6 +193,13 @@ pub trait Hsm: Send + Sync {
     /// [`HsmError::Damaged`] if the blob is not exactly the one made for `version` with these attributes,
     /// [`HsmError::Busy`].
     async fn open(&self, version: &KeyVersion, masked: &MaskedKey) -> Result<Arc<dyn OpenKey>, HsmError>;
+
+    /// The public part of a stored key, without opening the key. What it says is as authentic as the record the blob
+    /// was read from.
+    ///
+    /// # Errors
+    /// [`HsmError::Damaged`] if the blob does not name `version` with these attributes.
+    fn describe(&self, version: &KeyVersion, masked: &MaskedKey) -> Result<PublicKey, HsmError>;
 
     /// `count` random bytes from the HSM.
     ///

@@ -110,6 +110,13 @@ impl KeyMaterial {
         self.secret.expose()
     }
 
+    /// The RSAPrivateKey (RFC 8017, A.1.2) inside an RSA key's PKCS #8; `None` for other keys.
+    #[must_use]
+    pub fn expose_rsa_pkcs1(&self) -> Option<&[u8]> {
+        let KeySpec::Rsa { .. } = self.spec else { return None };
+        rsa::pkcs1_of(self.secret.expose())
+    }
+
     /// Parses and checks the key once, for all later uses.
     ///
     /// # Errors

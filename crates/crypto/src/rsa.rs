@@ -126,6 +126,12 @@ fn to_pkcs8(pair: &KeyPair) -> Result<SecretBytes, CryptoError> {
     Ok(SecretBytes::copy_of(der.as_ref()))
 }
 
+/// The RSAPrivateKey inside PKCS #8.
+pub(crate) fn pkcs1_of(pkcs8: &[u8]) -> Option<&[u8]> {
+    use pkcs8::der::Decode;
+    pkcs8::PrivateKeyInfoRef::from_der(pkcs8).ok().map(|info| info.private_key.as_bytes())
+}
+
 /// Drops leading zero bytes of a big-endian number.
 pub(crate) fn strip_zeros(number: &[u8]) -> &[u8] {
     let start = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());

@@ -1,6 +1,6 @@
 //! A partition: one masking key and what it alone can open.
 
-use holdfast_core::{KeyName, KeyOperation, KeyVersion, MaskedKey, PartitionId};
+use holdfast_core::{KeyName, KeyOperation, KeyVersion, MaskedKey, NewKey, PartitionId};
 use holdfast_crypto::{
     CryptoError, ImportedKey, KeyMaterial, KeySpec, LoadedKey, PublicKey, Rsa1_5Policy, SealingKey, SecretBytes, aead,
     kdf, transfer,
@@ -66,13 +66,14 @@ impl Partition {
         version: &KeyVersion,
         material: KeyMaterial,
         random: [u8; aead::SEAL_RANDOM_BYTES],
-    ) -> Result<(MaskedKey, KeySpec), CryptoError> {
+    ) -> Result<NewKey, CryptoError> {
         let spec = material.spec();
         let mut version = version.clone();
         version.attributes.spec = spec;
         let copy = KeyMaterial::from_canonical(spec, SecretBytes::copy_of(material.expose_canonical()));
         let public = copy.load()?.public();
-        Ok((self.mask_checked(version, public, &material, random)?, spec))
+        let masked = self.mask_checked(version, public.clone(), &material, random)?;
+        Ok(NewKey { masked, spec, public })
     }
 
     fn mask_checked(
@@ -95,6 +96,18 @@ impl Partition {
         let (header, material) = blob::unmask(&self.masking, self.id, version, &masked.0)?;
         let key = material.load().map_err(|_| BlobError::Damaged)?;
         Ok(Keyed::new(version.attributes.clone(), header.public, key, self.policy))
+    }
+
+    /// The public part of a masked key, from its header; the blob is not decrypted.
+    ///
+    /// # Errors
+    /// [`BlobError`] unless the header names exactly this version with these attributes.
+    pub fn describe(&self, version: &KeyVersion, masked: &MaskedKey) -> Result<PublicKey, BlobError> {
+        let (header, _) = blob::decode_header(&masked.0)?;
+        if header.partition != self.id || header.version != *version {
+            return Err(BlobError::OtherIdentity);
+        }
+        Ok(header.public)
     }
 
     /// Masks the same material under other attributes. Name, version and spec stay.

@@ -1,0 +1,237 @@
+//! `holdfast dev`: everything on loopback, for trying, developing and testing.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use holdfast_core::Ambient;
+use holdfast_crypto::{Rsa1_5Policy, kdf};
+use holdfast_managed_hsm::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_USER, Founding, HostPort, Limits};
+
+use super::env_file;
+use crate::{
+    ambient::OsAmbient,
+    compose::{self, Sockets},
+    config::{self, Audit, Config, EmbeddedIssuer, HsmConfig, Identity, Listen},
+    fault::Fault,
+    issuer,
+    server::ConnectionLimits,
+};
+
+#[derive(Args)]
+pub(crate) struct DevArgs {
+    /// Keep the state here; a temporary directory otherwise
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Root of the software silicon that the state is sealed to; DIR.silicon by default
+    #[arg(long, value_name = "FILE", requires = "data_dir")]
+    silicon: Option<PathBuf>,
+    /// First port; the HSM listens on it, the issuer on the next
+    #[arg(long, value_name = "N", default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..=65_500))]
+    port_base: u16,
+    /// Write the variables as KEY=VALUE lines once everything is ready
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+    /// Another client of the issuer, without any role, named in the env file; may be repeated
+    #[arg(long = "client", value_name = "NAME")]
+    clients: Vec<String>,
+}
+
+/// Prefix of a further client's variables.
+pub(crate) fn client_prefix(name: &str) -> String {
+    format!("HOLDFAST_{}", name.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// A client with its secret, which lives as long as this process.
+struct DevClient {
+    prefix: String,
+    client_id: String,
+    object_id: String,
+    secret: String,
+}
+
+impl DevClient {
+    fn new(opened: &compose::Opened, prefix: String, name: &str) -> Self {
+        let mut bytes = [0; 24];
+        OsAmbient.fill(&mut bytes);
+        let secret = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let client_id = opened.derived_guid(&format!("client {name}"));
+        Self { prefix, client_id, object_id: opened.derived_guid(&format!("object {name}")), secret }
+    }
+}
+
+impl DevArgs {
+    pub(crate) async fn run(self) -> Result<(), Fault> {
+        let metrics = compose::start_process(false)?;
+        if let Some(path) = &self.env_file {
+            // A stale file would be taken for a sign of readiness.
+            let _ = std::fs::remove_file(path);
+        }
+        check_client_names(&self.clients)?;
+        let temporary = tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(Fault::new)?;
+        let data_dir = self.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
+        let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir));
+        let opened = compose::open(&data_dir, &silicon)?;
+        let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
+        let mut clients = vec![administrator];
+        clients.extend(self.clients.iter().map(|name| DevClient::new(&opened, client_prefix(name), name)));
+        let tenant = opened.derived_guid("tenant");
+        let config = self.config(&data_dir, &silicon, &tenant);
+        let sockets = Sockets::bind(&config).await?;
+        let founding = Founding {
+            soft_delete_retention_days: 90,
+            purge_protection: false,
+            first_assignments: [ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_USER]
+                .map(|role| (clients[0].object_id.clone(), role))
+                .to_vec(),
+        };
+        let issuer_clients = clients.iter().map(|client| {
+            let secret_sha256 = kdf::sha256(&[client.secret.as_bytes()]);
+            (client.client_id.clone(), issuer::Client { object_id: client.object_id.clone(), secret_sha256 })
+        });
+        let issuer_clients: HashMap<_, _> = issuer_clients.collect();
+        let (running, _) = opened.run(&config, sockets, founding, issuer_clients, metrics).await?;
+        let variables = self.variables(&config, &data_dir, &tenant, &clients)?;
+        print_welcome(&variables, &data_dir);
+        if let Some(path) = &self.env_file {
+            env_file::write(path, &variables)?;
+        }
+        let result = running.until_stopped().await;
+        if let Some(path) = &self.env_file {
+            let _ = std::fs::remove_file(path);
+        }
+        result
+    }
+
+    fn issuer_port(&self) -> u16 {
+        self.port_base + 1
+    }
+
+    fn config(&self, data_dir: &Path, silicon: &Path, tenant: &str) -> Config {
+        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let issuer_url = format!("https://127.0.0.1:{}", self.issuer_port());
+        // SDKs want the HSM's name to have a parent domain. Not every resolver knows names under .localhost; an
+        // address passes the check of most SDKs too.
+        let named = (NAME_UNDER_LOCALHOST, self.port_base)
+            .to_socket_addrs()
+            .is_ok_and(|mut addresses| addresses.any(|a| a.ip().is_loopback()));
+        let mut host_names: Vec<_> =
+            ["127.0.0.1", NAME_UNDER_LOCALHOST, "localhost"].map(|name| HostPort::new(name, self.port_base)).to_vec();
+        if named {
+            host_names.swap(0, 1);
+        }
+        Config {
+            listen: Listen { address: loopback(self.port_base), metrics_address: None, host_names },
+            hsm: HsmConfig {
+                data_dir: data_dir.into(),
+                soft_delete_retention_days: 90,
+                purge_protection: false,
+                initial_administrators: Vec::new(),
+                rsa1_5: Rsa1_5Policy::Allow,
+            },
+            silicon_root: silicon.into(),
+            tls_certificate_file: None,
+            identity: Identity {
+                authority: format!("{issuer_url}/{tenant}"),
+                audience: config::DEFAULT_AUDIENCE.into(),
+                issuers: Vec::new(),
+            },
+            embedded_issuer: Some(EmbeddedIssuer {
+                address: loopback(self.issuer_port()),
+                url: issuer_url,
+                tenant: tenant.into(),
+                clients: Vec::new(),
+            }),
+            audit: Audit::default(),
+            connections: ConnectionLimits::default(),
+            limits: Limits::default(),
+            threads: config::default_threads(),
+            log_json: false,
+        }
+    }
+
+    fn variables(
+        &self,
+        config: &Config,
+        data_dir: &Path,
+        tenant: &str,
+        clients: &[DevClient],
+    ) -> Result<Vec<(String, String)>, Fault> {
+        let absolute = data_dir.canonicalize().map_err(|error| Fault::file(data_dir, error))?;
+        let issuer = config.embedded_issuer.as_ref().map(|issuer| issuer.url.clone()).unwrap_or_default();
+        let mut variables = vec![
+            ("HOLDFAST_HSM_URL".to_owned(), config.listen.host_names[0].base_url()),
+            ("HOLDFAST_CA_FILE".to_owned(), absolute.join("ca.pem").display().to_string()),
+            ("HOLDFAST_TENANT_ID".to_owned(), tenant.to_owned()),
+            ("HOLDFAST_AUTHORITY_URL".to_owned(), issuer),
+            ("HOLDFAST_AUDIT_DIR".to_owned(), absolute.join("audit").display().to_string()),
+        ];
+        for client in clients {
+            variables.push((format!("{}_CLIENT_ID", client.prefix), client.client_id.clone()));
+            variables.push((format!("{}_CLIENT_SECRET", client.prefix), client.secret.clone()));
+            variables.push((format!("{}_OBJECT_ID", client.prefix), client.object_id.clone()));
+        }
+        Ok(variables)
+    }
+}
+
+const NAME_UNDER_LOCALHOST: &str = "hsm.localhost";
+
+fn check_client_names(names: &[String]) -> Result<(), Fault> {
+    let valid =
+        |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    match names.iter().find(|name| !valid(name)) {
+        None => Ok(()),
+        Some(name) => Err(Fault::usage(format!("{name:?} is not a client name: letters, digits and hyphens"))),
+    }
+}
+
+/// `DIR.silicon`: beside the state, so that a copy of the state alone does not open.
+fn beside(data_dir: &Path) -> PathBuf {
+    let mut name = data_dir.file_name().unwrap_or_default().to_os_string();
+    name.push(".silicon");
+    data_dir.with_file_name(name)
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+fn print_welcome(variables: &[(String, String)], data_dir: &Path) {
+    for (name, value) in variables {
+        println!("export {name}={value}");
+    }
+    println!("export AZURE_AUTHORITY_HOST=$HOLDFAST_AUTHORITY_URL AZURE_TENANT_ID=$HOLDFAST_TENANT_ID");
+    println!("export AZURE_CLIENT_ID=$HOLDFAST_CLIENT_ID AZURE_CLIENT_SECRET=$HOLDFAST_CLIENT_SECRET");
+    println!("export REQUESTS_CA_BUNDLE=$HOLDFAST_CA_FILE");
+    println!("{FIRST_COMMANDS}");
+    tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
+}
+
+const FIRST_COMMANDS: &str = r#"
+# curl: make a key-encryption key, in another terminal with the exports above
+TOKEN=$(curl -s --cacert $HOLDFAST_CA_FILE $HOLDFAST_AUTHORITY_URL/$HOLDFAST_TENANT_ID/oauth2/v2.0/token \
+  -d grant_type=client_credentials -d client_id=$HOLDFAST_CLIENT_ID -d client_secret=$HOLDFAST_CLIENT_SECRET \
+  -d scope=https://managedhsm.azure.net/.default | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+curl -s --cacert $HOLDFAST_CA_FILE -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \
+  "$HOLDFAST_HSM_URL/keys/kek/create?api-version=7.5" -d '{"kty":"RSA-HSM","key_size":3072}'
+
+# Azure SDK for Python (pip install azure-keyvault-keys azure-identity): wrap a data key under it
+python3 - <<'PY'
+import os
+from azure.identity import ClientSecretCredential
+from azure.keyvault.keys import KeyClient
+from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
+env = os.environ
+credential = ClientSecretCredential(env["HOLDFAST_TENANT_ID"], env["HOLDFAST_CLIENT_ID"], env["HOLDFAST_CLIENT_SECRET"],
+    authority=env["HOLDFAST_AUTHORITY_URL"], disable_instance_discovery=True)
+kek = KeyClient(env["HOLDFAST_HSM_URL"], credential).create_rsa_key("kek", size=3072, hardware_protected=True)
+crypto, dek = CryptographyClient(kek, credential), os.urandom(32)
+wrapped = crypto.wrap_key(KeyWrapAlgorithm.rsa_oaep_256, dek)
+assert crypto.unwrap_key(KeyWrapAlgorithm.rsa_oaep_256, wrapped.encrypted_key).key == dek
+print("wrapped under", wrapped.key_id)
+PY
+
+# az (see README.md for its one-time set-up)
+az keyvault key show --id $HOLDFAST_HSM_URL/keys/kek
+"#;

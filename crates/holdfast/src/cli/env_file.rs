@@ -1,0 +1,40 @@
+//! KEY=VALUE files that `holdfast dev` writes and other commands read.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use crate::fault::Fault;
+
+/// Writes the file in one step, readable by its owner only.
+pub(crate) fn write(path: &Path, variables: &[(String, String)]) -> Result<(), Fault> {
+    let failed = |error| Fault::file(path, error);
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
+    for (name, value) in variables {
+        writeln!(file, "{name}={value}").map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)
+}
+
+/// The variables of a file.
+pub(crate) struct EnvFile(Vec<(String, String)>);
+
+impl EnvFile {
+    pub(crate) fn read(path: &Path) -> Result<Self, Fault> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| Fault::file(path, error).hint("type: holdfast dev --env-file FILE"))?;
+        let variables = text.lines().filter_map(|line| line.split_once('='));
+        Ok(Self(variables.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())).collect()))
+    }
+
+    pub(crate) fn require(&self, name: &str) -> Result<&str, Fault> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str()).ok_or_else(|| Fault::usage(format!("the env file has no {name}")))
+    }
+}

@@ -1,0 +1,67 @@
+//! The command line: `holdfast NOUN [VERB]`. Data goes to standard output, words to standard error.
+
+mod audit;
+mod config;
+mod dev;
+mod env_file;
+mod managed_hsm;
+mod status;
+mod token;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::fault::Fault;
+
+/// An open, self-hosted key platform.
+#[derive(Parser)]
+#[command(name = "holdfast", version, about, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Read, verify and export the audit log
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Check a configuration file, or print a commented example
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Start everything on loopback with embedded defaults: for trying, developing and testing
+    Dev(dev::DevArgs),
+    /// Run a Managed HSM
+    ManagedHsm(managed_hsm::ManagedHsmArgs),
+    /// Ask a running service how it is
+    Status(status::StatusArgs),
+    /// Print one bearer token from the issuer that an env file names
+    Token(token::TokenArgs),
+}
+
+/// Where `holdfast dev` wrote its variables.
+#[derive(clap::Args)]
+pub(crate) struct EnvFileArg {
+    /// File of KEY=VALUE lines written by `holdfast dev --env-file FILE`
+    #[arg(long, value_name = "FILE")]
+    pub env_file: PathBuf,
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<(), Fault> {
+        match self.command {
+            Command::Audit(command) => command.run(),
+            Command::Config(command) => command.run(),
+            Command::Dev(args) => block_on(args.run()),
+            Command::ManagedHsm(args) => block_on(args.run()),
+            Command::Status(args) => block_on(args.run()),
+            Command::Token(args) => block_on(args.run()),
+        }
+    }
+}
+
+fn block_on(future: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Fault::new)?;
+    runtime.block_on(future)
+}

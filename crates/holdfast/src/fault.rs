@@ -1,0 +1,46 @@
+//! Why the program cannot do what it was asked, with what to type next.
+
+use std::fmt::Display;
+
+/// A fault of the program as a whole; requests have their own errors.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Fault {
+    message: String,
+    /// What would help.
+    pub hint: Option<String>,
+    /// Exit code: 1 failed, 2 usage, 3 denied, 4 unavailable.
+    pub code: u8,
+}
+
+impl Fault {
+    pub(crate) fn new(message: impl Display) -> Self {
+        Self { message: message.to_string(), hint: None, code: 1 }
+    }
+
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self { code: 2, ..Self::new(message) }
+    }
+
+    pub(crate) fn unavailable(message: impl Display) -> Self {
+        Self { code: 4, ..Self::new(message) }
+    }
+
+    pub(crate) fn tls(error: impl Display) -> Self {
+        Self::new(format!("TLS: {error}"))
+    }
+
+    pub(crate) fn denied(message: impl Display) -> Self {
+        Self { code: 3, ..Self::new(message) }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A file that could not be read or written.
+    pub(crate) fn file(path: &std::path::Path, error: impl Display) -> Self {
+        Self::new(format!("{}: {error}", path.display()))
+    }
+}

@@ -1,0 +1,169 @@
+//! TLS and HTTP/1.1, with a limit on everything.
+
+pub(crate) mod client;
+pub(crate) mod tls;
+
+use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{counter, gauge};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// Bounds on connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// Open connections; one more is closed at once.
+    pub connections_max: usize,
+    /// Time for the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Time for the header to arrive; also how long an idle connection is kept.
+    pub header_timeout: Duration,
+    /// Bytes of all header lines together.
+    pub header_bytes_max: usize,
+    /// Header lines.
+    pub headers_max: usize,
+    /// Time that requests in flight are given at shutdown.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(60),
+            header_bytes_max: 32 * 1024,
+            headers_max: 100,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+
+/// What answers requests.
+pub(crate) type Handler = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> Answer + Send + Sync>;
+
+/// Makes a handler of an async function.
+pub(crate) fn handler<F, A>(function: F) -> Handler
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> A + Send + Sync + 'static,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    Arc::new(move |request, peer| Box::pin(function(request, peer)))
+}
+
+/// Serves until `shutdown` turns true, then lets requests in flight end.
+pub(crate) async fn serve(
+    name: &'static str,
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    limits: ConnectionLimits,
+    handler: Handler,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let acceptor = tls.map(TlsAcceptor::from);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: give connections time to end.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            counter!("holdfast_connections_refused_total", "listener" => name).increment(1);
+            continue;
+        };
+        let connection = Connection { name, peer, limits, _permit: permit };
+        connections.spawn(connection.run(stream, acceptor.clone(), Arc::clone(&handler), shutdown.clone()));
+    }
+    drop(listener);
+    let drained = timeout(limits.drain_timeout, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!(listener = name, "some requests did not end in time and were cut off");
+    }
+}
+
+struct Connection {
+    name: &'static str,
+    peer: SocketAddr,
+    limits: ConnectionLimits,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(
+        self,
+        stream: TcpStream,
+        acceptor: Option<TlsAcceptor>,
+        handler: Handler,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        // Replies are one write each; waiting for more would only delay them.
+        let _ = stream.set_nodelay(true);
+        let open = gauge!("holdfast_connections", "listener" => self.name);
+        open.increment(1.0);
+        match acceptor {
+            None => self.http(TokioIo::new(stream), handler, shutdown).await,
+            Some(acceptor) => match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => self.http(TokioIo::new(stream), handler, shutdown).await,
+                Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
+            },
+        }
+        open.decrement(1.0);
+    }
+
+    async fn http<I>(&self, io: I, handler: Handler, mut shutdown: watch::Receiver<bool>)
+    where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    {
+        let peer = self.peer;
+        let service = service_fn(move |request| {
+            let answer = handler(request, peer);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_timeout)
+            .max_buf_size(self.limits.header_bytes_max)
+            .max_headers(self.limits.headers_max)
+            .serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            _ = shutdown.wait_for(|stop| *stop) => None,
+        };
+        let result = match ended {
+            Some(result) => result,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%peer, %error, "connection ended early");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Logs to standard error, metrics for Prometheus.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::fault::Fault;
+
+/// Bucket bounds in seconds: 50 us to 1 s.
+const BUCKETS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// Starts logging; the level is `RUST_LOG`'s, or `info`.
+pub(crate) fn start_logging(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second call, in tests, leaves the first in force.
+    let _ = if json { builder.json().try_init() } else { builder.try_init() };
+}
+
+/// Starts metrics; the handle renders them.
+pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
+    let handle =
+        PrometheusBuilder::new().set_buckets(BUCKETS).map_err(Fault::new)?.install_recorder().map_err(Fault::new)?;
+    describe_counter!("holdfast_hsm_requests_total", "Requests by operation and outcome (allowed, denied, failed)");
+    describe_histogram!(
+        "holdfast_hsm_request_duration_seconds",
+        Unit::Seconds,
+        "From the request's header to the answer, audit included"
+    );
+    describe_gauge!("holdfast_connections", "Open connections");
+    describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
+    describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");
+    describe_counter!("holdfast_crypto_pool_refused_total", "Private-key operations refused for want of room");
+    describe_gauge!("holdfast_hsm_keys", "Keys, soft-deleted ones included");
+    describe_gauge!("holdfast_audit_lines", "Number of the last durable line of the audit log");
+    Ok(handle)
+}

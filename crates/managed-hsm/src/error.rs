@@ -1,0 +1,196 @@
+//! One error type for the wire, and the exhaustive maps into it.
+//!
+//! `message` is for the caller, `reason` for the audit log. A caller learns what to mend; why a policy refused
+//! stays inside.
+
+use bytes::Bytes;
+use holdfast_core::{AuditError, AuditOutcome, Denial, HsmError, PermitMismatch, StoreError};
+use http::StatusCode;
+use serde::Serialize;
+
+/// An error as Key Vault tells it.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `error.code`.
+    pub code: &'static str,
+    /// `error.innererror.code`.
+    pub inner_code: Option<&'static str>,
+    /// `error.message`, without the activity id that every message ends with.
+    pub message: String,
+    /// For the audit log alone.
+    pub reason: Option<String>,
+    /// Seconds, for `Retry-After`.
+    pub retry_after_secs: Option<u32>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, inner_code: None, message: message.into(), reason: None, retry_after_secs: None }
+    }
+
+    /// 400: the request is wrong in itself.
+    pub fn bad_parameter(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadParameter", message)
+    }
+
+    /// 401.
+    pub fn unauthorized(message: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
+    }
+
+    /// 403 by the key's attributes.
+    fn forbidden(inner: &'static str, message: impl Into<String>) -> Self {
+        Self { inner_code: Some(inner), ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message) }
+    }
+
+    /// 403 by a rule of the service itself.
+    pub fn not_permitted(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
+    /// 403 by local RBAC.
+    pub fn access_denied(data_action: &str, denial: &Denial) -> Self {
+        let message = format!("Not authorized to access {data_action} on {}", denial.intent.resource);
+        Self { reason: Some(denial.reason.clone()), ..Self::new(StatusCode::FORBIDDEN, "AccessDenied", message) }
+    }
+
+    /// 404 with a code that says what is missing.
+    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// 405.
+    pub fn method_not_allowed(method: &http::Method) -> Self {
+        let message = format!("Method {method} is not allowed on this resource");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+    }
+
+    /// 408: the client is too slow.
+    pub fn request_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", "The request body did not arrive in time")
+    }
+
+    /// 409.
+    pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, message)
+    }
+
+    /// 413.
+    pub fn too_large(bytes_max: usize) -> Self {
+        let message = format!("The request body is larger than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", message)
+    }
+
+    /// 429: no capacity now.
+    pub fn throttled() -> Self {
+        let message = "Request was not processed because too many requests were received";
+        Self { retry_after_secs: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "Throttled", message) }
+    }
+
+    /// 501: a door that exists and is closed.
+    pub fn closed(what: &str) -> Self {
+        let message = format!("{what} is not available on this server yet");
+        Self::new(StatusCode::NOT_IMPLEMENTED, "NotSupported", message)
+    }
+
+    /// 500, with the cause kept inside.
+    pub fn internal(reason: impl Into<String>) -> Self {
+        let error =
+            Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "The service met an unexpected fault");
+        Self { reason: Some(reason.into()), ..error }
+    }
+
+    /// 503, with the cause kept inside.
+    pub fn unavailable(code: &'static str, message: &str, reason: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+        Self { reason: Some(reason.into()), retry_after_secs: Some(1), ..error }
+    }
+
+    /// How the audit log classes it.
+    pub(crate) fn outcome(&self) -> AuditOutcome {
+        if matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            AuditOutcome::Denied
+        } else {
+            AuditOutcome::Failed
+        }
+    }
+
+    /// The body, which names the request so that it can be found in the audit log.
+    pub(crate) fn body(&self, request_id: &str) -> Bytes {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: Inner<'a>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            code: &'a str,
+            message: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            innererror: Option<Code<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Code<'a> {
+            code: &'a str,
+        }
+        let message = format!("{} (Activity ID: {request_id})", self.message);
+        let innererror = self.inner_code.map(|code| Code { code });
+        let body = Body { error: Inner { code: self.code, message, innererror } };
+        // Strings always serialize.
+        serde_json::to_vec(&body).map(Bytes::from).unwrap_or_default()
+    }
+}
+
+impl From<HsmError> for ApiError {
+    fn from(error: HsmError) -> Self {
+        match error {
+            HsmError::Busy => Self::throttled(),
+            HsmError::Damaged | HsmError::Permit(_) => Self::internal(error.to_string()),
+            HsmError::Disabled => Self::forbidden("KeyDisabled", "Operation is not allowed on a disabled key"),
+            HsmError::Expired => Self::forbidden("KeyExpired", "Operation is not allowed on an expired key"),
+            HsmError::Failed(what) => Self::internal(what),
+            HsmError::InvalidInput(why) => Self::bad_parameter(capitalized(why)),
+            HsmError::NotYetValid => {
+                Self::forbidden("KeyNotYetValid", "Operation is not allowed on a key that is not yet valid")
+            }
+            HsmError::OperationNotAllowed => {
+                Self::forbidden("KeyOperationForbidden", "Operation is not permitted on this key")
+            }
+            HsmError::Rejected => {
+                Self::bad_parameter("The parameter is incorrect: the value does not decrypt under this key")
+            }
+        }
+    }
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Busy => Self::throttled(),
+            StoreError::Conflict => Self::conflict("Conflict", "The object was changed by another request; try again"),
+            StoreError::Damaged => Self::internal(error.to_string()),
+            StoreError::Failed(_) => {
+                Self::unavailable("StoreUnavailable", "The service cannot store the change now", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<AuditError> for ApiError {
+    fn from(error: AuditError) -> Self {
+        let message = "The audit log cannot be written; no request is answered without it";
+        Self::unavailable("AuditUnavailable", message, error.to_string())
+    }
+}
+
+impl From<PermitMismatch> for ApiError {
+    fn from(error: PermitMismatch) -> Self {
+        Self::internal(error.to_string())
+    }
+}

@@ -1,0 +1,274 @@
+//! Index, store and open keys together.
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, RandomState},
+    ops::Bound,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use holdfast_core::{
+    Ambient, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, RecordKey, Store, StoreError, Timestamp, Write,
+};
+use holdfast_crypto::PublicKey;
+use quick_cache::sync::Cache;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{Deletion, KeyEntry, StoredKey, VersionEntry};
+use crate::{error::ApiError, records};
+
+/// Locks that names are spread over. Two names under one lock only wait for each other.
+const NAME_LOCKS: usize = 1024;
+
+/// Bounds of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyRingLimits {
+    /// Keys, soft-deleted ones included.
+    pub keys_max: usize,
+    /// Versions of one key.
+    pub versions_max: usize,
+    /// Keys held open.
+    pub open_keys_max: usize,
+}
+
+/// A key version found, with its key.
+#[derive(Clone)]
+pub(crate) struct Located {
+    pub entry: Arc<KeyEntry>,
+    index: usize,
+}
+
+impl Located {
+    pub(crate) fn version(&self) -> &VersionEntry {
+        &self.entry.versions[self.index]
+    }
+}
+
+struct HotKey {
+    /// Of the record the key was opened from: a newer one means that attributes changed.
+    blob_version: u64,
+    key: Arc<dyn OpenKey>,
+}
+
+/// The right to change one name; others wait.
+pub(crate) struct NameLock<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
+
+/// A change to one key, worked out and not yet durable.
+pub(crate) struct Draft {
+    /// The key as it will be. Its `record_version` is still that of the record before.
+    pub entry: KeyEntry,
+    /// Blobs to write: version, the record's version now (0: none yet), content.
+    pub blobs: Vec<(KeyVersionId, u64, MaskedKey)>,
+}
+
+/// All keys.
+pub(crate) struct KeyRing {
+    index: RwLock<BTreeMap<KeyName, Arc<KeyEntry>>>,
+    locks: Vec<Mutex<()>>,
+    hasher: RandomState,
+    hot: Cache<KeyVersionId, Arc<HotKey>>,
+    store: Arc<dyn Store>,
+    hsm: Arc<dyn Hsm>,
+    ambient: Arc<dyn Ambient>,
+    limits: KeyRingLimits,
+}
+
+impl KeyRing {
+    /// Reads every key record into the index.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        hsm: Arc<dyn Hsm>,
+        ambient: Arc<dyn Ambient>,
+        limits: KeyRingLimits,
+    ) -> Result<Self, StoreError> {
+        let mut index = BTreeMap::new();
+        let mut unreadable = None;
+        store
+            .scan(records::KEY, &mut |record| {
+                let entry = serde_json::from_slice::<StoredKey>(&record.value)
+                    .map_err(|error| super::RecordError(error.to_string()))
+                    .and_then(|stored| stored.into_entry(record.version));
+                match entry {
+                    Ok(entry) => drop(index.insert(entry.name.clone(), Arc::new(entry))),
+                    Err(error) => unreadable = Some(error),
+                }
+            })
+            .await?;
+        if let Some(error) = unreadable {
+            return Err(StoreError::Failed(error.to_string()));
+        }
+        Ok(Self {
+            index: RwLock::new(index),
+            locks: (0..NAME_LOCKS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            hot: Cache::new(limits.open_keys_max),
+            store,
+            hsm,
+            ambient,
+            limits,
+        })
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.ambient.now()
+    }
+
+    pub(crate) fn new_version_id(&self) -> KeyVersionId {
+        KeyVersionId::from_bytes(self.ambient.random())
+    }
+
+    pub(crate) async fn lock(&self, name: &KeyName) -> NameLock<'_> {
+        let slot = self.hasher.hash_one(name) as usize % NAME_LOCKS;
+        NameLock(self.locks[slot].lock().await)
+    }
+
+    /// The key of that name, soft-deleted or not.
+    pub(crate) fn entry(&self, name: &KeyName) -> Option<Arc<KeyEntry>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The key of that name, if it is not deleted.
+    pub(crate) fn active(&self, name: &KeyName) -> Result<Arc<KeyEntry>, ApiError> {
+        self.entry(name).filter(|entry| entry.deletion.is_none()).ok_or_else(|| key_not_found(&format!("/keys/{name}")))
+    }
+
+    /// The key of that name, if it is soft-deleted.
+    pub(crate) fn deleted(&self, name: &KeyName) -> Result<(Arc<KeyEntry>, Deletion), ApiError> {
+        let found = self.entry(name).and_then(|entry| entry.deletion.map(|deletion| (entry, deletion)));
+        found.ok_or_else(|| key_not_found(&format!("/deletedkeys/{name}")))
+    }
+
+    /// One version of a key that is not deleted.
+    pub(crate) fn locate(&self, name: &KeyName, version: Option<KeyVersionId>) -> Result<Located, ApiError> {
+        let entry = self.active(name)?;
+        let index = match version {
+            None => entry.versions.len().checked_sub(1),
+            Some(id) => entry.versions.iter().rposition(|version| version.id == id),
+        };
+        let index = index.ok_or_else(|| {
+            key_not_found(&format!("/keys/{name}/{}", version.map(|id| id.to_string()).unwrap_or_default()))
+        })?;
+        Ok(Located { entry, index })
+    }
+
+    /// Up to `count` keys that `wanted` accepts, after `after` in the order of names; and whether there are more.
+    pub(crate) fn page(
+        &self,
+        after: Option<&KeyName>,
+        count: usize,
+        wanted: impl Fn(&KeyEntry) -> bool,
+    ) -> (Vec<Arc<KeyEntry>>, bool) {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found: Vec<_> = index
+            .range((start, Bound::Unbounded))
+            .map(|(_, entry)| entry)
+            .filter(|entry| wanted(entry))
+            .take(count + 1)
+            .cloned()
+            .collect();
+        let more = found.len() > count;
+        found.truncate(count);
+        (found, more)
+    }
+
+    /// Names of keys that `due` accepts; for maintenance.
+    pub(crate) fn names_where(&self, due: impl Fn(&KeyEntry) -> bool) -> Vec<KeyName> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.values().filter(|entry| due(entry)).map(|entry| entry.name.clone()).collect()
+    }
+
+    /// How many keys there are, and how many of them are soft-deleted.
+    pub(crate) fn count(&self) -> usize {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Refuses a new key, or a new version of `entry`, over the limits.
+    pub(crate) fn check_room(&self, entry: Option<&KeyEntry>) -> Result<(), ApiError> {
+        match entry {
+            None if self.count() >= self.limits.keys_max => {
+                Err(ApiError::not_permitted(format!("The HSM already holds {} keys", self.limits.keys_max)))
+            }
+            Some(entry) if entry.versions.len() >= self.limits.versions_max => {
+                let max = self.limits.versions_max;
+                Err(ApiError::not_permitted(format!("The key already has {max} versions")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a draft durable, then visible. The caller holds the name's lock.
+    pub(crate) async fn commit(&self, _lock: &NameLock<'_>, draft: Draft) -> Result<Arc<KeyEntry>, ApiError> {
+        let Draft { mut entry, blobs } = draft;
+        let value =
+            serde_json::to_vec(&StoredKey::from_entry(&entry)).map_err(|e| ApiError::internal(e.to_string()))?;
+        let key = records::key(&entry.name);
+        let mut batch = vec![Write { key, expected_version: entry.record_version, value: Some(value) }];
+        for (id, expected_version, masked) in blobs {
+            batch.push(Write { key: records::blob(id), expected_version, value: Some(masked.0.to_vec()) });
+        }
+        self.store.commit(batch).await?;
+        entry.record_version += 1;
+        let entry = Arc::new(entry);
+        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(entry.name.clone(), Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Removes a key and its blobs for good. The caller holds the name's lock.
+    pub(crate) async fn purge(&self, _lock: &NameLock<'_>, entry: &KeyEntry) -> Result<(), ApiError> {
+        let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
+        let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
+        batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
+        self.store.commit(batch).await?;
+        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.name);
+        for version in &entry.versions {
+            self.hot.remove(&version.id);
+        }
+        Ok(())
+    }
+
+    /// The masked blob of a version.
+    pub(crate) async fn masked(&self, version: &VersionEntry) -> Result<MaskedKey, ApiError> {
+        let record = self.store.read(&records::blob(version.id)).await?;
+        let record = record.filter(|record| record.version == version.blob_version);
+        record.map(|record| MaskedKey(record.value.into())).ok_or_else(|| {
+            // A change was committed after the caller took its entry, or the record is gone.
+            ApiError::from(StoreError::Conflict)
+        })
+    }
+
+    /// The public part of a version: from the open key, or from the blob's header without opening it.
+    pub(crate) async fn public(&self, entry: &KeyEntry, version: &VersionEntry) -> Result<PublicKey, ApiError> {
+        if let Some(hot) = self.hot.get(&version.id) {
+            return Ok(hot.key.public().clone());
+        }
+        let masked = self.masked(version).await?;
+        Ok(self.hsm.describe(&entry.bound(version), &masked)?)
+    }
+
+    /// A version opened for use.
+    ///
+    /// An open key serves only as long as the index names the very record it was opened from: once a change of
+    /// attributes has been acknowledged, no later call uses the old ones.
+    pub(crate) async fn open_key(&self, located: &Located) -> Result<Arc<dyn OpenKey>, ApiError> {
+        let version = located.version();
+        if let Some(hot) = self.hot.get(&version.id)
+            && hot.blob_version == version.blob_version
+        {
+            return Ok(Arc::clone(&hot.key));
+        }
+        let masked = self.masked(version).await?;
+        let key = self.hsm.open(&located.entry.bound(version), &masked).await.inspect_err(|error| {
+            if *error == HsmError::Damaged {
+                tracing::error!(key = %located.entry.name, version = %version.id, "a stored key does not open");
+            }
+        })?;
+        let hot = HotKey { blob_version: version.blob_version, key: Arc::clone(&key) };
+        self.hot.insert(version.id, Arc::new(hot));
+        Ok(key)
+    }
+}
+
+fn key_not_found(what: &str) -> ApiError {
+    ApiError::not_found("KeyNotFound", format!("Key not found: {what}"))
+}

@@ -1,0 +1,110 @@
+//! Encrypt, decrypt, wrap, unwrap, sign, verify, random bytes.
+
+use holdfast_core::{CiphertextParts, KeyName, KeyVersionId, Operation, Outcome, Permit};
+use holdfast_crypto::KeySpec;
+
+use super::{Call, Reply, bundle::key_id};
+use crate::{
+    error::ApiError,
+    keys::Located,
+    route::{CryptoOperation, printable},
+    wire::{self, CryptoReply, CryptoRequest, RandomRequest, Value, VerifyReply},
+};
+
+/// Random bytes of one call; the real service's bounds.
+const RANDOM_BYTES: std::ops::RangeInclusive<u32> = 1..=128;
+
+pub(super) async fn perform(
+    call: &mut Call<'_>,
+    permit: Permit,
+    operation: CryptoOperation,
+    name: &KeyName,
+    version: Option<KeyVersionId>,
+) -> Result<Reply, ApiError> {
+    let request: CryptoRequest = wire::parse(call.body)?;
+    call.facts.algorithm = Some(printable(&request.alg));
+    let located = call.hsm.keys.locate(name, version)?;
+    call.facts.version = Some(located.version().id);
+    let key = call.hsm.keys.open_key(&located).await?;
+    let operation = to_operation(operation, &request, located.version().attributes.spec)?;
+    let outcome = key.perform(permit, operation).await?;
+    reply(call, &located, request.alg.clone(), outcome)
+}
+
+fn to_operation(operation: CryptoOperation, request: &CryptoRequest, spec: KeySpec) -> Result<Operation, ApiError> {
+    let alg = request.alg.as_str();
+    let value = || request.value.decode("value");
+    Ok(match operation {
+        CryptoOperation::Encrypt => Operation::Encrypt {
+            scheme: wire::encryption_scheme(alg, spec)?,
+            plaintext: value()?,
+            parts: parts(request)?,
+        },
+        CryptoOperation::Decrypt => Operation::Decrypt {
+            scheme: wire::encryption_scheme(alg, spec)?,
+            ciphertext: value()?.expose().to_vec(),
+            parts: parts(request)?,
+        },
+        CryptoOperation::Wrap => Operation::Wrap { scheme: wire::wrap_scheme(alg, spec)?, key: value()? },
+        CryptoOperation::Unwrap => {
+            Operation::Unwrap { scheme: wire::wrap_scheme(alg, spec)?, wrapped: value()?.expose().to_vec() }
+        }
+        CryptoOperation::Sign => {
+            Operation::Sign { scheme: wire::signature_scheme(alg, spec)?, digest: value()?.expose().to_vec() }
+        }
+        CryptoOperation::Verify => {
+            let digest = request.digest.as_deref();
+            let digest = digest.ok_or_else(|| ApiError::bad_parameter("Property digest is missing"))?;
+            Operation::Verify {
+                scheme: wire::signature_scheme(alg, spec)?,
+                digest: wire::decode("digest", digest)?,
+                signature: value()?.expose().to_vec(),
+            }
+        }
+    })
+}
+
+fn parts(request: &CryptoRequest) -> Result<CiphertextParts, ApiError> {
+    let part = |name, text: &Option<String>| text.as_deref().map(|text| wire::decode(name, text)).transpose();
+    Ok(CiphertextParts {
+        iv: part("iv", &request.iv)?,
+        tag: part("tag", &request.tag)?,
+        aad: part("aad", &request.aad)?,
+    })
+}
+
+fn reply(call: &Call<'_>, located: &Located, alg: String, outcome: Outcome) -> Result<Reply, ApiError> {
+    let kid = key_id(call.base_url, &located.entry, located.version());
+    let plain = |alg, value: &[u8]| CryptoReply {
+        kid: kid.clone(),
+        alg,
+        value: wire::encode(value),
+        iv: None,
+        tag: None,
+        aad: None,
+    };
+    match outcome {
+        Outcome::Ciphertext(ciphertext, parts) => {
+            let part = |bytes: Option<Vec<u8>>| bytes.map(|bytes| wire::encode(&bytes));
+            Reply::ok(&CryptoReply {
+                iv: part(parts.iv),
+                tag: part(parts.tag),
+                aad: part(parts.aad),
+                ..plain(Some(alg), &ciphertext)
+            })
+        }
+        Outcome::Plaintext(plaintext) => Reply::ok(&plain(Some(alg), plaintext.expose())),
+        Outcome::Signature(signature) => Reply::ok(&plain(None, &signature)),
+        Outcome::Verified(value) => Reply::ok(&VerifyReply { value }),
+        Outcome::Wrapped(wrapped) => Reply::ok(&plain(Some(alg), &wrapped)),
+    }
+}
+
+pub(super) async fn random(call: &Call<'_>, permit: Permit) -> Result<Reply, ApiError> {
+    let request: RandomRequest = wire::parse(call.body)?;
+    if !RANDOM_BYTES.contains(&request.count) {
+        return Err(ApiError::bad_parameter("Property count must be 1 to 128"));
+    }
+    let bytes = call.hsm.hsm.random(permit, request.count as usize).await?;
+    Reply::ok(&Value { value: wire::encode(bytes.expose()) })
+}

@@ -1,0 +1,123 @@
+//! The operations. One file per group; each takes a permit and gives a reply.
+
+mod backup;
+mod bundle;
+mod crypto;
+mod deleted;
+mod keys;
+mod list;
+mod material;
+mod roles;
+mod rotate;
+mod settings;
+
+use bytes::Bytes;
+use holdfast_core::{KeyVersionId, Permit};
+use http::StatusCode;
+pub(crate) use rotate::rotate_by_itself;
+use serde::Serialize;
+pub(crate) use settings::Settings;
+
+use crate::{ManagedHsm, error::ApiError, query::Query, route::Route};
+
+/// A request, apart from the permit to carry it out, which is used up on the way.
+pub(crate) struct Call<'a> {
+    pub hsm: &'a ManagedHsm,
+    pub body: &'a [u8],
+    pub query: &'a Query,
+    /// `https://HOST[:PORT]` of the name the client used.
+    pub base_url: &'a str,
+    pub facts: &'a mut Facts,
+}
+
+/// What an operation learns that the audit log wants.
+#[derive(Default)]
+pub(crate) struct Facts {
+    pub version: Option<KeyVersionId>,
+    pub algorithm: Option<String>,
+}
+
+/// A successful answer.
+pub(crate) struct Reply {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+impl Reply {
+    fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, ApiError> {
+        let body = serde_json::to_vec(value).map_err(|error| ApiError::internal(error.to_string()))?;
+        Ok(Self { status, body: body.into() })
+    }
+
+    fn ok(value: &impl Serialize) -> Result<Self, ApiError> {
+        Self::json(StatusCode::OK, value)
+    }
+
+    fn created(value: &impl Serialize) -> Result<Self, ApiError> {
+        Self::json(StatusCode::CREATED, value)
+    }
+
+    fn no_content() -> Self {
+        Self { status: StatusCode::NO_CONTENT, body: Bytes::new() }
+    }
+}
+
+/// Uses a permit up for the route's own intent: for operations that no call to the HSM stands behind.
+fn spend(permit: Permit, route: &Route) -> Result<(), ApiError> {
+    let intent = route.intent();
+    Ok(permit.spend(intent.action, &intent.resource)?)
+}
+
+/// Carries out a permitted request.
+pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>) -> Result<Reply, ApiError> {
+    match route {
+        Route::Backup(name) => backup::backup(call, permit, name).await,
+        Route::Closed(_, what, ..) => spend(permit, route).and(Err(ApiError::closed(what))),
+        Route::Create(name) => keys::create(call, permit, name).await,
+        Route::Crypto(operation, name, version) => crypto::perform(call, permit, *operation, name, *version).await,
+        Route::Import(name) => keys::import(call, permit, name).await,
+        Route::Random => crypto::random(call, permit).await,
+        Route::Rotate(name) => rotate::rotate(call, permit, name).await,
+        Route::Update(name, version) => keys::update(call, permit, name, *version).await,
+        other => {
+            spend(permit, other)?;
+            dispatch_local(other, call).await
+        }
+    }
+}
+
+/// Operations that the HSM itself has no part in; their permit has been used up.
+async fn dispatch_local(route: &Route, call: &mut Call<'_>) -> Result<Reply, ApiError> {
+    match route {
+        Route::Delete(name) => deleted::delete(call, name).await,
+        Route::Get(name, version) => keys::get(call, name, *version).await,
+        Route::GetDeleted(name) => deleted::get(call, name).await,
+        Route::GetRotationPolicy(name) => rotate::get_policy(call, name),
+        Route::List => list::active(call),
+        Route::ListDeleted => list::deleted(call),
+        Route::ListVersions(name) => list::versions(call, name),
+        Route::Purge(name) => deleted::purge(call, name).await,
+        Route::PutRotationPolicy(name) => rotate::put_policy(call, name).await,
+        Route::Recover(name) => deleted::recover(call, name).await,
+        Route::Restore => backup::restore(call).await,
+        Route::RoleAssignmentDelete(scope, id) => roles::delete_assignment(call, scope, id).await,
+        Route::RoleAssignmentGet(scope, id) => roles::get_assignment(call, scope, id),
+        Route::RoleAssignmentList(scope) => roles::list_assignments(call, scope),
+        Route::RoleAssignmentPut(scope, id) => roles::put_assignment(call, scope, id).await,
+        Route::RoleDefinitionDelete(_, id) => roles::delete_definition(call, id).await,
+        Route::RoleDefinitionGet(_, id) => roles::get_definition(call, id),
+        Route::RoleDefinitionList(_) => roles::list_definitions(call),
+        Route::RoleDefinitionPut(scope, id) => roles::put_definition(call, scope, id).await,
+        Route::SettingGet(name) => settings::get(call, name),
+        Route::SettingList => settings::list(call),
+        Route::SettingPatch(name) => settings::patch(call, name).await,
+        Route::Backup(_)
+        | Route::Closed(..)
+        | Route::Create(_)
+        | Route::Crypto(..)
+        | Route::Import(_)
+        | Route::Random
+        | Route::Rotate(_)
+        | Route::Update(..) => Err(ApiError::internal("an operation of the HSM was dispatched without its permit")),
+    }
+}

@@ -1,0 +1,330 @@
+//! Role definitions and assignments.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Call, Reply};
+use crate::{
+    error::ApiError,
+    rbac::{ActionSet, RbacState, RoleAssignment, RoleDefinition, assignment_not_found, definition_not_found},
+    route::Scope,
+    wire::{self, Page},
+};
+
+const DEFINITION_ID_PREFIX: &str = "Microsoft.KeyVault/providers/Microsoft.Authorization/roleDefinitions/";
+const CUSTOM_DEFINITIONS_MAX: usize = 50;
+/// Assignments at the top, and at one key; the real service's limits are 50 and 10.
+const ASSIGNMENTS_MAX: usize = 1000;
+const TEXT_BYTES_MAX: usize = 1024;
+const PERMISSIONS_MAX: usize = 100;
+
+#[derive(Serialize)]
+struct DefinitionOut<'a> {
+    id: String,
+    name: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    properties: DefinitionProperties<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DefinitionProperties<'a> {
+    role_name: &'a str,
+    description: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    assignable_scopes: [&'static str; 1],
+    permissions: [PermissionOut<'a>; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PermissionOut<'a> {
+    actions: [&'a str; 0],
+    not_actions: [&'a str; 0],
+    data_actions: &'a [String],
+    not_data_actions: &'a [String],
+}
+
+fn definition_out(definition: &RoleDefinition) -> DefinitionOut<'_> {
+    DefinitionOut {
+        id: format!("{DEFINITION_ID_PREFIX}{}", definition.id),
+        name: &definition.id,
+        kind: "Microsoft.Authorization/roleDefinitions",
+        properties: DefinitionProperties {
+            role_name: &definition.role_name,
+            description: &definition.description,
+            kind: if definition.built_in { "AKVBuiltInRole" } else { "CustomRole" },
+            assignable_scopes: ["/"],
+            permissions: [PermissionOut {
+                actions: [],
+                not_actions: [],
+                data_actions: &definition.data_actions,
+                not_data_actions: &definition.not_data_actions,
+            }],
+        },
+    }
+}
+
+#[derive(Serialize)]
+struct AssignmentOut<'a> {
+    id: String,
+    name: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    properties: AssignmentProperties<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AssignmentProperties<'a> {
+    principal_id: &'a str,
+    role_definition_id: String,
+    scope: String,
+}
+
+fn assignment_out(assignment: &RoleAssignment) -> AssignmentOut<'_> {
+    let scope = assignment.scope.to_wire();
+    AssignmentOut {
+        id: format!(
+            "{}/providers/Microsoft.Authorization/roleAssignments/{}",
+            scope.trim_end_matches('/'),
+            assignment.id
+        ),
+        name: &assignment.id,
+        kind: "Microsoft.Authorization/roleAssignments",
+        properties: AssignmentProperties {
+            principal_id: &assignment.principal_id,
+            role_definition_id: format!("{DEFINITION_ID_PREFIX}{}", assignment.definition_id),
+            scope,
+        },
+    }
+}
+
+/// 8-4-4-4-12 hex digits.
+fn is_guid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(position, byte)| match position {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+fn check_guid(what: &str, text: &str) -> Result<(), ApiError> {
+    if is_guid(text) { Ok(()) } else { Err(ApiError::bad_parameter(format!("The {what} must be a GUID"))) }
+}
+
+/// `$filter` as clients send it: `type eq 'CustomRole'`, `principalId eq 'GUID'`, `atScope()`, or nothing.
+fn filter_value<'a>(call: &'a Call<'_>, member: &str) -> Result<Option<&'a str>, ApiError> {
+    let Some(filter) = call.query.get("$filter").map(str::trim).filter(|filter| !filter.is_empty()) else {
+        return Ok(None);
+    };
+    if filter.eq_ignore_ascii_case("atScope()") {
+        return Ok(None);
+    }
+    let value = filter.strip_prefix(member).and_then(|rest| rest.trim_start().strip_prefix("eq"));
+    let value = value.and_then(|rest| rest.trim().strip_prefix('\'')?.strip_suffix('\''));
+    value.map(Some).ok_or_else(|| ApiError::bad_parameter("This $filter is not supported"))
+}
+
+pub(super) fn list_definitions(call: &Call<'_>) -> Result<Reply, ApiError> {
+    let kind = filter_value(call, "type")?;
+    let state = call.hsm.rbac.state();
+    let definitions = state.definitions().map(definition_out);
+    let value: Vec<_> = definitions.filter(|found| kind.is_none_or(|kind| kind == found.properties.kind)).collect();
+    Reply::ok(&Page { value, next_link: None })
+}
+
+pub(super) fn get_definition(call: &Call<'_>, id: &str) -> Result<Reply, ApiError> {
+    let state = call.hsm.rbac.state();
+    Reply::ok(&definition_out(state.definition(id).ok_or_else(|| definition_not_found(id))?))
+}
+
+#[derive(Deserialize)]
+struct DefinitionPut {
+    #[serde(default)]
+    properties: DefinitionIn,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DefinitionIn {
+    role_name: Option<String>,
+    description: Option<String>,
+    #[serde(default)]
+    permissions: Vec<PermissionIn>,
+    assignable_scopes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PermissionIn {
+    #[serde(default)]
+    data_actions: Option<Vec<String>>,
+    #[serde(default)]
+    not_data_actions: Option<Vec<String>>,
+}
+
+/// Creates or replaces: what is not sent becomes empty, as in the real service.
+pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+    check_guid("role definition name", id)?;
+    if *scope != Scope::Instance {
+        return Err(ApiError::bad_parameter("Role definitions are made at scope /"));
+    }
+    let DefinitionIn { role_name, description, permissions, assignable_scopes } =
+        wire::parse::<DefinitionPut>(call.body)?.properties;
+    if assignable_scopes.is_some_and(|scopes| scopes.iter().any(|scope| scope != "/")) {
+        return Err(ApiError::bad_parameter("assignableScopes must be [\"/\"]"));
+    }
+    let (mut data_actions, mut not_data_actions) = (Vec::new(), Vec::new());
+    for permission in permissions {
+        data_actions.extend(permission.data_actions.unwrap_or_default());
+        not_data_actions.extend(permission.not_data_actions.unwrap_or_default());
+    }
+    let definition = RoleDefinition {
+        id: id.to_owned(),
+        role_name: role_name.unwrap_or_default(),
+        description: description.unwrap_or_default(),
+        built_in: false,
+        data_actions,
+        not_data_actions,
+    };
+    check_definition(&definition)?;
+    call.hsm
+        .rbac
+        .put_definition(call.hsm.store.as_ref(), definition.clone(), |state| room_for_definition(state, &definition))
+        .await?;
+    Reply::created(&definition_out(&definition))
+}
+
+fn check_definition(definition: &RoleDefinition) -> Result<(), ApiError> {
+    if definition.role_name.len() > TEXT_BYTES_MAX || definition.description.len() > TEXT_BYTES_MAX {
+        return Err(ApiError::bad_parameter("roleName and description have at most 1024 bytes"));
+    }
+    let patterns = || definition.data_actions.iter().chain(&definition.not_data_actions);
+    if patterns().count() > PERMISSIONS_MAX {
+        return Err(ApiError::bad_parameter("A role has at most 100 data actions"));
+    }
+    match patterns().find(|pattern| ActionSet::matching(pattern).is_none()) {
+        None => Ok(()),
+        Some(unknown) => {
+            let unknown = crate::route::printable(unknown);
+            Err(ApiError::bad_parameter(format!("{unknown} is not a data action of Managed HSM")))
+        }
+    }
+}
+
+fn room_for_definition(state: &RbacState, definition: &RoleDefinition) -> Result<(), ApiError> {
+    match state.definition(&definition.id) {
+        Some(old) if old.built_in => return Err(ApiError::not_permitted("A built-in role cannot be changed")),
+        Some(_) => {}
+        None if state.definitions().filter(|known| !known.built_in).count() >= CUSTOM_DEFINITIONS_MAX => {
+            return Err(ApiError::not_permitted("The HSM already has 50 custom roles"));
+        }
+        None => {}
+    }
+    let same_name = |known: &&RoleDefinition| known.id != definition.id && known.role_name == definition.role_name;
+    if !definition.role_name.is_empty() && state.definitions().any(|known| same_name(&known)) {
+        return Err(ApiError::conflict("RoleDefinitionWithSameNameExists", "A role of this name exists already"));
+    }
+    Ok(())
+}
+
+pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Reply, ApiError> {
+    let removed = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), id).await?;
+    Reply::ok(&definition_out(&removed))
+}
+
+/// At `/` and `/keys`: assignments made at the top. At a key: those on that key.
+pub(super) fn list_assignments(call: &Call<'_>, scope: &Scope) -> Result<Reply, ApiError> {
+    let principal = filter_value(call, "principalId")?;
+    let state = call.hsm.rbac.state();
+    let at_scope = |found: &&RoleAssignment| match scope {
+        Scope::Instance | Scope::Keys => !matches!(found.scope, Scope::Key(_)),
+        Scope::Key(_) => found.scope == *scope,
+    };
+    let wanted = |found: &&RoleAssignment| principal.is_none_or(|id| found.principal_id.eq_ignore_ascii_case(id));
+    let value: Vec<_> = state.assignments().filter(at_scope).filter(wanted).map(assignment_out).collect();
+    Reply::ok(&Page { value, next_link: None })
+}
+
+pub(super) fn get_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+    let state = call.hsm.rbac.state();
+    let found = state.assignment(id).filter(|found| found.scope == *scope);
+    Reply::ok(&assignment_out(found.ok_or_else(|| assignment_not_found(id))?))
+}
+
+#[derive(Deserialize)]
+struct AssignmentPut {
+    properties: AssignmentIn,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AssignmentIn {
+    role_definition_id: String,
+    principal_id: String,
+}
+
+pub(super) async fn put_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+    check_guid("role assignment name", id)?;
+    let request = wire::parse::<AssignmentPut>(call.body)?.properties;
+    let definition_id = request.role_definition_id.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    check_guid("roleDefinitionId", &definition_id)?;
+    check_guid("principalId", &request.principal_id)?;
+    let assignment = RoleAssignment {
+        id: id.to_owned(),
+        principal_id: request.principal_id.to_ascii_lowercase(),
+        definition_id,
+        scope: scope.clone(),
+    };
+    call.hsm
+        .rbac
+        .put_assignment(call.hsm.store.as_ref(), assignment.clone(), |state| room_for_assignment(state, &assignment))
+        .await?;
+    Reply::created(&assignment_out(&assignment))
+}
+
+fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result<(), ApiError> {
+    if state.definition(&assignment.definition_id).is_none() {
+        return Err(definition_not_found(&assignment.definition_id));
+    }
+    if state.assignment(&assignment.id).is_some() {
+        return Err(ApiError::conflict("RoleAssignmentExists", "A role assignment of this name exists already"));
+    }
+    let same = |known: &RoleAssignment| {
+        known.principal_id == assignment.principal_id
+            && known.definition_id == assignment.definition_id
+            && known.scope == assignment.scope
+    };
+    if state.assignments().any(same) {
+        return Err(ApiError::conflict("RoleAssignmentExists", "The role is assigned to this principal already"));
+    }
+    if state.assignments().count() >= ASSIGNMENTS_MAX {
+        return Err(ApiError::not_permitted("The HSM already has 1000 role assignments"));
+    }
+    Ok(())
+}
+
+pub(super) async fn delete_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+    let removed = call.hsm.rbac.remove_assignment(call.hsm.store.as_ref(), id, scope).await?;
+    Reply::ok(&assignment_out(&removed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_guid;
+
+    #[test]
+    fn guids() {
+        assert!(is_guid("a290e904-7015-4bba-90c8-60543313cdb4"));
+        for bad in [
+            "",
+            "a290e904-7015-4bba-90c8-60543313cdb",
+            "a290e904x7015-4bba-90c8-60543313cdb4",
+            "../../../../../../../../../../../../",
+        ] {
+            assert!(!is_guid(bad), "{bad}");
+        }
+    }
+}

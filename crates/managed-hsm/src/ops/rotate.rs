@@ -1,0 +1,91 @@
+//! New versions on demand and by themselves; rotation policies.
+
+use std::sync::Arc;
+
+use holdfast_core::{KeyName, KeyVersionId, Permit};
+
+use super::{
+    Call, Reply,
+    keys::{append, bound},
+};
+use crate::{
+    ManagedHsm,
+    error::ApiError,
+    keys::{Draft, KeyEntry, VersionEntry},
+    rotation,
+    wire::{self, RotationAttributes, RotationPolicyBody},
+};
+
+/// Makes a version like the current one: same kind, operations, tags and release policy; validity from the policy.
+async fn new_version(
+    hsm: &ManagedHsm,
+    permit: Permit,
+    name: &KeyName,
+    still_wanted: impl FnOnce(&KeyEntry) -> bool + Send,
+) -> Result<Option<Arc<KeyEntry>>, ApiError> {
+    let keys = &hsm.keys;
+    let lock = keys.lock(name).await;
+    let old = keys.active(name)?;
+    if !still_wanted(&old) {
+        return Ok(None);
+    }
+    keys.check_room(Some(&old))?;
+    let current = old.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
+    let now = keys.now();
+    let mut version =
+        VersionEntry { id: keys.new_version_id(), created: now, updated: now, blob_version: 1, ..current.clone() };
+    version.attributes.enabled = true;
+    version.attributes.not_before = None;
+    version.attributes.expires = old.rotation.as_deref().and_then(|policy| rotation::expiry(policy, now));
+    let new = hsm.admin.generate(permit, &bound(&old.name, &version)).await?;
+    keys.commit(&lock, append(name, Some(&old), version, new)).await.map(Some)
+}
+
+pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Reply, ApiError> {
+    let entry = new_version(call.hsm, permit, name, |_| true).await?;
+    let entry = entry.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
+    call.facts.version = entry.current().map(|version| version.id);
+    Reply::ok(&call.current_bundle(&entry).await?)
+}
+
+/// Rotates if it is still due; for maintenance.
+pub(crate) async fn rotate_by_itself(
+    hsm: &ManagedHsm,
+    permit: Permit,
+    name: &KeyName,
+) -> Result<Option<KeyVersionId>, ApiError> {
+    let now = hsm.keys.now();
+    let entry = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now)).await?;
+    Ok(entry.and_then(|entry| entry.current().map(|version| version.id)))
+}
+
+fn policy_body(call: &Call<'_>, entry: &KeyEntry) -> RotationPolicyBody {
+    let mut body = RotationPolicyBody {
+        id: Some(format!("{}/keys/{}/rotationpolicy", call.base_url, entry.name)),
+        ..RotationPolicyBody::default()
+    };
+    if let Some(policy) = &entry.rotation {
+        body.lifetime_actions.clone_from(&policy.actions);
+        body.attributes = RotationAttributes {
+            expiry_time: policy.expiry_time.clone(),
+            created: Some(policy.created.unix_secs()),
+            updated: Some(policy.updated.unix_secs()),
+        };
+    }
+    body
+}
+
+pub(super) fn get_policy(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+    let entry = call.hsm.keys.active(name)?;
+    Reply::ok(&policy_body(call, &entry))
+}
+
+pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+    let body: RotationPolicyBody = wire::parse(call.body)?;
+    let keys = &call.hsm.keys;
+    let lock = keys.lock(name).await;
+    let mut entry = (*keys.active(name)?).clone();
+    entry.rotation = rotation::check(body, entry.rotation.as_deref(), keys.now())?.map(Box::new);
+    let entry = keys.commit(&lock, Draft { entry, blobs: Vec::new() }).await?;
+    Reply::ok(&policy_body(call, &entry))
+}

@@ -1,0 +1,89 @@
+//! Settings. The service has exactly one.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use holdfast_core::{RecordKey, Store, StoreError, Write};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::{Call, Reply};
+use crate::{error::ApiError, records, wire};
+
+const ALLOW_ARM: &str = "AllowKeyManagementOperationsThroughARM";
+
+/// The settings in force.
+pub(crate) struct Settings {
+    allow_arm: AtomicBool,
+    /// Version of the record; 0 while the default holds.
+    version: Mutex<u64>,
+}
+
+fn record_key() -> RecordKey {
+    RecordKey::new(records::SETTING, ALLOW_ARM.as_bytes())
+}
+
+impl Settings {
+    pub(crate) async fn open(store: &dyn Store) -> Result<Self, StoreError> {
+        let record = store.read(&record_key()).await?;
+        let (value, version) = record.map_or((false, 0), |record| (record.value == b"true", record.version));
+        Ok(Self { allow_arm: AtomicBool::new(value), version: Mutex::new(version) })
+    }
+
+    async fn set(&self, store: &dyn Store, value: bool) -> Result<(), ApiError> {
+        let mut version = self.version.lock().await;
+        let text = if value { "true" } else { "false" };
+        let write = Write { key: record_key(), expected_version: *version, value: Some(text.into()) };
+        store.commit(vec![write]).await?;
+        *version += 1;
+        self.allow_arm.store(value, Ordering::Release);
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Setting {
+    name: &'static str,
+    value: &'static str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+fn current(call: &Call<'_>) -> Setting {
+    let value = if call.hsm.settings.allow_arm.load(Ordering::Acquire) { "true" } else { "false" };
+    Setting { name: ALLOW_ARM, value, kind: "boolean" }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name == ALLOW_ARM {
+        return Ok(());
+    }
+    Err(ApiError::not_found("SettingNotFound", format!("Setting not found: {}", crate::route::printable(name))))
+}
+
+pub(super) fn list(call: &Call<'_>) -> Result<Reply, ApiError> {
+    #[derive(Serialize)]
+    struct List {
+        settings: [Setting; 1],
+    }
+    Reply::ok(&List { settings: [current(call)] })
+}
+
+pub(super) fn get(call: &Call<'_>, name: &str) -> Result<Reply, ApiError> {
+    check_name(name)?;
+    Reply::ok(&current(call))
+}
+
+pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Reply, ApiError> {
+    #[derive(Deserialize)]
+    struct Patch {
+        value: String,
+    }
+    check_name(name)?;
+    let value = match wire::parse::<Patch>(call.body)?.value.as_str() {
+        "true" => true,
+        "false" => false,
+        _ => return Err(ApiError::bad_parameter("Property value must be \"true\" or \"false\"")),
+    };
+    call.hsm.settings.set(call.hsm.store.as_ref(), value).await?;
+    Reply::ok(&current(call))
+}

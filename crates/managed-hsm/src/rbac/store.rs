@@ -1,0 +1,216 @@
+//! Roles and assignments, durable.
+
+use std::collections::HashMap;
+
+use arc_swap::ArcSwap;
+use holdfast_core::{RecordKey, Store, StoreError, Write};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::{RbacState, RoleAssignment, RoleDefinition};
+use crate::{
+    error::ApiError,
+    records::{ROLE_ASSIGNMENT, ROLE_DEFINITION},
+    route::Scope,
+};
+
+const FORMAT: u8 = 1;
+
+#[derive(Deserialize, Serialize)]
+struct StoredDefinition {
+    v: u8,
+    id: String,
+    name: String,
+    description: String,
+    data_actions: Vec<String>,
+    not_data_actions: Vec<String>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct StoredAssignment {
+    v: u8,
+    id: String,
+    principal: String,
+    role: String,
+    /// `/`, `/keys` or `/keys/NAME`.
+    scope: String,
+}
+
+/// The record of an assignment, for the batch that founds an instance.
+pub(crate) fn assignment_write(assignment: &RoleAssignment, expected_version: u64) -> Result<Write, ApiError> {
+    let stored = StoredAssignment {
+        v: FORMAT,
+        id: assignment.id.clone(),
+        principal: assignment.principal_id.clone(),
+        role: assignment.definition_id.clone(),
+        scope: assignment.scope.to_wire(),
+    };
+    let key = RecordKey::new(ROLE_ASSIGNMENT, assignment.id.as_bytes());
+    Ok(Write { key, expected_version, value: Some(to_json(&stored)?) })
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(value).map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// The access rules in force, and their records.
+pub(crate) struct Rbac {
+    state: ArcSwap<RbacState>,
+    /// Versions of the records; whoever holds the lock may change rules.
+    versions: Mutex<HashMap<RecordKey, u64>>,
+}
+
+impl Rbac {
+    pub(crate) async fn open(store: &dyn Store) -> Result<Self, StoreError> {
+        let mut versions = HashMap::new();
+        let mut definitions = Vec::new();
+        let mut assignments = Vec::new();
+        let mut unreadable = false;
+        for kind in [ROLE_DEFINITION, ROLE_ASSIGNMENT] {
+            let visit = &mut |record: holdfast_core::Record| {
+                let read = if kind == ROLE_DEFINITION {
+                    read_definition(&record.value).map(|definition| definitions.push(definition))
+                } else {
+                    read_assignment(&record.value).map(|assignment| assignments.push(assignment))
+                };
+                unreadable |= read.is_none();
+                versions.insert(record.key, record.version);
+            };
+            store.scan(kind, visit).await?;
+        }
+        if unreadable {
+            return Err(StoreError::Failed("a role record cannot be read".into()));
+        }
+        Ok(Self {
+            state: ArcSwap::from_pointee(RbacState::new(definitions, assignments)),
+            versions: Mutex::new(versions),
+        })
+    }
+
+    /// The rules in force now.
+    pub(crate) fn state(&self) -> arc_swap::Guard<std::sync::Arc<RbacState>> {
+        self.state.load()
+    }
+
+    /// Changes the rules: `decide` looks at them and says what to write and how they look afterwards.
+    async fn change(
+        &self,
+        store: &dyn Store,
+        key: RecordKey,
+        decide: impl FnOnce(&RbacState) -> Result<(Option<Vec<u8>>, RbacState), ApiError>,
+    ) -> Result<(), ApiError> {
+        let mut versions = self.versions.lock().await;
+        let (value, next) = decide(&self.state.load())?;
+        let expected_version = versions.get(&key).copied().unwrap_or(0);
+        let removed = value.is_none();
+        store.commit(vec![Write { key: key.clone(), expected_version, value }]).await?;
+        if removed {
+            versions.remove(&key);
+        } else {
+            versions.insert(key, expected_version + 1);
+        }
+        self.state.store(next.into());
+        Ok(())
+    }
+
+    pub(crate) async fn put_definition(
+        &self,
+        store: &dyn Store,
+        definition: RoleDefinition,
+        check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let stored = StoredDefinition {
+            v: FORMAT,
+            id: definition.id.clone(),
+            name: definition.role_name.clone(),
+            description: definition.description.clone(),
+            data_actions: definition.data_actions.clone(),
+            not_data_actions: definition.not_data_actions.clone(),
+        };
+        let key = RecordKey::new(ROLE_DEFINITION, definition.id.as_bytes());
+        let value = to_json(&stored)?;
+        self.change(store, key, |state| {
+            check(state)?;
+            Ok((Some(value), state.changed(|state| state.put_definition(definition))))
+        })
+        .await
+    }
+
+    pub(crate) async fn remove_definition(&self, store: &dyn Store, id: &str) -> Result<RoleDefinition, ApiError> {
+        let mut removed = None;
+        self.change(store, RecordKey::new(ROLE_DEFINITION, id.as_bytes()), |state| {
+            let found = state.definition(id).ok_or_else(|| definition_not_found(id))?;
+            if found.built_in {
+                return Err(ApiError::not_permitted("A built-in role cannot be deleted"));
+            }
+            removed = Some(found.clone());
+            Ok((None, state.changed(|state| state.remove_definition(id))))
+        })
+        .await?;
+        removed.ok_or_else(|| definition_not_found(id))
+    }
+
+    pub(crate) async fn put_assignment(
+        &self,
+        store: &dyn Store,
+        assignment: RoleAssignment,
+        check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
+    ) -> Result<(), ApiError> {
+        let write = assignment_write(&assignment, 0)?;
+        self.change(store, write.key, |state| {
+            check(state)?;
+            Ok((write.value, state.changed(|state| state.put_assignment(assignment))))
+        })
+        .await
+    }
+
+    pub(crate) async fn remove_assignment(
+        &self,
+        store: &dyn Store,
+        id: &str,
+        scope: &Scope,
+    ) -> Result<RoleAssignment, ApiError> {
+        let mut removed = None;
+        self.change(store, RecordKey::new(ROLE_ASSIGNMENT, id.as_bytes()), |state| {
+            let found = state.assignment(id).filter(|found| found.scope == *scope);
+            removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
+            Ok((None, state.changed(|state| state.remove_assignment(id))))
+        })
+        .await?;
+        removed.ok_or_else(|| assignment_not_found(id))
+    }
+}
+
+pub(crate) fn definition_not_found(id: &str) -> ApiError {
+    let id = crate::route::printable(id);
+    ApiError::not_found("RoleDefinitionNotFound", format!("Requested role definition not found: {id}"))
+}
+
+pub(crate) fn assignment_not_found(id: &str) -> ApiError {
+    let id = crate::route::printable(id);
+    ApiError::not_found("RoleAssignmentNotFound", format!("Requested role assignment not found: {id}"))
+}
+
+fn read_definition(value: &[u8]) -> Option<RoleDefinition> {
+    let stored: StoredDefinition =
+        serde_json::from_slice(value).ok().filter(|stored: &StoredDefinition| stored.v == FORMAT)?;
+    Some(RoleDefinition {
+        id: stored.id,
+        role_name: stored.name,
+        description: stored.description,
+        built_in: false,
+        data_actions: stored.data_actions,
+        not_data_actions: stored.not_data_actions,
+    })
+}
+
+fn read_assignment(value: &[u8]) -> Option<RoleAssignment> {
+    let stored: StoredAssignment =
+        serde_json::from_slice(value).ok().filter(|stored: &StoredAssignment| stored.v == FORMAT)?;
+    Some(RoleAssignment {
+        scope: Scope::from_wire(&stored.scope)?,
+        id: stored.id,
+        principal_id: stored.principal,
+        definition_id: stored.role,
+    })
+}
