@@ -1,5 +1,7 @@
 //! Logs to standard error, metrics for Prometheus.
 
+use std::io::IsTerminal;
+
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -13,7 +15,11 @@ const BUCKETS: &[f64] =
 /// Starts logging; the level is `RUST_LOG`'s, or `info`.
 pub(crate) fn start_logging(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     // A second call, in tests, leaves the first in force.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }

@@ -166,7 +166,6 @@ fn leaf_params(names: &[String]) -> Result<CertificateParams, Fault> {
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
 
@@ -183,6 +182,7 @@ fn certify(
         None => {
             let mut params = leaf_params(names)?;
             set_validity(&mut params, now, LEAF_DAYS)?;
+            params.use_authority_key_identifier_extension = true;
             // Name and key identifier are all that signing takes from the authority, and they do not change.
             let issuer = Issuer::new(authority_params(now)?, key_pair(authority_key)?);
             let leaf = params.signed_by(&key_pair(tls_key)?, &issuer).map_err(Fault::tls)?;

@@ -1,0 +1,70 @@
+//! Everything that must pass, in the order in which it is cheapest to fail.
+
+use std::{fs, path::PathBuf};
+
+use crate::{
+    check, fuzz,
+    run::{program, root, step, works},
+};
+
+/// Seconds that each fuzz target runs here; longer runs are `cargo xtask fuzz --seconds N`.
+const FUZZ_SECS: u64 = 8;
+const NEXTEST_VERSION: &str = "0.9.143";
+
+pub(crate) fn run(kills: u64) -> Result<(), String> {
+    install_tools()?;
+    check::run()?;
+    step("unit, vector and property tests", program("cargo", &["nextest", "run", "--workspace", "--locked"]))?;
+    step("doc tests", program("cargo", &["test", "--doc", "--workspace", "--locked", "--quiet"]))?;
+    step("release build", program("cargo", &["build", "--release", "--locked", "--workspace"]))?;
+    let sdk = python_environment("sdk")?;
+    let az = python_environment("az")?;
+    let pytest = sdk.join("bin/pytest").to_string_lossy().into_owned();
+    let mut azure = program(&pytest, &["tests/azure", "-q", "--durations=5"]);
+    azure.env("HOLDFAST_AZ", az.join("bin/az"));
+    step("Azure SDKs and az", azure)?;
+    let python = sdk.join("bin/python").to_string_lossy().into_owned();
+    let kills = kills.to_string();
+    step("crash loop", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
+    fuzz::run(FUZZ_SECS)
+}
+
+/// Installs what is missing; a tool that cannot be installed fails the run.
+fn install_tools() -> Result<(), String> {
+    if !works("cargo", &["nextest", "--version"]) {
+        let version = format!("cargo-nextest@{NEXTEST_VERSION}");
+        step("install cargo-nextest", program("cargo", &["install", "--locked", &version]))?;
+    }
+    let mut packages = Vec::new();
+    if !works("c++", &["--version"]) {
+        packages.push("g++");
+    }
+    if !works("python3", &["-c", "import venv, ensurepip"]) {
+        packages.extend(["python3", "python3-venv"]);
+    }
+    if !packages.is_empty() {
+        step("apt-get update", program("apt-get", &["update", "-qq"]))?;
+        let mut install = program("apt-get", &["install", "-y", "-qq", "--no-install-recommends"]);
+        install.args(&packages).env("DEBIAN_FRONTEND", "noninteractive");
+        step("apt-get install", install)?;
+    }
+    Ok(())
+}
+
+/// A virtual environment with the pinned packages of `tests/requirements-NAME.txt`, made again when they change.
+fn python_environment(name: &str) -> Result<PathBuf, String> {
+    let requirements = root().join(format!("tests/requirements-{name}.txt"));
+    let wanted = fs::read_to_string(&requirements).map_err(|error| format!("{}: {error}", requirements.display()))?;
+    let directory = root().join(format!("target/python-{name}"));
+    let stamp = directory.join("installed.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(directory);
+    }
+    let path = directory.to_string_lossy().into_owned();
+    step(&format!("python environment {name}"), program("python3", &["-m", "venv", "--clear", &path]))?;
+    let pip = directory.join("bin/pip").to_string_lossy().into_owned();
+    let file = requirements.to_string_lossy().into_owned();
+    step(&format!("packages of {name}"), program(&pip, &["install", "--quiet", "-r", &file]))?;
+    fs::write(&stamp, wanted).map_err(|error| error.to_string())?;
+    Ok(directory)
+}
