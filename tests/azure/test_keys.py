@@ -2,7 +2,6 @@
 import datetime
 import json
 import os
-import time
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
@@ -10,7 +9,7 @@ from azure.keyvault.keys import (
     ApiVersion, JsonWebKey, KeyClient, KeyRotationLifetimeAction, KeyRotationPolicy, KeyRotationPolicyAction,
 )
 from azure.keyvault.keys.crypto import EncryptionAlgorithm, KeyWrapAlgorithm, SignatureAlgorithm
-from conftest import assert_error, b64
+from conftest import assert_error, b64, unb64
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
@@ -192,13 +191,13 @@ def test_import_wrapped_key(key_client, rest, name):
     pkcs8 = (serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     theirs = rsa.generate_private_key(65537, 2048)
     made = rest.ok("PUT", f"/keys/{name}-rsa", {"key": {"kty": "RSA-HSM", "key_hsm": transfer(theirs.private_bytes(*pkcs8))}})
-    assert int.from_bytes(__import__("conftest").unb64(made["key"]["n"])) == theirs.public_key().public_numbers().n
+    assert int.from_bytes(unb64(made["key"]["n"])) == theirs.public_key().public_numbers().n
     curve = ec.generate_private_key(ec.SECP384R1())
     rest.ok("PUT", f"/keys/{name}-ec", {"key": {"kty": "EC-HSM", "crv": "P-384", "key_hsm": transfer(curve.private_bytes(*pkcs8))}})
     raw = os.urandom(32)
     rest.ok("PUT", f"/keys/{name}-oct", {"key": {"kty": "oct-HSM", "key_hsm": transfer(raw)}})
     wrapped = rest.ok("POST", f"/keys/{name}-oct/wrapkey", {"alg": "A256KW", "value": b64(b"k" * 32)})["value"]
-    assert keywrap.aes_key_unwrap(raw, __import__("conftest").unb64(wrapped)) == b"k" * 32
+    assert keywrap.aes_key_unwrap(raw, unb64(wrapped)) == b"k" * 32
     assert_error(rest("PUT", f"/keys/{name}-bad", {"key": {"kty": "oct-HSM", "key_hsm": transfer(b"short")}}), 400, "BadParameter")
     assert_error(rest("PUT", f"/keys/{name}-bad", {"key": {"kty": "oct-HSM", "key_hsm": b64(b"{}")}}), 400, "BadParameter")
 
@@ -245,6 +244,8 @@ def test_limits_of_requests(rest, name):
 
 def test_every_api_version(server):
     for version in ApiVersion:
+        if version.value in ("2016-10-01", "7.0", "7.1"):
+            continue  # older than Managed HSM
         client = KeyClient(server.url, server.credential(), api_version=version, connection_verify=server.ca_file)
         key = client.create_key("versioned", "RSA-HSM")
         assert client.get_key("versioned").id == key.id

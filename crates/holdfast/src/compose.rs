@@ -60,7 +60,7 @@ pub(crate) struct Running {
     shutdown: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
     audit: Arc<AuditLog>,
-    marks: JoinHandle<()>,
+    marks: JoinHandle<AuditMarks>,
 }
 
 /// Opens the instance in `data_dir`, or founds one there.
@@ -293,7 +293,8 @@ impl Opened {
             stopped.clone(),
         )));
         servers.push(tokio::spawn(maintain(role, Arc::clone(&identity), Arc::clone(&ambient), stopped.clone())));
-        let marks = tokio::spawn(keep_marks(store, Arc::clone(&audit), mark_version, stopped));
+        let marks = AuditMarks { store, audit: Arc::clone(&audit), version: mark_version, written: 0 };
+        let marks = tokio::spawn(marks.keep(stopped));
         Ok((Running { shutdown, servers, audit, marks }, identity.authority_pem()))
     }
 }
@@ -349,23 +350,32 @@ fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
     Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: head.try_into().ok()? })
 }
 
-/// Remembers in the store how far the log has come, so that a log cut short shows at the next start.
-async fn keep_marks(store: Arc<dyn Store>, audit: Arc<AuditLog>, mut version: u64, mut stopped: watch::Receiver<bool>) {
-    let mut written = 0;
-    loop {
-        let stopping = tokio::time::timeout(AUDIT_MARK_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_ok();
-        if stopping {
+/// Remembers in the store how far the audit log has come, so that a log cut short shows at the next start.
+struct AuditMarks {
+    store: Arc<dyn Store>,
+    audit: Arc<AuditLog>,
+    version: u64,
+    written: u64,
+}
+
+impl AuditMarks {
+    async fn keep(mut self, mut stopped: watch::Receiver<bool>) -> Self {
+        while tokio::time::timeout(AUDIT_MARK_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
+            self.write().await;
+        }
+        self
+    }
+
+    async fn write(&mut self) {
+        let latest = self.audit.latest();
+        gauge!("holdfast_audit_lines").set(latest.seq as f64);
+        if latest.seq == self.written {
             return;
         }
-        let latest = audit.latest();
-        gauge!("holdfast_audit_lines").set(latest.seq as f64);
-        if latest.seq == written {
-            continue;
-        }
         let value = [latest.seq.to_be_bytes().as_slice(), &latest.head].concat();
-        let write = Write { key: mark_key(), expected_version: version, value: Some(value) };
-        match store.commit(vec![write]).await {
-            Ok(()) => (version, written) = (version + 1, latest.seq),
+        let write = Write { key: mark_key(), expected_version: self.version, value: Some(value) };
+        match self.store.commit(vec![write]).await {
+            Ok(()) => (self.version, self.written) = (self.version + 1, latest.seq),
             Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered"),
         }
     }
@@ -489,9 +499,11 @@ impl Running {
         for server in self.servers {
             let _ = server.await;
         }
-        let _ = self.marks.await;
         let audit = self.audit;
         let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+        if let Ok(mut marks) = self.marks.await {
+            marks.write().await;
+        }
         tracing::info!("stopped");
     }
 

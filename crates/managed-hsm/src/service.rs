@@ -167,6 +167,10 @@ impl ManagedHsm {
             headers.insert("x-ms-client-request-id", value.clone());
         }
         if let Some(error) = error {
+            if matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
+                // The rest of the body is not waited for.
+                headers.insert(header::CONNECTION, fixed("close"));
+            }
             if let Some(secs) = error.retry_after_secs {
                 headers.insert(header::RETRY_AFTER, secs.into());
             }
