@@ -38,8 +38,18 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
 /// Crates without clock, files, environment, async runtime or entropy of their own.
 const PURE: &[&str] = &["crypto", "core", "engine"];
 const IMPURE_WORDS: &[&str] = &[
-    "std::fs", "std::env", "std::net", "std::thread", "std::time", "std::process", "SystemTime", "Instant::", "tokio",
-    "getrandom", "SystemRandom", "rand::",
+    "std::fs",
+    "std::env",
+    "std::net",
+    "std::thread",
+    "std::time",
+    "std::process",
+    "SystemTime",
+    "Instant::",
+    "tokio",
+    "getrandom",
+    "SystemRandom",
+    "rand::",
 ];
 /// The only crates that may name a cryptographic library.
 const CRYPTO_LIBRARIES: &[&str] = &["aws-lc-rs", "aes-kw", "pkcs1", "pkcs8"];

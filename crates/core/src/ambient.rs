@@ -7,7 +7,7 @@ pub struct Timestamp(i64);
 impl Timestamp {
     /// From milliseconds since the epoch.
     #[must_use]
-    pub fn from_unix_millis(millis: i64) -> Self {
+    pub const fn from_unix_millis(millis: i64) -> Self {
         Self(millis)
     }
 

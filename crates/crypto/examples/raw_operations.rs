@@ -4,9 +4,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use holdfast_crypto::{
-    AesSize, Curve, EncryptionPadding, KeyMaterial, KeySpec, LoadedKey, RsaSize, WrapPadding,
-};
+use holdfast_crypto::{AesSize, Curve, EncryptionPadding, KeyMaterial, KeySpec, LoadedKey, RsaSize, WrapPadding};
 
 fn load(spec: KeySpec) -> LoadedKey {
     KeyMaterial::generate(spec, |bytes| bytes.fill(7)).and_then(KeyMaterial::load).expect("a key")

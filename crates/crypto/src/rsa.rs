@@ -75,6 +75,37 @@ impl RsaPublicKey {
         Some((RsaSize::from_bits(bits)?, exponent))
     }
 
+    /// From RSAPublicKey (RFC 8017, A.1.1) or SubjectPublicKeyInfo (RFC 5280), DER.
+    ///
+    /// # Errors
+    /// [`CryptoError::InvalidKey`].
+    pub fn from_der(der: &[u8]) -> Result<Self, CryptoError> {
+        let key = aws_lc_rs::rsa::PublicKey::from_der(der)
+            .map_err(|_| CryptoError::InvalidKey("not an RSA public key in DER"))?;
+        Ok(Self::from_library(&key))
+    }
+
+    fn from_library(key: &aws_lc_rs::rsa::PublicKey) -> Self {
+        Self {
+            n: key.modulus().big_endian_without_leading_zero().to_vec(),
+            e: key.exponent().big_endian_without_leading_zero().to_vec(),
+        }
+    }
+
+    /// Whether `signature` is one of `digest`: for tools that hold no private half.
+    ///
+    /// # Errors
+    /// [`CryptoError::Mismatch`] if `scheme` is not RSA, [`CryptoError::InvalidInput`] on a digest of another length.
+    pub fn verify(&self, scheme: SignatureScheme, digest: &[u8], signature: &[u8]) -> Result<bool, CryptoError> {
+        let (slot, _, hash) = parameters(scheme).ok_or(CryptoError::Mismatch)?;
+        let digest = import_digest(hash, digest)?;
+        Ok(self.verifier(slot)?.verify_digest_sig(&digest, signature).is_ok())
+    }
+
+    fn verifier(&self, slot: usize) -> Result<ParsedPublicKey, CryptoError> {
+        self.components().to_parsed_public_key(VERIFIERS[slot]).map_err(|_| CryptoError::Library("RSA public key"))
+    }
+
     fn components(&self) -> PublicKeyComponents<&[u8]> {
         PublicKeyComponents { n: &self.n, e: &self.e }
     }
@@ -160,11 +191,7 @@ impl RsaKey {
         let invalid = |_| CryptoError::InvalidKey("not an RSA private key in PKCS #8");
         let signer = KeyPair::from_pkcs8(pkcs8.expose()).map_err(invalid)?;
         let private = || PrivateDecryptingKey::from_pkcs8(pkcs8.expose()).map_err(invalid);
-        let public_key = signer.public_key();
-        let public = RsaPublicKey {
-            n: public_key.modulus().big_endian_without_leading_zero().to_vec(),
-            e: public_key.exponent().big_endian_without_leading_zero().to_vec(),
-        };
+        let public = RsaPublicKey::from_library(signer.public_key());
         let (size, _) = public.parameters().ok_or(CryptoError::InvalidKey("RSA keys have 2048, 3072 or 4096 bits"))?;
         let encrypt = || -> Result<PublicEncryptingKey, CryptoError> {
             public.components().try_into().map_err(|_| CryptoError::Library("RSA public key"))
@@ -279,11 +306,7 @@ impl RsaKey {
         let verifier = match self.verifiers[slot].get() {
             Some(verifier) => verifier,
             None => {
-                let parsed = self
-                    .public
-                    .components()
-                    .to_parsed_public_key(VERIFIERS[slot])
-                    .map_err(|_| CryptoError::Library("RSA public key"))?;
+                let parsed = self.public.verifier(slot)?;
                 self.verifiers[slot].get_or_init(|| parsed)
             }
         };

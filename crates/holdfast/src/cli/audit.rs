@@ -142,7 +142,11 @@ fn tail(directory: &Path, count: usize, follow: bool, json: bool) -> Result<(), 
     })?;
     let mut out = io::stdout().lock();
     let mut show = |line: &[u8]| -> io::Result<()> {
-        if json { out.write_all(line)? } else { out.write_all(readable(line).as_bytes())? }
+        if json {
+            out.write_all(line)?
+        } else {
+            out.write_all(readable(line).as_bytes())?
+        }
         out.write_all(b"\n")
     };
     if let Err(error) = newest.iter().try_for_each(|line| show(line)) {
