@@ -1,0 +1,221 @@
+//! The audit log: a golden log, every kind of tampering found by the verifier, failing closed, surviving torn tails.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, PartitionId, Timestamp};
+use holdfast_crypto::{Curve, EcKey, KeyMaterial, KeySpec, SecretBytes};
+use holdfast_store::audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
+use proptest::prelude::*;
+
+struct Fixed;
+impl Ambient for Fixed {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_millis(1_800_000_000_123)
+    }
+    fn fill(&self, out: &mut [u8]) {
+        out.fill(1);
+    }
+}
+
+/// One key for all logs of a test.
+fn key() -> EcKey {
+    static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
+    let material = MATERIAL.get_or_init(|| {
+        let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
+        SecretBytes::copy_of(material.expose_canonical())
+    });
+    EcKey::load(Curve::P384, material).unwrap()
+}
+
+fn config(directory: &Path) -> AuditLogConfig {
+    AuditLogConfig {
+        directory: directory.into(),
+        segment_bytes_max: 2000,
+        segment_age_max: Duration::from_secs(3600),
+        checkpoint_interval: Duration::from_millis(1),
+        expected: None,
+        accept_loss: false,
+    }
+}
+
+fn open(config: AuditLogConfig) -> Result<AuditLog, AuditOpenError> {
+    AuditLog::open(config, PartitionId::from_bytes([7; 16]), key(), Arc::new(Fixed))
+}
+
+fn event(number: usize) -> AuditEvent {
+    AuditEvent {
+        time: Fixed.now(),
+        operation: "KeyWrap",
+        principal: None,
+        key: Some("kek".into()),
+        key_version: None,
+        algorithm: Some("A256KW".into()),
+        outcome: AuditOutcome::Allowed,
+        status: 200,
+        error_code: None,
+        reason: Some("a \"quoted\" rule\nof two lines".into()),
+        request_id: format!("request-{number}"),
+        client_request_id: None,
+        source: Some("127.0.0.1:1".into()),
+        user_agent: None,
+        path: "/keys/kek/wrapkey".into(),
+        duration_us: 12,
+    }
+}
+
+/// A log of several segments, closed in order.
+fn write_log(directory: &Path, events: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let log = open(config(directory)).unwrap();
+    for number in 0..events {
+        runtime.block_on(log.append(event(number))).unwrap();
+    }
+    log.close();
+    assert!(runtime.block_on(log.append(event(0))).is_err(), "a closed log takes no event");
+}
+
+fn lines(directory: &Path) -> Vec<(PathBuf, Vec<Vec<u8>>)> {
+    let segments = list_segments(directory).unwrap();
+    let split = |path: &PathBuf| fs::read(path).unwrap().split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+    segments.iter().map(|(_, path)| (path.clone(), split(path))).collect()
+}
+
+fn copy_of(directory: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for (_, path) in list_segments(directory).unwrap() {
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn a_log_of_many_segments_verifies_and_goes_on_after_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 30);
+    let report = verify(directory.path(), None, None).unwrap();
+    assert_eq!((report.finding, report.events), (None, 30));
+    assert!(report.checkpoints > 0 && report.unsigned_lines == 0 && lines(directory.path()).len() > 2);
+    let fingerprint = report.key_fingerprint;
+    assert_eq!(verify(directory.path(), None, Some(&fingerprint)).unwrap().finding, None);
+    assert!(verify(directory.path(), None, Some("00")).unwrap().finding.unwrap().what.contains("another key"));
+}
+
+#[test]
+fn the_golden_log_verifies() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit-1");
+    let report = verify(&golden, None, None).unwrap();
+    assert_eq!((report.finding, report.events, report.unsigned_lines), (None, 3, 0));
+}
+
+#[test]
+fn removed_swapped_repeated_and_changed_lines_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 12);
+    let (path, good) = lines(directory.path()).swap_remove(1);
+    let first_seq: u64 = serde_json::from_slice::<serde_json::Value>(&good[0]).unwrap()["seq"].as_u64().unwrap();
+    let finding = |changed: Vec<Vec<u8>>| {
+        let copy = copy_of(directory.path());
+        fs::write(copy.path().join(path.file_name().unwrap()), changed.concat()).unwrap();
+        verify(copy.path(), None, None).unwrap().finding.expect("the change is found")
+    };
+    let mut removed = good.clone();
+    removed.remove(1);
+    assert_eq!(finding(removed).seq, first_seq + 1, "the missing line is named");
+    let mut swapped = good.clone();
+    swapped.swap(1, 2);
+    assert_eq!(finding(swapped).seq, first_seq + 1);
+    let mut repeated = good.clone();
+    repeated.insert(1, good[1].clone());
+    assert_eq!(finding(repeated).seq, first_seq + 2);
+    let mut changed = good.clone();
+    changed[1] = String::from_utf8(changed[1].clone()).unwrap().replace("kek", "KEK").into_bytes();
+    assert!(finding(changed).seq >= first_seq + 1);
+}
+
+#[test]
+fn a_missing_segment_and_a_cut_end_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 30);
+    let all = lines(directory.path());
+    let (_, last) = all.last().unwrap();
+    let last_line = last.last().unwrap().strip_suffix(b"\n").unwrap().to_vec();
+    let without = |index: usize| {
+        let copy = copy_of(directory.path());
+        fs::remove_file(copy.path().join(all[index].0.file_name().unwrap())).unwrap();
+        copy
+    };
+    for index in 0..all.len() - 1 {
+        assert!(verify(without(index).path(), None, None).unwrap().finding.is_some(), "segment {index}");
+    }
+    let cut = without(all.len() - 1);
+    assert_eq!(verify(cut.path(), None, None).unwrap().finding, None, "the files alone cannot tell");
+    let known = verify(cut.path(), Some(&last_line), None).unwrap();
+    assert!(known.finding.unwrap().what.contains("cut or rewritten"), "a line kept elsewhere can");
+    let report = verify(directory.path(), None, None).unwrap();
+    let expected = Some(Checkpoint { seq: report.lines, head: hex32(&report.head) });
+    let reopened = open(AuditLogConfig { expected, ..config(cut.path()) });
+    assert!(matches!(reopened, Err(AuditOpenError::Truncated { .. })), "nor does the service start on it");
+    let accepted = open(AuditLogConfig { expected, accept_loss: true, ..config(cut.path()) }).unwrap();
+    accepted.close();
+    let text = lines(cut.path()).into_iter().flat_map(|(_, lines)| lines).collect::<Vec<_>>().concat();
+    assert!(String::from_utf8(text).unwrap().contains("the loss was accepted"));
+}
+
+fn hex32(hex: &str) -> [u8; 32] {
+    let mut out = [0; 32];
+    for (byte, pair) in out.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    }
+    out
+}
+
+#[test]
+fn a_torn_last_line_is_cut_and_told() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 3);
+    let (path, _) = lines(directory.path()).pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 5]).unwrap();
+    assert!(verify(directory.path(), None, None).unwrap().finding.unwrap().what.contains("torn"));
+    open(config(directory.path())).unwrap().close();
+    let report = verify(directory.path(), None, None).unwrap();
+    assert_eq!(report.finding, None);
+    let text = fs::read_to_string(&lines(directory.path()).pop().unwrap().0).unwrap();
+    assert!(text.contains("was cut"), "{text}");
+}
+
+#[test]
+fn damage_before_the_end_keeps_the_log_shut() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 3);
+    let (path, mut lines) = lines(directory.path()).pop().unwrap();
+    lines[0][10] ^= 1;
+    fs::write(&path, lines.concat()).unwrap();
+    let opened = open(config(directory.path()));
+    assert!(matches!(opened, Err(AuditOpenError::Damaged { .. })), "{:?}", opened.err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_flipped_bit_is_found(position in any::<prop::sample::Index>(), bit in 0_u32..8) {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit-1");
+        let copy = copy_of(&golden);
+        let (path, lines) = lines(copy.path()).remove(0);
+        let mut bytes = lines.concat();
+        let at = position.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        fs::write(path, bytes).unwrap();
+        prop_assert!(verify(copy.path(), None, None).unwrap().finding.is_some(), "byte {at}");
+    }
+
+    #[test]
+    fn no_line_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = holdfast_store::audit::parse_line(&bytes);
+    }
+}
