@@ -68,11 +68,7 @@ def test_bodies_over_the_limit(server, rest):
     def chunks():
         for _ in range(40):
             yield b"A" * 65536
-    try:
-        answer = requests.post(url, data=chunks(), headers=headers, verify=server.ca_file)
-        assert_error(answer, 413, "RequestTooLarge")
-    except requests.ConnectionError:
-        pass  # the answer came, and the connection was closed, while we were still sending
+    assert_error(requests.post(url, data=chunks(), headers=headers, verify=server.ca_file), 413, "RequestTooLarge")
     lie = f"POST /keys/restore?api-version=7.5 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {rest.token}\r\nContent-Length: 104857600\r\n\r\n"
     assert raw(server, lie.encode()).startswith(b"HTTP/1.1 413 ")
 

@@ -3,6 +3,14 @@
 //! "Acceptable" vectors (legacy parameters) may go either way. Vectors of parameters that are not offered (other nonce
 //! and tag lengths, OAEP labels) must be refused or have no way to be expressed; those are counted as not applicable.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use holdfast_crypto::{
     AesKey, CbcPadding, Curve, EcPublicKey, EncryptionPadding, HashAlgorithm, ImportedKey, KeyMaterial, KeySpec,
     LoadedKey, RsaKey, RsaPublicKey, RsaSize, SecretBytes, SignatureScheme, WrapPadding, kdf, kdf::MacKey,

@@ -1,5 +1,13 @@
 //! The sealed state of an instance: a golden file with its silicon, and everything that must not open.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use holdfast_core::{Ambient, SealError, Sealer, Timestamp};

@@ -1,5 +1,13 @@
 //! Attributes decide before anything else: enabled, validity, operations; RSA1_5 is no oracle.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use holdfast_core::{
     CiphertextParts, EncryptionScheme, HsmError, KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId,
     Operation, Outcome, PartitionId, Timestamp, WrapScheme,

@@ -1,5 +1,13 @@
 //! The masked key blob and the key backup: golden files that every later version must read, and what must be refused.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use holdfast_core::{
     KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId, MaskedKey, Operation, Outcome, PartitionId,
     Timestamp, WrapScheme,

@@ -6,6 +6,8 @@
 
 mod authn;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 mod ops;
 mod query;

@@ -1,5 +1,13 @@
 //! The audit log: a golden log, every kind of tampering found by the verifier, failing closed, surviving torn tails.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -134,7 +142,7 @@ fn removed_swapped_repeated_and_changed_lines_are_named() {
     assert_eq!(finding(repeated).seq, first_seq + 2);
     let mut changed = good.clone();
     changed[1] = String::from_utf8(changed[1].clone()).unwrap().replace("kek", "KEK").into_bytes();
-    assert!(finding(changed).seq >= first_seq + 1);
+    assert!(finding(changed).seq > first_seq);
 }
 
 #[test]

@@ -1,5 +1,13 @@
 //! Encrypted records: the same contract over both engines, a golden row, and what a hostile engine may not do.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests fail by panicking, and count aloud"
+)]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

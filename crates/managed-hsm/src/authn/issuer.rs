@@ -147,7 +147,7 @@ fn read_json<'a, T: Deserialize<'a>>(document: &'a [u8]) -> Result<T, String> {
 }
 
 /// Reads a JWK set (RFC 7517, section 5). Keys of other kinds or uses are passed over.
-fn parse_keys(document: &[u8]) -> Result<HashMap<String, Arc<IssuerKey>>, String> {
+pub(super) fn parse_keys(document: &[u8]) -> Result<HashMap<String, Arc<IssuerKey>>, String> {
     #[derive(Deserialize)]
     struct Set {
         keys: Vec<serde_json::Value>,

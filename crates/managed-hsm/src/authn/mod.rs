@@ -148,3 +148,15 @@ fn bad(why: impl Into<String>) -> Rejection {
 fn same_audience(known: &str, found: &str) -> bool {
     known.trim_end_matches('/') == found.trim_end_matches('/')
 }
+
+/// Reads a token and a key set, as they come from outside.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(token: &str, key_set: &[u8]) {
+    let keys = issuer::parse_keys(key_set);
+    if let (Ok(unverified), Ok(keys)) = (token::read_unverified(token), keys)
+        && let Some(key) = keys.get(&unverified.key_id)
+        && let Ok(claims) = token::verify(token, key)
+    {
+        let _ = claims.principal("tenant");
+    }
+}
