@@ -20,6 +20,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
     ("holdfast-enclave", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-store", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-managed-hsm", &["holdfast-core", "holdfast-crypto"], &["holdfast-engine", "holdfast-store"]),
+    ("holdfast-storage", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
     (
         "holdfast",
         &[
@@ -28,6 +29,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
             "holdfast-enclave",
             "holdfast-engine",
             "holdfast-managed-hsm",
+            "holdfast-storage",
             "holdfast-store",
         ],
         &[],
@@ -52,7 +54,7 @@ const IMPURE_WORDS: &[&str] = &[
     "rand::",
 ];
 /// The only crates that may name a cryptographic library.
-const CRYPTO_LIBRARIES: &[&str] = &["aws-lc-rs", "aes-kw", "pkcs1", "pkcs8"];
+const CRYPTO_LIBRARIES: &[&str] = &["aws-lc-rs", "aes-kw", "md-5", "pkcs1", "pkcs8"];
 
 pub(crate) fn run() -> Result<(), String> {
     step("formatting", program("cargo", &["fmt", "--all", "--check"]))?;

@@ -12,7 +12,10 @@
 mod access;
 mod ambient;
 mod audit;
+mod blob;
 mod hsm;
+mod index;
+mod kek;
 mod key;
 mod principal;
 mod sealer;
@@ -21,10 +24,13 @@ mod store;
 pub use access::{Action, Decision, Denial, Intent, Permit, PermitMismatch, Policy, Resource, authorize};
 pub use ambient::{Ambient, Timestamp};
 pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
+pub use blob::{BlobId, BlobStore, BlobWriter};
 pub use hsm::{
     CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, NewKey, OpenKey, Operation, Outcome,
     WrapScheme,
 };
+pub use index::{Index, IndexDecision, IndexReader, IndexVisitor, IndexWrite};
+pub use kek::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
 pub use key::{
     InvalidName, KeyAttributes, KeyName, KeyOperation, KeyOperations, KeyVersion, KeyVersionId, PartitionId,
 };

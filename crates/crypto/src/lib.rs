@@ -10,10 +10,12 @@
 
 pub mod aead;
 mod aes;
+pub mod chunk;
 mod ec;
 mod error;
 pub mod kdf;
 mod material;
+pub mod md5;
 mod rsa;
 pub mod secret;
 pub mod selftest;

@@ -61,6 +61,8 @@ pub(crate) struct Running {
     servers: Vec<JoinHandle<()>>,
     audit: Arc<AuditLog>,
     marks: JoinHandle<AuditMarks>,
+    identity: Arc<TlsIdentity>,
+    ambient: Arc<dyn Ambient>,
 }
 
 /// Opens the instance in `data_dir`, or founds one there.
@@ -159,7 +161,7 @@ impl Sockets {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Fault> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Fault> {
     TcpListener::bind(address).await.map_err(|error| {
         Fault::unavailable(format!("{address}: {error}")).hint("is another instance running? choose another port")
     })
@@ -189,7 +191,7 @@ impl Opened {
         founding: Founding,
         issuer_clients: HashMap<String, issuer::Client>,
         metrics: PrometheusHandle,
-    ) -> Result<(Running, String), Fault> {
+    ) -> Result<Running, Fault> {
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
         let InstanceSecrets {
             instance,
@@ -295,7 +297,7 @@ impl Opened {
         servers.push(tokio::spawn(maintain(role, Arc::clone(&identity), Arc::clone(&ambient), stopped.clone())));
         let marks = AuditMarks { store, audit: Arc::clone(&audit), version: mark_version, written: 0 };
         let marks = tokio::spawn(marks.keep(stopped));
-        Ok((Running { shutdown, servers, audit, marks }, identity.authority_pem()))
+        Ok(Running { shutdown, servers, audit, marks, identity, ambient })
     }
 }
 
@@ -493,6 +495,30 @@ async fn maintain(
 }
 
 impl Running {
+    /// The certificate authority that clients of this process trust.
+    pub(crate) fn authority_pem(&self) -> String {
+        self.identity.authority_pem()
+    }
+
+    /// TLS with this instance's identity, for another role in the same process.
+    pub(crate) fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, Fault> {
+        self.identity.server_config()
+    }
+
+    pub(crate) fn ambient(&self) -> Arc<dyn Ambient> {
+        Arc::clone(&self.ambient)
+    }
+
+    /// Turns true when it is time to stop.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.shutdown.subscribe()
+    }
+
+    /// Tasks of another role that end when this one stops.
+    pub(crate) fn join(&mut self, tasks: Vec<JoinHandle<()>>) {
+        self.servers.extend(tasks);
+    }
+
     /// Stops listening, lets requests in flight end, and closes the audit log.
     pub(crate) async fn stop(self) {
         let _ = self.shutdown.send(true);
@@ -509,16 +535,22 @@ impl Running {
 
     /// Serves until SIGINT or SIGTERM.
     pub(crate) async fn until_stopped(self) -> Result<(), Fault> {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Fault::new)?;
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
+        signalled().await?;
         tracing::info!("stopping");
         self.stop().await;
         Ok(())
     }
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(crate) async fn signalled() -> Result<(), Fault> {
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Fault::new)?;
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
 }
 
 /// Metrics and logs, once for the process.

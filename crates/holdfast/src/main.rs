@@ -9,6 +9,7 @@ mod hardening;
 mod hsm;
 mod issuer;
 mod server;
+mod storage;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ const BUCKETS: &[f64] =
 
 /// Starts logging; the level is `RUST_LOG`'s, or `info`.
 pub(crate) fn start_logging(json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,s3s=off"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -34,6 +34,20 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
         Unit::Seconds,
         "From the request's header to the answer, audit included"
     );
+    describe_counter!("holdfast_storage_requests_total", "S3 requests by operation and outcome (ok, refused, failed)");
+    describe_histogram!(
+        "holdfast_storage_request_duration_seconds",
+        Unit::Seconds,
+        "Until the answer's head; bodies follow"
+    );
+    describe_counter!("holdfast_storage_unwraps_total", "DEKs unwrapped by the key service");
+    describe_counter!("holdfast_storage_dek_cache_hits_total", "DEKs found unwrapped in the cache");
+    describe_gauge!("holdfast_storage_dek_cache_entries", "DEKs held unwrapped");
+    describe_counter!(
+        "holdfast_storage_outage_grace_uses_total",
+        "Uses of an expired DEK while the key service was away"
+    );
+    describe_counter!("holdfast_storage_bodies_cut_total", "Bodies cut in the middle: revoked, unavailable or damaged");
     describe_gauge!("holdfast_connections", "Open connections");
     describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");

@@ -5,6 +5,7 @@
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
 
 mod authn;
+mod client;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -22,11 +23,12 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
+pub use client::{Exchange, KekClient, ServiceIdentity};
 pub use error::ApiError;
 use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
 use keys::{KeyRing, KeyRingLimits};
 use ops::Settings;
-pub use rbac::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_USER};
+pub use rbac::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
 use rbac::{Rbac, RoleAssignment};
 use retention::Retention;
 pub use route::{CryptoOperation, Route, Scope};

@@ -2,9 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
-use crate::{config, fault::Fault};
+use crate::{config, fault::Fault, storage};
+
+/// Which role a file configures.
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Role {
+    /// `holdfast managed-hsm`
+    #[default]
+    ManagedHsm,
+    /// `holdfast storage serve`
+    Storage,
+}
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -13,20 +23,31 @@ pub(crate) enum ConfigCommand {
         /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Which role it configures
+        #[arg(long, value_enum, default_value_t)]
+        role: Role,
     },
     /// Print a commented example with every field and its default
-    Example,
+    Example {
+        /// Which role
+        #[arg(long, value_enum, default_value_t)]
+        role: Role,
+    },
 }
 
 impl ConfigCommand {
     #[expect(clippy::print_stdout, reason = "the command's data")]
     pub(crate) fn run(self) -> Result<(), Fault> {
         match self {
-            Self::Check { config } => {
-                config::Config::load(&config)?;
+            Self::Check { config, role } => {
+                match role {
+                    Role::ManagedHsm => config::Config::load(&config).map(|_| ())?,
+                    Role::Storage => storage::config::Config::load(&config).map(|_| ())?,
+                }
                 println!("{}: ok", config.display());
             }
-            Self::Example => print!("{}", config::EXAMPLE),
+            Self::Example { role: Role::ManagedHsm } => print!("{}", config::EXAMPLE),
+            Self::Example { role: Role::Storage } => print!("{}", storage::config::EXAMPLE),
         }
         Ok(())
     }

@@ -4,12 +4,20 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use clap::Args;
 use holdfast_core::Ambient;
-use holdfast_crypto::{Rsa1_5Policy, kdf};
-use holdfast_managed_hsm::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_USER, Founding, HostPort, Limits};
+use holdfast_crypto::{Rsa1_5Policy, SecretBytes, kdf};
+use holdfast_managed_hsm::{
+    ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER, Exchange, Founding, HostPort,
+    KekClient, Limits, ServiceIdentity,
+};
+use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
 
 use super::env_file;
 use crate::{
@@ -18,7 +26,11 @@ use crate::{
     config::{self, Audit, Config, EmbeddedIssuer, HsmConfig, Identity, Listen},
     fault::Fault,
     issuer,
-    server::ConnectionLimits,
+    server::{
+        ConnectionLimits,
+        client::{HttpsClient, PooledClient},
+    },
+    storage::StorageSetup,
 };
 
 #[derive(Args)]
@@ -29,12 +41,24 @@ pub(crate) struct DevArgs {
     /// Root of the software silicon that the state is sealed to; DIR.silicon by default
     #[arg(long, value_name = "FILE", requires = "data_dir")]
     silicon: Option<PathBuf>,
-    /// First port; the HSM listens on it, the issuer on the next
+    /// First port; the HSM listens on it, the issuer on the next, S3 on the one after
     #[arg(long, value_name = "N", default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..=65_500))]
     port_base: u16,
     /// Write the variables as KEY=VALUE lines once everything is ready
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
+    /// How long S3 uses an unwrapped DEK, in seconds
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    dek_cache_ttl_secs: u64,
+    /// How often S3 looks for new versions of its KEKs, in seconds
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    kek_poll_secs: u64,
+    /// Serve S3 without TLS: for measuring
+    #[arg(long)]
+    insecure_s3_http: bool,
+    /// Keep S3 objects in clear, and refuse requests that ask for encryption: for measuring
+    #[arg(long)]
+    insecure_no_encryption: bool,
     /// Another client of the issuer, without any role, named in the env file; may be repeated
     #[arg(long = "client", value_name = "NAME")]
     clients: Vec<String>,
@@ -76,25 +100,31 @@ impl DevArgs {
         let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir));
         let opened = compose::open(&data_dir, &silicon)?;
         let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
-        let mut clients = vec![administrator];
+        let storage = DevClient::new(&opened, "HOLDFAST_STORAGE".into(), "storage");
+        let mut clients = vec![administrator, storage];
         clients.extend(self.clients.iter().map(|name| DevClient::new(&opened, client_prefix(name), name)));
         let tenant = opened.derived_guid("tenant");
         let config = self.config(&data_dir, &silicon, &tenant);
         let sockets = Sockets::bind(&config).await?;
+        let s3_socket = compose::listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port_base + 2)).await?;
         let founding = Founding {
             soft_delete_retention_days: 90,
             purge_protection: false,
             first_assignments: [ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_USER]
                 .map(|role| (clients[0].object_id.clone(), role))
-                .to_vec(),
+                .into_iter()
+                .chain([(clients[1].object_id.clone(), CRYPTO_SERVICE_ENCRYPTION_USER)])
+                .collect(),
         };
         let issuer_clients = clients.iter().map(|client| {
             let secret_sha256 = kdf::sha256(&[client.secret.as_bytes()]);
             (client.client_id.clone(), issuer::Client { object_id: client.object_id.clone(), secret_sha256 })
         });
         let issuer_clients: HashMap<_, _> = issuer_clients.collect();
-        let (running, _) = opened.run(&config, sockets, founding, issuer_clients, metrics).await?;
-        let variables = self.variables(&config, &data_dir, &tenant, &clients)?;
+        let mut running = opened.run(&config, sockets, founding, issuer_clients, metrics.clone()).await?;
+        let mut variables = self.variables(&config, &data_dir, &tenant, &clients)?;
+        let storage = DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, metrics };
+        variables.extend(self.start_storage(&mut running, storage, &clients).await?);
         print_welcome(&variables, &data_dir);
         if let Some(path) = &self.env_file {
             env_file::write(path, &variables)?;
@@ -104,6 +134,66 @@ impl DevArgs {
             let _ = std::fs::remove_file(path);
         }
         result
+    }
+
+    /// Makes the KEKs, as the administrator, and starts S3 on them, as a service of its own. Gives its variables.
+    async fn start_storage(
+        &self,
+        running: &mut compose::Running,
+        dev: DevStorage<'_>,
+        clients: &[DevClient],
+    ) -> Result<Vec<(String, String)>, Fault> {
+        let hsm_url = dev.config.listen.host_names[0].base_url();
+        let exchange: Arc<dyn Exchange> =
+            Arc::new(PooledClient::new(Vec::new(), HttpsClient::trusting(running.authority_pem().as_bytes())?));
+        let identity = |client: &DevClient| ServiceIdentity {
+            authority: dev.config.identity.authority.clone(),
+            client_id: client.client_id.clone(),
+            client_secret: SecretBytes::copy_of(client.secret.as_bytes()),
+            audience: dev.config.identity.audience.clone(),
+        };
+        let client = |of| KekClient::new(Arc::clone(&exchange), identity(of), vec![hsm_url.clone()]);
+        let administrator = client(&clients[0]);
+        let keks = ["storage", "storage-key-1", "storage-key-2"].map(|name| format!("{hsm_url}/keys/{name}"));
+        for kek in &keks {
+            administrator.ensure_rsa_key(kek, 2048).await.map_err(|error| Fault::new(format!("{kek}: {error}")))?;
+        }
+        let mut random = [0; 36];
+        OsAmbient.fill(&mut random);
+        let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let access_key = format!("HFDEV{}", &secret[..15].to_ascii_uppercase());
+        let secret = secret[16..].to_owned();
+        let ttl = Duration::from_secs(self.dek_cache_ttl_secs);
+        let setup = StorageSetup {
+            data_dir: &dev.data_dir.join("storage"),
+            role: StorageConfig {
+                default_kek: keks[0].clone(),
+                deks: DekCacheLimits { ttl, ..DekCacheLimits::default() },
+                encryption_off: self.insecure_no_encryption,
+                region: DEV_REGION.into(),
+            },
+            keys: vec![AccessKey { id: access_key.clone(), secret: secret.clone(), principal: "dev".into() }],
+            keks: Arc::new(client(&clients[1])),
+            kek_poll: Duration::from_secs(self.kek_poll_secs),
+            socket: dev.socket,
+            metrics_socket: None,
+            tls: if self.insecure_s3_http { None } else { Some(running.server_config()?) },
+            connections: ConnectionLimits::default(),
+            ambient: running.ambient(),
+            metrics: dev.metrics,
+        };
+        running.join(crate::storage::start(setup, running.stopped()).await?);
+        let scheme = if self.insecure_s3_http { "http" } else { "https" };
+        let pairs = [
+            ("HOLDFAST_S3_URL", format!("{scheme}://127.0.0.1:{}", self.port_base + 2)),
+            ("AWS_ACCESS_KEY_ID", access_key),
+            ("AWS_SECRET_ACCESS_KEY", secret),
+            ("AWS_REGION", DEV_REGION.to_owned()),
+            ("HOLDFAST_S3_KEY_1", keks[1].clone()),
+            ("HOLDFAST_S3_KEY_2", keks[2].clone()),
+            ("HOLDFAST_STORAGE_DIR", path_text(&dev.data_dir.join("storage"))?),
+        ];
+        Ok(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn issuer_port(&self) -> u16 {
@@ -178,6 +268,20 @@ impl DevArgs {
     }
 }
 
+/// What starting S3 beside the HSM takes.
+struct DevStorage<'a> {
+    config: &'a Config,
+    data_dir: &'a Path,
+    socket: TcpListener,
+    metrics: PrometheusHandle,
+}
+
+const DEV_REGION: &str = "us-east-1";
+
+fn path_text(path: &Path) -> Result<String, Fault> {
+    Ok(path.canonicalize().map_err(|error| Fault::file(path, error))?.display().to_string())
+}
+
 const NAME_UNDER_LOCALHOST: &str = "hsm.localhost";
 
 fn check_client_names(names: &[String]) -> Result<(), Fault> {
@@ -203,7 +307,7 @@ fn print_welcome(variables: &[(String, String)], data_dir: &Path) {
     }
     println!("export AZURE_AUTHORITY_HOST=$HOLDFAST_AUTHORITY_URL AZURE_TENANT_ID=$HOLDFAST_TENANT_ID");
     println!("export AZURE_CLIENT_ID=$HOLDFAST_CLIENT_ID AZURE_CLIENT_SECRET=$HOLDFAST_CLIENT_SECRET");
-    println!("export REQUESTS_CA_BUNDLE=$HOLDFAST_CA_FILE");
+    println!("export REQUESTS_CA_BUNDLE=$HOLDFAST_CA_FILE AWS_CA_BUNDLE=$HOLDFAST_CA_FILE");
     println!("{FIRST_COMMANDS}");
     tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
 }
@@ -231,6 +335,11 @@ wrapped = crypto.wrap_key(KeyWrapAlgorithm.rsa_oaep_256, dek)
 assert crypto.unwrap_key(KeyWrapAlgorithm.rsa_oaep_256, wrapped.encrypted_key).key == dek
 print("wrapped under", wrapped.key_id)
 PY
+
+# aws: an object, encrypted under the bucket's DEK, which lies beside it wrapped by a KEK of the HSM
+aws --endpoint-url $HOLDFAST_S3_URL s3 mb s3://first
+aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/
+aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/own-dek --sse aws:kms --sse-kms-key-id $HOLDFAST_S3_KEY_1
 
 # az (see README.md for its one-time set-up)
 az keyvault key show --id $HOLDFAST_HSM_URL/keys/kek

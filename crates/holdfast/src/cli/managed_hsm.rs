@@ -32,7 +32,7 @@ impl ManagedHsmArgs {
             first_assignments: administrators.iter().map(|id| (id.clone(), ADMINISTRATOR)).collect(),
         };
         let instance = opened.instance;
-        let (running, _) = opened.run(&config, sockets, founding, clients, metrics).await?;
+        let running = opened.run(&config, sockets, founding, clients, metrics).await?;
         tracing::info!(%instance, address = %config.listen.address, url = config.listen.host_names[0].base_url(), "ready");
         running.until_stopped().await
     }

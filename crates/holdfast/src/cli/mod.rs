@@ -6,6 +6,7 @@ mod dev;
 mod env_file;
 mod managed_hsm;
 mod status;
+mod storage;
 mod token;
 
 use std::path::PathBuf;
@@ -36,6 +37,9 @@ enum Command {
     ManagedHsm(managed_hsm::ManagedHsmArgs),
     /// Ask a running service how it is
     Status(status::StatusArgs),
+    /// Run a storage service, or ask a running one
+    #[command(subcommand)]
+    Storage(storage::StorageCommand),
     /// Print one bearer token from the issuer that an env file names
     Token(token::TokenArgs),
 }
@@ -56,6 +60,7 @@ impl Cli {
             Command::Dev(args) => block_on(args.run()),
             Command::ManagedHsm(args) => block_on(args.run()),
             Command::Status(args) => block_on(args.run()),
+            Command::Storage(command) => block_on(command.run()),
             Command::Token(args) => block_on(args.run()),
         }
     }

@@ -1,12 +1,21 @@
 //! A small HTTPS client: for an issuer's documents, for tokens, for `holdfast status`.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_managed_hsm::Fetch;
+use holdfast_managed_hsm::{Exchange, Fetch};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -69,34 +78,130 @@ impl HttpsClient {
     }
 
     async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
+        let target = Target::of(&mut request)?;
+        let mut sender = self.connect(&target).await?;
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        read_whole(response).await
+    }
+
+    async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let uri = request.uri().clone();
-        if uri.scheme_str() != Some("https") {
-            return Err("only https is spoken".into());
-        }
-        let authority = uri.authority().ok_or("the URL has no host")?;
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let address = (host.clone(), authority.port_u16().unwrap_or(443));
-        let name = ServerName::try_from(host).map_err(|error| text(&error))?;
-        let value = HeaderValue::try_from(authority.as_str()).map_err(|error| text(&error))?;
-        request.headers_mut().insert(header::HOST, value);
-        *request.uri_mut() = uri.path_and_query().map_or(Uri::default(), |path| path.clone().into());
-        let stream = TcpStream::connect(address).await.map_err(|error| text(&error))?;
+        let name = ServerName::try_from(target.host.clone()).map_err(|error| text(&error))?;
+        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|error| text(&error))?;
+        stream.set_nodelay(true).map_err(|error| text(&error))?;
         let stream = self.tls.connect(name, stream).await.map_err(|error| text(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;
-        let driver = tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(|error| text(&error))?;
-        let (parts, body) = response.into_parts();
-        let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(|error| text(&error))?;
-        driver.abort();
-        Ok(Response::from_parts(parts, body.to_bytes()))
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;
+        // It ends when the sender is dropped or the other side closes.
+        tokio::spawn(connection);
+        Ok(sender)
     }
 
     /// GETs a document.
     pub(crate) async fn get(&self, url: &str) -> Result<Response<Bytes>, String> {
         let request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
         self.send(request).await
+    }
+}
+
+/// Where a request goes.
+struct Target {
+    host: String,
+    port: u16,
+    authority: String,
+}
+
+impl Target {
+    /// Takes the host out of the request's URL, into its header.
+    fn of(request: &mut Request<Full<Bytes>>) -> Result<Self, String> {
+        let uri = request.uri().clone();
+        if uri.scheme_str() != Some("https") {
+            return Err("only https is spoken".into());
+        }
+        let authority = uri.authority().ok_or("the URL has no host")?;
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let value = HeaderValue::try_from(authority.as_str()).map_err(|error| error.to_string())?;
+        request.headers_mut().insert(header::HOST, value);
+        *request.uri_mut() = uri.path_and_query().map_or(Uri::default(), |path| path.clone().into());
+        Ok(Self { host, port: authority.port_u16().unwrap_or(443), authority: authority.as_str().to_owned() })
+    }
+}
+
+async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, String> {
+    let (parts, body) = response.into_parts();
+    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
+}
+
+/// Connections kept to one host while nobody needs them.
+const IDLE_MAX: usize = 64;
+
+/// A client that keeps connections open between requests: for services that ask other services.
+pub(crate) struct PooledClient {
+    /// Prefix of URLs, and who connects. The first that fits is taken; the default comes last.
+    clients: Vec<(String, HttpsClient)>,
+    default: HttpsClient,
+    idle: Mutex<HashMap<String, Vec<SendRequest<Full<Bytes>>>>>,
+}
+
+impl PooledClient {
+    pub(crate) fn new(clients: Vec<(String, HttpsClient)>, default: HttpsClient) -> Self {
+        Self { clients, default, idle: Mutex::default() }
+    }
+
+    fn take_idle(&self, authority: &str) -> Option<SendRequest<Full<Bytes>>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let senders = idle.get_mut(authority)?;
+        while let Some(sender) = senders.pop() {
+            if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, authority: String, sender: SendRequest<Full<Bytes>>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let senders = idle.entry(authority).or_default();
+        if senders.len() < IDLE_MAX {
+            senders.push(sender);
+        }
+    }
+
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let url = request.uri().to_string();
+        let client = self.clients.iter().find(|(prefix, _)| url.starts_with(prefix.as_str()));
+        let client = client.map_or(&self.default, |(_, client)| client);
+        let mut request = request.map(Full::new);
+        let target = Target::of(&mut request)?;
+        // A kept connection may have been closed by the other side just now: then once more on a new one. What is
+        // sent here can be sent twice.
+        if let Some(mut sender) = self.take_idle(&target.authority) {
+            let sent = sender.send_request(request.clone()).await;
+            if let Ok(response) = sent {
+                let whole = read_whole(response).await;
+                self.keep_if_ready(target.authority, sender).await;
+                return whole;
+            }
+        }
+        let mut sender = client.connect(&target).await?;
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let whole = read_whole(response).await;
+        self.keep_if_ready(target.authority, sender).await;
+        whole
+    }
+
+    async fn keep_if_ready(&self, authority: String, mut sender: SendRequest<Full<Bytes>>) {
+        if timeout(Duration::from_millis(1), sender.ready()).await.is_ok_and(|ready| ready.is_ok()) {
+            self.keep(authority, sender);
+        }
+    }
+}
+
+#[async_trait]
+impl Exchange for PooledClient {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+        let sent = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
+        sent.unwrap_or_else(|_| Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))
     }
 }
 

@@ -1,15 +1,17 @@
 //! TLS and HTTP/1.1, with a limit on everything.
 
 pub(crate) mod client;
+mod linger;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use linger::Lingering;
 use metrics::{counter, gauge};
 use rustls::ServerConfig;
 use tokio::{
@@ -50,16 +52,37 @@ impl Default for ConnectionLimits {
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+/// Why a body ends early; the connection is cut.
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of an answer: bytes at hand, or a stream.
+pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, BodyError>;
+type Answer = Pin<Box<dyn Future<Output = Response<AnswerBody>> + Send>>;
 
 /// What answers requests.
 pub(crate) type Handler = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> Answer + Send + Sync>;
 
-/// Makes a handler of an async function.
+/// Makes a handler of an async function that answers with bytes at hand.
 pub(crate) fn handler<F, A>(function: F) -> Handler
 where
     F: Fn(Request<Incoming>, SocketAddr) -> A + Send + Sync + 'static,
     A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    Arc::new(move |request, peer| {
+        let answer = function(request, peer);
+        Box::pin(async move { answer.await.map(full) })
+    })
+}
+
+/// Bytes at hand as the body of an answer.
+pub(crate) fn full(body: Full<Bytes>) -> AnswerBody {
+    body.map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Makes a handler of an async function that answers with a stream.
+pub(crate) fn streaming_handler<F, A>(function: F) -> Handler
+where
+    F: Fn(Request<Incoming>, SocketAddr) -> A + Send + Sync + 'static,
+    A: Future<Output = Response<AnswerBody>> + Send + 'static,
 {
     Arc::new(move |request, peer| Box::pin(function(request, peer)))
 }
@@ -122,6 +145,7 @@ impl Connection {
     ) {
         // Replies are one write each; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
+        let stream = Lingering::new(stream);
         let open = gauge!("holdfast_connections", "listener" => self.name);
         open.increment(1.0);
         match acceptor {

@@ -6,6 +6,8 @@ use super::state::RoleDefinition;
 pub const ADMINISTRATOR: &str = "a290e904-7015-4bba-90c8-60543313cdb4";
 /// "Managed HSM Crypto Officer".
 pub const CRYPTO_OFFICER: &str = "515eb02d-2335-4d2d-92f2-b1cbdf9c3778";
+/// "Managed HSM Crypto Service Encryption User": what a storage service needs of its KEKs.
+pub const CRYPTO_SERVICE_ENCRYPTION_USER: &str = "33413926-3206-4cdd-b39a-83574fe37a17";
 /// "Managed HSM Crypto User".
 pub const CRYPTO_USER: &str = "21dbd100-6940-42c2-9190-5d6cb909625b";
 
@@ -94,7 +96,7 @@ const ROLES: &[(&str, &str, &[&[&str]])] = &[
     ),
     (
         "Managed HSM Crypto Service Encryption User",
-        "33413926-3206-4cdd-b39a-83574fe37a17",
+        CRYPTO_SERVICE_ENCRYPTION_USER,
         &[&["keys/read/action", "keys/wrap/action", "keys/unwrap/action"]],
     ),
     ("Managed HSM Crypto Service Release User", "21dbd100-6940-42c2-9190-5d6cb909625c", &[&["keys/release/action"]]),

@@ -1,0 +1,67 @@
+//! The seam behind which an ordered index is durable: keys in byte order, changes decided inside the commit.
+
+use std::ops::ControlFlow;
+
+use async_trait::async_trait;
+
+use crate::StoreError;
+
+/// One change to the index.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct IndexWrite {
+    /// Which key.
+    pub key: Vec<u8>,
+    /// Its new value, or `None` to remove it.
+    pub value: Option<Vec<u8>>,
+}
+
+impl IndexWrite {
+    /// Sets a value.
+    #[must_use]
+    pub fn put(key: Vec<u8>, value: Vec<u8>) -> Self {
+        Self { key, value: Some(value) }
+    }
+
+    /// Removes a key, if it is there.
+    #[must_use]
+    pub fn remove(key: Vec<u8>) -> Self {
+        Self { key, value: None }
+    }
+}
+
+/// What a scan calls with each key and value.
+pub type IndexVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// A consistent view of the index.
+pub trait IndexReader {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Visits keys from `from` (included) on, in byte order, until `visit` breaks or the index ends.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError>;
+}
+
+/// Decides what to write, having seen the state that the writes will be applied to. `None` writes nothing.
+pub type IndexDecision = Box<dyn FnOnce(&dyn IndexReader) -> Result<Vec<IndexWrite>, StoreError> + Send>;
+
+/// An ordered, durable index.
+#[async_trait]
+pub trait Index: Send + Sync {
+    /// A view of the state as it is now.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError>;
+
+    /// Runs `decide` alone, applies what it returns all or nothing, and returns when it is durable.
+    ///
+    /// # Errors
+    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Failed`].
+    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError>;
+}

@@ -1,0 +1,199 @@
+//! `holdfast storage`: the service, and what an operator asks of a running one.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand};
+use holdfast_storage::inspect_stream;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{
+    ambient::OsAmbient,
+    compose,
+    fault::Fault,
+    server::ConnectionLimits,
+    storage::{
+        self, StorageSetup,
+        admin::{self, AdminRequest},
+        config::Config,
+    },
+};
+
+/// How much of a file `inspect` reads.
+const SAMPLE_BYTES: u64 = 1024 * 1024;
+
+#[derive(Subcommand)]
+pub(crate) enum StorageCommand {
+    /// Drop all unwrapped DEKs of a running service at once
+    Forget(DataDir),
+    /// Say of a raw blob file what is ciphertext, and which KEK wraps its DEK
+    Inspect {
+        /// A file under DATA_DIR/blobs
+        file: PathBuf,
+        /// Data directory of the running service, to ask which KEK wraps the DEK; found from FILE by default
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Move DEKs to the newest version of their KEK; data stays where and as it is
+    Rewrap {
+        #[command(flatten)]
+        service: DataDir,
+        /// Also the objects of this bucket that have a DEK of their own
+        #[arg(long, value_name = "NAME")]
+        bucket: Option<String>,
+        /// Only objects whose keys begin so
+        #[arg(long, value_name = "PREFIX", requires = "bucket", default_value = "")]
+        prefix: String,
+    },
+    /// Run a storage service
+    Serve {
+        /// The configuration file; see `holdfast config example --role storage`
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Count what depends on each version of each KEK
+    Uses(DataDir),
+}
+
+/// Which running service.
+#[derive(Args)]
+pub(crate) struct DataDir {
+    /// Data directory of the running service (of `holdfast dev`: DIR/storage)
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+impl StorageCommand {
+    #[expect(clippy::print_stdout, reason = "the command's data")]
+    pub(crate) async fn run(self) -> Result<(), Fault> {
+        match self {
+            Self::Forget(service) => {
+                let answer = admin::ask(&service.data_dir, &AdminRequest::Forget, |_| ()).await?;
+                println!("{} DEKs forgotten", answer["forgotten"]);
+                Ok(())
+            }
+            Self::Inspect { file, data_dir, json } => inspect(&file, data_dir, json).await,
+            Self::Rewrap { service, bucket, prefix } => rewrap(&service.data_dir, bucket, prefix).await,
+            Self::Serve { config } => serve(&config).await,
+            Self::Uses(service) => {
+                let answer = admin::ask(&service.data_dir, &AdminRequest::Uses, |_| ()).await?;
+                println!("{:>10} {:>10}  KEK", "containers", "objects");
+                for (url, count) in answer["uses"].as_object().into_iter().flatten() {
+                    println!("{:>10} {:>10}  {url}", count["containers"], count["objects"]);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn serve(path: &Path) -> Result<(), Fault> {
+    let config = Config::load(path)?;
+    let metrics = compose::start_process(config.log_json)?;
+    holdfast_crypto::selftest::run().map_err(Fault::new)?;
+    let keks = Arc::new(config.keks()?);
+    let socket = compose::listen(config.address).await?;
+    let metrics_socket = match config.metrics_address {
+        Some(address) => Some(compose::listen(address).await?),
+        None => None,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let setup = StorageSetup {
+        data_dir: &config.data_dir,
+        role: config.role.clone(),
+        keys: config.access_keys()?,
+        keks,
+        kek_poll: config.kek_poll,
+        socket,
+        metrics_socket,
+        tls: config.tls()?,
+        connections: ConnectionLimits::default(),
+        ambient: Arc::new(OsAmbient),
+        metrics,
+    };
+    let tasks = storage::start(setup, stopped).await?;
+    tracing::info!(address = %config.address, "ready");
+    compose::signalled().await?;
+    let _ = stop.send(true);
+    for task in tasks {
+        let _ = task.await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, clippy::print_stdout, reason = "progress, and the command's data")]
+async fn rewrap(data_dir: &Path, bucket: Option<String>, prefix: String) -> Result<(), Fault> {
+    let mut requests = vec![AdminRequest::RewrapContainers];
+    if let Some(bucket) = bucket {
+        requests.push(AdminRequest::RewrapObjects { bucket, prefix });
+    }
+    let mut failed = Vec::new();
+    for request in requests {
+        let what = match request {
+            AdminRequest::RewrapObjects { .. } => "objects",
+            _ => "containers",
+        };
+        let progress = |line: &Value| eprintln!("{}: {} of {} moved", line["bucket"], line["moved"], line["seen"]);
+        let answer = admin::ask(data_dir, &request, progress).await?;
+        println!("{what}: {} DEKs seen, {} moved", answer["seen"], answer["moved"]);
+        failed.extend(
+            answer["failed"].as_array().into_iter().flatten().filter_map(|why| why.as_str().map(str::to_owned)),
+        );
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::new(format!("{} DEKs could not be moved:\n  {}", failed.len(), failed.join("\n  ")))
+        .hint("mend the cause and run it again: what was moved stays moved"))
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+async fn inspect(file: &Path, data_dir: Option<PathBuf>, json: bool) -> Result<(), Fault> {
+    let failed = |error| Fault::file(file, error);
+    let mut bytes = Vec::new();
+    let opened = File::open(file).map_err(failed)?;
+    let size = opened.metadata().map_err(failed)?.len();
+    opened.take(SAMPLE_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    let report = inspect_stream(&bytes)
+        .ok_or_else(|| Fault::new(format!("{}: not a stream of the storage service", file.display())))?;
+    // DATA_DIR/blobs/ab/cd/FILE
+    let data_dir = data_dir.or_else(|| file.ancestors().nth(4).map(PathBuf::from)).unwrap_or_default();
+    let request = AdminRequest::Envelope { dek: report.dek.clone(), object: report.object.clone() };
+    let envelope = match admin::ask(&data_dir, &request, |_| ()).await {
+        Ok(answer) => answer["envelope"].clone(),
+        Err(_) => Value::Null,
+    };
+    let mut whole = serde_json::to_value(&report).map_err(Fault::new)?;
+    whole["file_bytes"] = size.into();
+    whole["envelope"] = envelope;
+    if json {
+        println!("{whole}");
+        return Ok(());
+    }
+    for (name, value) in whole.as_object().into_iter().flatten().filter(|(name, _)| *name != "envelope") {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        println!("{:<22} {value}", name.replace('_', " "));
+    }
+    match whole["envelope"].as_object() {
+        Some(envelope) => {
+            for (name, value) in envelope {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                println!("envelope {:<13} {value}", name.replace('_', " "));
+            }
+        }
+        None => println!(
+            "envelope               not known: the DEK is the client's, or no service runs on {}",
+            data_dir.display()
+        ),
+    }
+    Ok(())
+}

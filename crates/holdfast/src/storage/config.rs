@@ -1,0 +1,254 @@
+//! The configuration file of `holdfast storage`: read raw, checked, unknown fields refused, secrets by file.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_crypto::SecretBytes;
+use holdfast_managed_hsm::{KekClient, ServiceIdentity};
+use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use serde::Deserialize;
+
+use crate::{
+    fault::Fault,
+    server::client::{HttpsClient, PooledClient},
+};
+
+/// The commented example: `holdfast config example --role storage`.
+pub(crate) const EXAMPLE: &str = include_str!("example.toml");
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    listen: RawListen,
+    storage: RawStorage,
+    access_keys: Vec<RawAccessKey>,
+    key_service: RawKeyService,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    address: String,
+    metrics_address: Option<String>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    #[serde(default)]
+    insecure_http: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStorage {
+    data_dir: PathBuf,
+    default_kek: String,
+    #[serde(default = "us_east_1")]
+    region: String,
+    dek_cache_ttl_secs: Option<u64>,
+    outage_grace_secs: Option<u64>,
+    dek_cache_entries: Option<usize>,
+    kek_poll_secs: Option<u64>,
+    #[serde(default)]
+    insecure_no_encryption: bool,
+}
+
+fn us_east_1() -> String {
+    "us-east-1".into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAccessKey {
+    id: String,
+    secret_file: PathBuf,
+    principal: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeyService {
+    hsm_urls: Vec<String>,
+    ca_file: Option<PathBuf>,
+    authority: String,
+    authority_ca_file: Option<PathBuf>,
+    audience: Option<String>,
+    client_id: String,
+    client_secret_file: PathBuf,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    #[serde(default)]
+    json: bool,
+}
+
+/// Everything checked; secrets are read when the service starts.
+pub(crate) struct Config {
+    pub address: SocketAddr,
+    pub metrics_address: Option<SocketAddr>,
+    pub data_dir: PathBuf,
+    pub role: StorageConfig,
+    pub kek_poll: Duration,
+    pub log_json: bool,
+    tls: Option<(PathBuf, PathBuf)>,
+    access_keys: Vec<RawAccessKey>,
+    key_service: RawKeyService,
+}
+
+fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{name} = {text:?} is not a socket address (like 0.0.0.0:9000)"))
+}
+
+fn secs(name: &str, value: Option<u64>, default: u64, min: u64, max: u64) -> Result<Duration, String> {
+    let value = value.unwrap_or(default);
+    if (min..=max).contains(&value) {
+        return Ok(Duration::from_secs(value));
+    }
+    Err(format!("{name} = {value} must be {min} to {max}"))
+}
+
+impl Config {
+    pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Fault::file(path, error).hint("type: holdfast config example --role storage > storage.toml")
+        })?;
+        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
+        let RawListen { address: listen, metrics_address, certificate_file, key_file, insecure_http } = raw.listen;
+        let tls = match (certificate_file, key_file, insecure_http) {
+            (Some(certificate), Some(key), false) => Some((certificate, key)),
+            (None, None, true) => None,
+            _ => return Err("listen needs certificate_file and key_file, or insecure_http = true".into()),
+        };
+        let storage = raw.storage;
+        if raw.access_keys.is_empty() {
+            return Err("access_keys must name at least one credential".into());
+        }
+        for url in raw.key_service.hsm_urls.iter().chain([&raw.key_service.authority]) {
+            if !url.starts_with("https://") {
+                return Err(format!("key_service: {url:?} must be an https URL"));
+            }
+        }
+        let deks = DekCacheLimits {
+            ttl: secs("storage.dek_cache_ttl_secs", storage.dek_cache_ttl_secs, 300, 0, 86_400)?,
+            outage_grace: secs("storage.outage_grace_secs", storage.outage_grace_secs, 0, 0, 86_400)?,
+            entries_max: storage.dek_cache_entries.unwrap_or(100_000).clamp(1, 10_000_000),
+        };
+        Ok(Self {
+            address: address("listen.address", &listen)?,
+            metrics_address: metrics_address
+                .as_deref()
+                .map(|text| address("listen.metrics_address", text))
+                .transpose()?,
+            data_dir: storage.data_dir,
+            role: StorageConfig {
+                default_kek: storage.default_kek,
+                deks,
+                encryption_off: storage.insecure_no_encryption,
+                region: storage.region,
+            },
+            kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,
+            log_json: raw.log.json,
+            tls,
+            access_keys: raw.access_keys,
+            key_service: raw.key_service,
+        })
+    }
+
+    /// TLS from the operator's files; `None` for plain HTTP.
+    pub(crate) fn tls(&self) -> Result<Option<Arc<ServerConfig>>, Fault> {
+        let Some((certificate, key)) = &self.tls else { return Ok(None) };
+        let chain = std::fs::read(certificate).map_err(|error| Fault::file(certificate, error))?;
+        let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>().map_err(Fault::tls)?;
+        let pem = SecretBytes::take(std::fs::read(key).map_err(|error| Fault::file(key, error))?);
+        let key = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(Fault::tls)?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(Fault::tls)?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(Fault::tls)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Some(Arc::new(config)))
+    }
+
+    /// The credentials, their secrets read from their files.
+    pub(crate) fn access_keys(&self) -> Result<Vec<AccessKey>, Fault> {
+        let read = |key: &RawAccessKey| {
+            let secret = read_secret(&key.secret_file)?;
+            let secret = std::str::from_utf8(secret.expose()).map_err(|error| Fault::file(&key.secret_file, error))?;
+            Ok(AccessKey { id: key.id.clone(), secret: secret.to_owned(), principal: key.principal.clone() })
+        };
+        self.access_keys.iter().map(read).collect()
+    }
+
+    /// The client of the key service, with this service's own identity.
+    pub(crate) fn keks(&self) -> Result<KekClient, Fault> {
+        let service = &self.key_service;
+        let mut clients = Vec::new();
+        if let Some(file) = &service.ca_file {
+            for url in &service.hsm_urls {
+                clients.push((url.clone(), HttpsClient::new(Some(file))?));
+            }
+        }
+        if let Some(file) = &service.authority_ca_file {
+            clients.push((service.authority.clone(), HttpsClient::new(Some(file))?));
+        }
+        let identity = ServiceIdentity {
+            authority: service.authority.trim_end_matches('/').to_owned(),
+            client_id: service.client_id.clone(),
+            client_secret: read_secret(&service.client_secret_file)?,
+            audience: service.audience.clone().unwrap_or_else(|| crate::config::DEFAULT_AUDIENCE.into()),
+        };
+        let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
+        let client = KekClient::new(exchange, identity, service.hsm_urls.clone());
+        if !holdfast_core::KekService::knows(&client, &self.role.default_kek) {
+            return Err(Fault::usage("storage.default_kek must be the URL of a key in one of key_service.hsm_urls"));
+        }
+        Ok(client)
+    }
+}
+
+fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
+    let content = SecretBytes::take(std::fs::read(path).map_err(|error| Fault::file(path, error))?);
+    let trimmed = content.expose().trim_ascii();
+    if trimmed.len() < 16 {
+        return Err(Fault::usage(format!("{}: a secret has at least 16 characters", path.display())));
+    }
+    Ok(SecretBytes::copy_of(trimmed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_valid_and_mistakes_are_refused() {
+        let config = Config::parse(EXAMPLE).unwrap();
+        assert_eq!(config.role.deks.ttl, Duration::from_secs(300));
+        for (from, to, why) in [
+            ("dek_cache_ttl_secs", "dek_cache_tll_secs", "unknown field"),
+            ("dek_cache_ttl_secs = 300", "dek_cache_ttl_secs = 99999999", "must be"),
+            ("key_file =", "# key_file =", "insecure_http"),
+            ("https://hsm1", "http://hsm1", "https"),
+        ] {
+            assert!(EXAMPLE.contains(from), "{from}");
+            let error = Config::parse(&EXAMPLE.replace(from, to)).err().unwrap();
+            assert!(error.contains(why), "{to}: {error}");
+        }
+    }
+}

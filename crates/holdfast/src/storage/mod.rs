@@ -1,0 +1,164 @@
+//! The storage role, wired: index, blobs, KEKs, listener, admin socket, and what goes on in the background.
+
+pub(crate) mod admin;
+pub(crate) mod config;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use holdfast_core::{Ambient, KekService};
+use holdfast_storage::{Collector, Seams, Storage, StorageConfig};
+use holdfast_store::{EmbeddedIndex, FileBlobs};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::Service};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::{
+    fault::Fault,
+    server::{self, AnswerBody, ConnectionLimits},
+};
+
+const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
+const ORPHAN_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// All that a storage service is started with.
+pub(crate) struct StorageSetup<'a> {
+    pub data_dir: &'a Path,
+    pub role: StorageConfig,
+    pub keys: Vec<holdfast_storage::AccessKey>,
+    pub keks: Arc<dyn KekService>,
+    pub kek_poll: Duration,
+    pub socket: TcpListener,
+    pub metrics_socket: Option<TcpListener>,
+    /// None: plain HTTP.
+    pub tls: Option<Arc<ServerConfig>>,
+    pub connections: ConnectionLimits,
+    pub ambient: Arc<dyn Ambient>,
+    pub metrics: PrometheusHandle,
+}
+
+/// Opens the service and serves until `stopped`.
+pub(crate) async fn start(
+    setup: StorageSetup<'_>,
+    stopped: watch::Receiver<bool>,
+) -> Result<Vec<JoinHandle<()>>, Fault> {
+    let data_dir = setup.data_dir;
+    std::fs::create_dir_all(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+    let index = EmbeddedIndex::open(&data_dir.join("index.redb")).map_err(|error| {
+        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
+    })?;
+    let blobs = FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?;
+    let ambient = Arc::clone(&setup.ambient);
+    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs: Arc::new(blobs), ambient: setup.ambient };
+    if setup.role.encryption_off {
+        tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
+    }
+    let storage = Storage::open(seams, setup.role);
+    let orphans = storage.collect_orphans(true).await.map_err(Fault::new)?;
+    if orphans > 0 {
+        tracing::info!(orphans, "blobs left by a crash were deleted");
+    }
+    let service = holdfast_storage::service(&storage, setup.keys);
+    let health = Arc::new(Health { storage: Arc::clone(&storage), metrics: setup.metrics });
+    let on_main = setup.metrics_socket.is_none();
+    let mut tasks = Vec::new();
+    if let Some(socket) = setup.metrics_socket {
+        let health = Arc::clone(&health);
+        let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
+            let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
+            async move { answer }
+        });
+        tasks.push(tokio::spawn(server::serve("metrics", socket, None, setup.connections, handler, stopped.clone())));
+    }
+    let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
+        let health = on_main.then(|| health.answer(request.uri().path())).flatten();
+        let request_id = new_request_id(ambient.as_ref());
+        let answer = health.is_none().then(|| Service::call(&service, request));
+        async move {
+            match (health, answer) {
+                (Some(health), _) => health,
+                (None, Some(answer)) => {
+                    let mut response = match answer.await {
+                        Ok(response) => response.map(|body| body.boxed_unsync()),
+                        Err(_) => status_only(StatusCode::INTERNAL_SERVER_ERROR),
+                    };
+                    response.headers_mut().insert("x-amz-request-id", request_id);
+                    response
+                }
+                (None, None) => not_found(),
+            }
+        }
+    });
+    tasks.push(tokio::spawn(server::serve("s3", setup.socket, setup.tls, setup.connections, handler, stopped.clone())));
+    tasks.push(tokio::spawn(admin::serve(admin::bind(data_dir)?, Arc::clone(&storage), stopped.clone())));
+    tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
+    tasks.push(tokio::spawn(collect(storage, stopped)));
+    Ok(tasks)
+}
+
+/// True when it is time to stop; false after `wait`.
+async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
+    tokio::time::timeout(wait, stopped.wait_for(|stop| *stop)).await.is_ok()
+}
+
+async fn follow(storage: Arc<Storage>, interval: Duration, mut stopped: watch::Receiver<bool>) {
+    while !stops(&mut stopped, interval).await {
+        storage.follow_rotation().await;
+    }
+}
+
+async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
+    let mut collector = Collector::default();
+    let mut orphans_looked_for = tokio::time::Instant::now();
+    while !stops(&mut stopped, COLLECT_INTERVAL).await {
+        collector.pass(&storage).await;
+        if orphans_looked_for.elapsed() >= ORPHAN_INTERVAL {
+            orphans_looked_for = tokio::time::Instant::now();
+            if let Err(error) = storage.collect_orphans(false).await {
+                tracing::warn!(error, "orphans could not be collected");
+            }
+        }
+    }
+}
+
+struct Health {
+    storage: Arc<Storage>,
+    metrics: PrometheusHandle,
+}
+
+impl Health {
+    fn answer(&self, path: &str) -> Option<Response<AnswerBody>> {
+        let text = match path {
+            "/healthz" => "ok\n".to_owned(),
+            "/readyz" => {
+                let reachable = self.storage.keks_reachable();
+                let status = if reachable { "ready" } else { "degraded" };
+                let role = "storage";
+                let version = env!("CARGO_PKG_VERSION");
+                let ready = serde_json::json!({"status": status, "role": role, "version": version, "key_service_reachable": reachable});
+                format!("{ready}\n")
+            }
+            "/metrics" => self.metrics.render(),
+            _ => return None,
+        };
+        Some(Response::new(server::full(text.into())))
+    }
+}
+
+/// 16 hex digits, as S3's are.
+fn new_request_id(ambient: &dyn Ambient) -> HeaderValue {
+    let id = u64::from_be_bytes(ambient.random());
+    HeaderValue::try_from(format!("{id:016X}")).unwrap_or(HeaderValue::from_static("0"))
+}
+
+fn status_only(status: StatusCode) -> Response<AnswerBody> {
+    let mut response = Response::new(server::full(bytes::Bytes::new().into()));
+    *response.status_mut() = status;
+    response
+}
+
+fn not_found() -> Response<AnswerBody> {
+    status_only(StatusCode::NOT_FOUND)
+}

@@ -1,0 +1,336 @@
+//! The dialect from the other side: KEKs of a Managed HSM, this one or the real one, behind the [`KekService`] seam.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use holdfast_core::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
+use holdfast_crypto::SecretBytes;
+use http::{Method, Request, Response, StatusCode, header};
+use serde::Deserialize;
+
+use crate::wire;
+
+const API_VERSION: &str = "7.5";
+/// A token is renewed this long before it expires.
+const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+
+/// Sends requests over TLS. The binary gives it connections, trust and time limits.
+#[async_trait]
+pub trait Exchange: Send + Sync {
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// What went wrong on the way, for the log.
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String>;
+}
+
+/// The identity with which a service asks: an application of the tenant, with its secret.
+pub struct ServiceIdentity {
+    /// `https://AUTHORITY/TENANT`
+    pub authority: String,
+    /// The application.
+    pub client_id: String,
+    /// Its secret.
+    pub client_secret: SecretBytes,
+    /// What tokens are for.
+    pub audience: String,
+}
+
+struct Token {
+    value: String,
+    renew: Instant,
+}
+
+/// KEKs in Managed HSMs.
+pub struct KekClient {
+    exchange: Arc<dyn Exchange>,
+    identity: ServiceIdentity,
+    /// Base URLs of the HSMs that are asked. A KEK elsewhere is not known: whoever names a KEK must not be able to have
+    /// our token sent to a host of his own.
+    hsm_urls: Vec<String>,
+    token: tokio::sync::Mutex<Option<Token>>,
+    /// KEKs (without version) that turned out to be AES keys.
+    aes: Mutex<HashMap<String, ()>>,
+}
+
+#[derive(Deserialize)]
+struct CryptoAnswer {
+    kid: String,
+    value: wire::SecretText,
+}
+
+#[derive(Deserialize)]
+struct KeyAnswer {
+    key: Kid,
+}
+
+#[derive(Deserialize)]
+struct Kid {
+    kid: String,
+}
+
+#[derive(Default, Deserialize)]
+struct ErrorAnswer {
+    #[serde(default)]
+    error: ErrorBody,
+}
+
+#[derive(Default, Deserialize)]
+struct ErrorBody {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+    innererror: Option<Inner>,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    #[serde(default)]
+    code: String,
+}
+
+impl KekClient {
+    /// A client of the HSMs at `hsm_urls` (`https://HOST[:PORT]`).
+    #[must_use]
+    pub fn new(exchange: Arc<dyn Exchange>, identity: ServiceIdentity, hsm_urls: Vec<String>) -> Self {
+        let hsm_urls = hsm_urls.into_iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+        Self { exchange, identity, hsm_urls, token: tokio::sync::Mutex::default(), aes: Mutex::default() }
+    }
+
+    /// Name and, if there is one, version of a KEK of ours.
+    fn parse<'a>(&self, kek_url: &'a str) -> Option<(&'a str, Option<&'a str>)> {
+        let base = self.hsm_urls.iter().find(|base| {
+            kek_url.len() > base.len()
+                && kek_url.is_char_boundary(base.len())
+                && kek_url[..base.len()].eq_ignore_ascii_case(base)
+        })?;
+        let path = kek_url[base.len()..].strip_prefix("/keys/")?;
+        let (name, version) = path.split_once('/').map_or((path, None), |(name, version)| (name, Some(version)));
+        let valid = holdfast_core::KeyName::parse(name).is_ok()
+            && version.is_none_or(|version| holdfast_core::KeyVersionId::parse(version).is_some());
+        valid.then_some((name, version))
+    }
+
+    async fn token(&self, renew: bool) -> Result<String, KekError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            access_token: String,
+            expires_in: u64,
+        }
+        let mut held = self.token.lock().await;
+        if let Some(token) = held.as_ref().filter(|token| !renew && Instant::now() < token.renew) {
+            return Ok(token.value.clone());
+        }
+        let encode = |text: &[u8]| -> String {
+            text.iter()
+                .map(|byte| match byte {
+                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => (*byte as char).to_string(),
+                    _ => format!("%{byte:02X}"),
+                })
+                .collect()
+        };
+        let ServiceIdentity { authority, client_id, client_secret, audience } = &self.identity;
+        let form = format!(
+            "grant_type=client_credentials&client_id={}&client_secret={}&scope={}",
+            encode(client_id.as_bytes()),
+            encode(client_secret.expose()),
+            encode(format!("{audience}/.default").as_bytes()),
+        );
+        let request = Request::post(format!("{authority}/oauth2/v2.0/token"))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Bytes::from(form))
+            .map_err(|error| KekError::Unavailable(error.to_string()))?;
+        let response = self.exchange.send(request).await.map_err(KekError::Unavailable)?;
+        if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS {
+            return Err(KekError::Denied("the issuer gives this service no token".into()));
+        }
+        let answer: Answer = serde_json::from_slice(response.body())
+            .map_err(|_| KekError::Unavailable(format!("the issuer answered {}", response.status())))?;
+        let lifetime = Duration::from_secs(answer.expires_in).saturating_sub(TOKEN_MARGIN);
+        *held = Some(Token { value: answer.access_token.clone(), renew: Instant::now() + lifetime });
+        Ok(answer.access_token)
+    }
+
+    async fn call(&self, method: Method, url: &str, body: Option<String>) -> Result<Response<Bytes>, KekError> {
+        let mut renew = false;
+        loop {
+            let token = self.token(renew).await?;
+            let request = Request::builder()
+                .method(method.clone())
+                .uri(format!("{url}?api-version={API_VERSION}"))
+                .header(header::AUTHORIZATION, format!("Bearer {token}"))
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(body.clone().map(Bytes::from).unwrap_or_default())
+                .map_err(|error| KekError::Unavailable(error.to_string()))?;
+            let response = self.exchange.send(request).await.map_err(KekError::Unavailable)?;
+            // The token may have been revoked with the issuer's key: once more with a new one.
+            if response.status() == StatusCode::UNAUTHORIZED && !renew {
+                renew = true;
+                continue;
+            }
+            return Ok(response);
+        }
+    }
+
+    async fn crypto(
+        &self,
+        operation: &str,
+        kek_url: &str,
+        algorithm: DekWrapAlgorithm,
+        value: &[u8],
+    ) -> Result<CryptoAnswer, (StatusCode, KekError)> {
+        let unknown = || (StatusCode::NOT_FOUND, KekError::NotFound(kek_url.into()));
+        self.parse(kek_url).ok_or_else(unknown)?;
+        let body = serde_json::json!({"alg": algorithm.as_str(), "value": wire::encode(value)}).to_string();
+        let transport = |error| (StatusCode::SERVICE_UNAVAILABLE, error);
+        let response =
+            self.call(Method::POST, &format!("{kek_url}/{operation}"), Some(body)).await.map_err(transport)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err((status, refusal(kek_url, &response)));
+        }
+        serde_json::from_slice(response.body())
+            .map_err(|_| (StatusCode::BAD_GATEWAY, KekError::Unavailable("the HSM's answer cannot be read".into())))
+    }
+
+    /// Makes an RSA key of `bits`, unless a key of this name exists. For `dev`, which brings its KEKs along.
+    ///
+    /// # Errors
+    /// [`KekError`].
+    pub async fn ensure_rsa_key(&self, kek_url: &str, bits: u32) -> Result<(), KekError> {
+        match self.newest_version(kek_url).await {
+            Err(KekError::NotFound(_)) => {}
+            other => return other.map(|_| ()),
+        }
+        let body = serde_json::json!({"kty": "RSA-HSM", "key_size": bits, "key_ops": ["wrapKey", "unwrapKey"]});
+        let response = self.call(Method::POST, &format!("{kek_url}/create"), Some(body.to_string())).await?;
+        if response.status().is_success() { Ok(()) } else { Err(refusal(kek_url, &response)) }
+    }
+}
+
+/// What an error of the HSM means for whoever needs a DEK.
+fn refusal(kek_url: &str, response: &Response<Bytes>) -> KekError {
+    let status = response.status();
+    let answer: ErrorAnswer = serde_json::from_slice(response.body()).unwrap_or_default();
+    let why: String = answer.error.message.chars().take(200).collect();
+    let inner = answer.error.innererror.map(|inner| inner.code).unwrap_or_default();
+    match status {
+        StatusCode::UNAUTHORIZED => KekError::Denied(why),
+        StatusCode::FORBIDDEN => match (answer.error.code.as_str(), inner.as_str()) {
+            (_, "KeyDisabled" | "KeyExpired" | "KeyNotYetValid") => KekError::Disabled(why),
+            (_, "KeyOperationForbidden") => KekError::InvalidUsage(why),
+            _ => KekError::Denied(why),
+        },
+        StatusCode::NOT_FOUND => KekError::NotFound(kek_url.into()),
+        StatusCode::TOO_MANY_REQUESTS => KekError::Throttled,
+        status if status.is_client_error() => KekError::InvalidUsage(why),
+        status => KekError::Unavailable(format!("the HSM answered {status}: {why}")),
+    }
+}
+
+#[async_trait]
+impl KekService for KekClient {
+    /// RSA-OAEP-256 first; a KEK that refuses it is an AES key, and is remembered as one.
+    async fn wrap(&self, kek_url: &str, dek: &SecretBytes) -> Result<WrappedDek, KekError> {
+        let name = self.without_version(kek_url);
+        let known_aes = self.aes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
+        let mut algorithm = if known_aes { DekWrapAlgorithm::A256Kw } else { DekWrapAlgorithm::RsaOaep256 };
+        let mut answer = self.crypto("wrapkey", kek_url, algorithm, dek.expose()).await;
+        if matches!(answer, Err((StatusCode::BAD_REQUEST, _))) && !known_aes {
+            algorithm = DekWrapAlgorithm::A256Kw;
+            answer = self.crypto("wrapkey", kek_url, algorithm, dek.expose()).await;
+            if answer.is_ok() {
+                self.aes.lock().unwrap_or_else(PoisonError::into_inner).insert(name, ());
+            }
+        }
+        let answer = answer.map_err(|(_, error)| error)?;
+        let wrapped = answer.value.decode("value").map_err(|_| KekError::Unavailable("no wrapped key".into()))?;
+        // A version that is not of this KEK must not come to stand beside the data.
+        if self.without_version(&answer.kid) != self.without_version(kek_url) {
+            return Err(KekError::Unavailable("the HSM names another key than was asked for".into()));
+        }
+        Ok(WrappedDek { kek_url: answer.kid, algorithm, wrapped: wrapped.expose().to_vec() })
+    }
+
+    async fn unwrap(&self, wrapped: &WrappedDek) -> Result<SecretBytes, KekError> {
+        let answer = self.crypto("unwrapkey", &wrapped.kek_url, wrapped.algorithm, &wrapped.wrapped).await;
+        let answer = answer.map_err(|(status, error)| match error {
+            KekError::InvalidUsage(_) if status == StatusCode::BAD_REQUEST => KekError::Rejected,
+            other => other,
+        })?;
+        let dek = answer.value.decode("value").map_err(|_| KekError::Unavailable("no unwrapped key".into()))?;
+        if dek.len() == 32 { Ok(dek) } else { Err(KekError::Rejected) }
+    }
+
+    async fn newest_version(&self, kek_url: &str) -> Result<String, KekError> {
+        let (_, version) = self.parse(kek_url).ok_or_else(|| KekError::NotFound(kek_url.into()))?;
+        if version.is_some() {
+            return Ok(kek_url.into());
+        }
+        let response = self.call(Method::GET, kek_url, None).await?;
+        if !response.status().is_success() {
+            return Err(refusal(kek_url, &response));
+        }
+        let answer: KeyAnswer = serde_json::from_slice(response.body())
+            .map_err(|_| KekError::Unavailable("the HSM's answer cannot be read".into()))?;
+        Ok(answer.key.kid)
+    }
+
+    fn knows(&self, kek_url: &str) -> bool {
+        self.parse(kek_url).is_some()
+    }
+
+    fn without_version(&self, kek_url: &str) -> String {
+        match self.parse(kek_url) {
+            Some((_, Some(version))) => kek_url[..kek_url.len() - version.len() - 1].to_ascii_lowercase(),
+            _ => kek_url.to_ascii_lowercase(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+    #[async_trait]
+    impl Exchange for Nobody {
+        async fn send(&self, _: Request<Bytes>) -> Result<Response<Bytes>, String> {
+            Err("nobody is there".into())
+        }
+    }
+
+    #[test]
+    fn only_keks_of_configured_hsms_are_known() {
+        let identity = ServiceIdentity {
+            authority: "https://login.example/t".into(),
+            client_id: "c".into(),
+            client_secret: SecretBytes::copy_of(b"s"),
+            audience: "https://managedhsm.azure.net".into(),
+        };
+        let client = KekClient::new(Arc::new(Nobody), identity, vec!["https://hsm.example.com:8443/".into()]);
+        let version = "0".repeat(32);
+        assert!(client.knows("https://hsm.example.com:8443/keys/kek"));
+        assert!(client.knows(&format!("https://HSM.example.com:8443/keys/kek/{version}")));
+        for foreign in [
+            "https://hsm.example.com:8443.evil.com/keys/kek",
+            "https://hsm.example.com:8443@evil.com/keys/kek",
+            "https://evil.com/keys/kek",
+            "https://hsm.example.com:8443/keys/../backup",
+            "https://hsm.example.com:8443/keys/kek/1",
+            "https://hsm.example.com:8443/keys/kek?x=",
+            "alias/kek",
+            "",
+        ] {
+            assert!(!client.knows(foreign), "{foreign}");
+        }
+        let with = format!("https://hsm.example.com:8443/keys/Kek/{version}");
+        assert_eq!(client.without_version(&with), "https://hsm.example.com:8443/keys/kek");
+    }
+}

@@ -1,0 +1,134 @@
+//! Role: an S3 service that encrypts everything it keeps by envelope.
+//!
+//! Each bucket (container) has a random AES-256 DEK, wrapped by a KEK that never leaves its HSM; the wrapped DEK lies
+//! beside the data with the KEK's URL. Content keys are derived from the DEK, one for each stream. Objects may have a DEK of
+//! their own (`aws:kms`), or the client's key (SSE-C).
+//!
+//! Reading order: `s3` (the protocol, on the s3s crate), `ops` (what is done), `encryption` (the one function that decides),
+//! `deks` (unwrapped DEKs, for a bounded time), `body` and `format` (streams at rest), `record` and `rows` (the index), `rewrap`
+//! and `collect` (what goes on in the background). The role sees KEKs, index and blobs through the seams of
+//! `holdfast-core` only.
+
+mod body;
+mod collect;
+mod deks;
+mod encryption;
+mod error;
+mod format;
+mod inspect;
+mod ops;
+mod record;
+mod rewrap;
+mod rows;
+mod s3;
+mod view;
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+pub use collect::Collector;
+use deks::DekCache;
+pub use deks::DekCacheLimits;
+use error::from_store;
+use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService};
+pub use inspect::{StreamReport, inspect_stream};
+pub use rewrap::{KekUse, RewrapReport};
+pub use s3::{AccessKey, service};
+use s3s::{S3ErrorCode, S3Result};
+use view::View;
+
+/// What the role stands on.
+pub struct Seams {
+    /// Wraps and unwraps DEKs.
+    pub keks: Arc<dyn KekService>,
+    /// Buckets, objects, uploads.
+    pub index: Arc<dyn Index>,
+    /// Bulk bytes.
+    pub blobs: Arc<dyn BlobStore>,
+    /// Clock and entropy.
+    pub ambient: Arc<dyn Ambient>,
+}
+
+/// How the role behaves.
+#[derive(Clone, Debug)]
+pub struct StorageConfig {
+    /// KEK of container DEKs, and of `aws:kms` without a key id. Without a version it follows rotation.
+    pub default_kek: String,
+    /// Bounds of the DEK cache.
+    pub deks: DekCacheLimits,
+    /// Keep everything in clear and refuse requests that ask for encryption: for measuring what encryption costs.
+    pub encryption_off: bool,
+    /// Region that buckets say they are in.
+    pub region: String,
+}
+
+/// The storage service.
+pub struct Storage {
+    config: StorageConfig,
+    deks: DekCache,
+    index: Arc<dyn Index>,
+    blobs: Arc<dyn BlobStore>,
+    ambient: Arc<dyn Ambient>,
+    /// Whether the key service answered when it was last asked in the background.
+    keks_reachable: AtomicBool,
+}
+
+impl Storage {
+    /// Opens the service. It starts, and does all that needs no key, while the key service is away.
+    #[must_use]
+    pub fn open(seams: Seams, config: StorageConfig) -> Arc<Self> {
+        let Seams { keks, index, blobs, ambient } = seams;
+        let deks = DekCache::new(keks, config.deks);
+        Arc::new(Self { config, deks, index, blobs, ambient, keks_reachable: AtomicBool::new(true) })
+    }
+
+    /// Drops all unwrapped DEKs at once; says how many there were.
+    pub fn forget(&self) -> usize {
+        self.deks.forget()
+    }
+
+    /// Whether the key service answered when it was last asked.
+    #[must_use]
+    pub fn keks_reachable(&self) -> bool {
+        self.keks_reachable.load(Ordering::Acquire)
+    }
+
+    fn ambient(&self) -> &dyn Ambient {
+        self.ambient.as_ref()
+    }
+
+    fn now_millis(&self) -> i64 {
+        self.ambient.now().unix_millis()
+    }
+
+    /// Looks at the index as it is now.
+    fn look<T>(&self, look: impl FnOnce(&View<'_>) -> S3Result<T>) -> S3Result<T> {
+        let snapshot = self.index.snapshot().map_err(from_store)?;
+        look(&View(snapshot.as_ref()))
+    }
+
+    /// Decides and writes in one step, durable when it returns.
+    async fn transact<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
+    ) -> S3Result<T> {
+        let slot = Arc::new(Mutex::new(None));
+        let decided = Arc::clone(&slot);
+        let committed = self
+            .index
+            .commit(Box::new(move |reader| {
+                let (outcome, writes) = match decide(&View(reader)) {
+                    Ok((value, writes)) => (Ok(value), writes),
+                    Err(error) => (Err(error), Vec::new()),
+                };
+                *decided.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+                Ok(writes)
+            }))
+            .await;
+        committed.map_err(from_store)?;
+        let outcome = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        outcome.unwrap_or_else(|| Err(error::error(S3ErrorCode::InternalError, "The change was not decided")))
+    }
+}

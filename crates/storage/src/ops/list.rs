@@ -1,0 +1,222 @@
+//! ListObjects, both versions: a seek for each common prefix, never a walk through the bucket.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use s3s::{S3Request, S3Response, S3Result, dto};
+
+use super::{answer, owner, timestamp};
+use crate::{
+    Storage,
+    error::invalid_argument,
+    record::{Id, ObjectRecord},
+    rows,
+    view::{View, decode_object},
+};
+
+/// Entries of one page.
+const PAGE_MAX: i32 = 1000;
+
+pub(crate) fn page_size(asked: Option<i32>) -> S3Result<usize> {
+    match asked {
+        Some(asked) if asked < 0 => {
+            Err(invalid_argument("Argument maxKeys must be an integer between 0 and 2147483647"))
+        }
+        asked => Ok(asked.unwrap_or(PAGE_MAX).min(PAGE_MAX) as usize),
+    }
+}
+
+/// An object, or a prefix that stands for many.
+pub(crate) enum Entry {
+    Object(Box<ObjectRecord>),
+    Prefix(String),
+}
+
+impl Entry {
+    fn name(&self) -> &str {
+        match self {
+            Self::Object(record) => &record.key,
+            Self::Prefix(prefix) => prefix,
+        }
+    }
+}
+
+/// A page, and where the next begins.
+pub(crate) struct Page {
+    pub entries: Vec<Entry>,
+    pub truncated: bool,
+}
+
+/// The common prefix of `key`, if the delimiter stands in it behind `prefix`.
+pub(crate) fn common_prefix<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Option<&'a str> {
+    let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty())?;
+    let at = key.get(prefix.len()..)?.find(delimiter)?;
+    Some(&key[..prefix.len() + at + delimiter.len()])
+}
+
+/// Lists what comes after `after` (a key or common prefix already told).
+fn list(
+    view: &View<'_>,
+    bucket: Id,
+    prefix: &str,
+    delimiter: Option<&str>,
+    after: Option<&str>,
+    max: usize,
+) -> S3Result<Page> {
+    let all = rows::object(bucket, prefix);
+    let mut from = match after {
+        // A common prefix was told: everything under it was, too.
+        Some(after) if common_prefix(after, prefix, delimiter) == Some(after) => {
+            rows::after(&rows::object(bucket, after))
+        }
+        Some(after) => [rows::object(bucket, after), vec![0]].concat(),
+        None => all.clone(),
+    };
+    if from < all {
+        from.clone_from(&all);
+    }
+    let mut page = Page { entries: Vec::new(), truncated: false };
+    loop {
+        let mut skip = None;
+        view.scan(&from, &all, |row, value| {
+            if page.entries.len() == max {
+                page.truncated = max > 0;
+                return Ok(ControlFlow::Break(()));
+            }
+            let key = rows::key_of_object(row).unwrap_or_default();
+            if let Some(common) = common_prefix(key, prefix, delimiter) {
+                page.entries.push(Entry::Prefix(common.to_owned()));
+                skip = Some(rows::after(&rows::object(bucket, common)));
+                return Ok(ControlFlow::Break(()));
+            }
+            page.entries.push(Entry::Object(Box::new(decode_object(value)?.record)));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        match skip {
+            Some(next) => from = next,
+            None => return Ok(page),
+        }
+    }
+}
+
+/// Percent-encodes for `encoding-type=url`: s3s leaves it to us.
+pub(crate) fn url_encoded(text: String, encode: bool) -> String {
+    if !encode {
+        return text;
+    }
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        use std::fmt::Write as _;
+        if byte.is_ascii_alphanumeric() || b"-._~/*".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+pub(crate) fn wants_url(encoding: Option<&dto::EncodingType>) -> S3Result<bool> {
+    match encoding.map(dto::EncodingType::as_str) {
+        None => Ok(false),
+        Some("url") => Ok(true),
+        Some(_) => Err(invalid_argument("Invalid Encoding Method specified in Request")),
+    }
+}
+
+fn object_told(record: ObjectRecord, encode: bool, owner_name: Option<&str>) -> dto::Object {
+    dto::Object {
+        key: Some(url_encoded(record.key, encode)),
+        e_tag: Some(dto::ETag::Strong(record.etag)),
+        size: Some(record.size as i64),
+        last_modified: Some(timestamp(record.modified)),
+        storage_class: Some(record.content.storage_class.unwrap_or_else(|| "STANDARD".into()).into()),
+        owner: owner_name.map(owner),
+        checksum_algorithm: record.checksum.map(|checksum| vec![checksum.algorithm.into()]),
+        ..Default::default()
+    }
+}
+
+/// Objects and common prefixes of a page.
+fn split(entries: Vec<Entry>, encode: bool, owner: Option<&str>) -> (Vec<dto::Object>, Vec<dto::CommonPrefix>) {
+    let (mut objects, mut prefixes) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match entry {
+            Entry::Object(record) => objects.push(object_told(*record, encode, owner)),
+            Entry::Prefix(prefix) => prefixes.push(dto::CommonPrefix { prefix: Some(url_encoded(prefix, encode)) }),
+        }
+    }
+    (objects, prefixes)
+}
+
+pub(crate) async fn list_objects(
+    storage: &Arc<Storage>,
+    request: S3Request<dto::ListObjectsInput>,
+) -> S3Result<S3Response<dto::ListObjectsOutput>> {
+    let input = request.input;
+    let encode = wants_url(input.encoding_type.as_ref())?;
+    let max = page_size(input.max_keys)?;
+    let prefix = input.prefix.clone().unwrap_or_default();
+    let marker = input.marker.clone().filter(|marker| !marker.is_empty());
+    let (bucket, page) = storage.look(|view| {
+        let bucket = view.bucket(&input.bucket)?;
+        let page = list(view, bucket.id, &prefix, input.delimiter.as_deref(), marker.as_deref(), max)?;
+        Ok((bucket, page))
+    })?;
+    let next = page.truncated.then(|| page.entries.last().map(|entry| entry.name().to_owned())).flatten();
+    let (objects, prefixes) = split(page.entries, encode, Some(&bucket.owner));
+    answer(dto::ListObjectsOutput {
+        name: Some(input.bucket),
+        prefix: Some(url_encoded(prefix, encode)),
+        marker: Some(url_encoded(marker.unwrap_or_default(), encode)),
+        max_keys: Some(max as i32),
+        is_truncated: Some(page.truncated),
+        contents: Some(objects),
+        common_prefixes: Some(prefixes),
+        next_marker: next.map(|next| url_encoded(next, encode)),
+        delimiter: input.delimiter.map(|delimiter| url_encoded(delimiter, encode)),
+        encoding_type: input.encoding_type,
+        request_charged: None,
+    })
+}
+
+pub(crate) async fn list_objects_v2(
+    storage: &Arc<Storage>,
+    request: S3Request<dto::ListObjectsV2Input>,
+) -> S3Result<S3Response<dto::ListObjectsV2Output>> {
+    let input = request.input;
+    let encode = wants_url(input.encoding_type.as_ref())?;
+    let max = page_size(input.max_keys)?;
+    let prefix = input.prefix.clone().unwrap_or_default();
+    let token = match input.continuation_token.as_deref() {
+        None => None,
+        Some(token) => {
+            let decoded = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            Some(decoded.ok_or_else(|| invalid_argument("The continuation token provided is incorrect"))?)
+        }
+    };
+    let after = token.or_else(|| input.start_after.clone().filter(|after| !after.is_empty()));
+    let (bucket, page) = storage.look(|view| {
+        let bucket = view.bucket(&input.bucket)?;
+        let page = list(view, bucket.id, &prefix, input.delimiter.as_deref(), after.as_deref(), max)?;
+        Ok((bucket, page))
+    })?;
+    let next = page.truncated.then(|| page.entries.last().map(|entry| URL_SAFE_NO_PAD.encode(entry.name()))).flatten();
+    let count = page.entries.len();
+    let owner = input.fetch_owner.unwrap_or(false).then_some(bucket.owner.as_str());
+    let (objects, prefixes) = split(page.entries, encode, owner);
+    answer(dto::ListObjectsV2Output {
+        name: Some(input.bucket),
+        prefix: Some(url_encoded(prefix, encode)),
+        max_keys: Some(max as i32),
+        key_count: Some(count as i32),
+        continuation_token: input.continuation_token,
+        is_truncated: Some(page.truncated),
+        next_continuation_token: next,
+        contents: Some(objects),
+        common_prefixes: Some(prefixes),
+        delimiter: input.delimiter.map(|delimiter| url_encoded(delimiter, encode)),
+        encoding_type: input.encoding_type,
+        start_after: input.start_after.map(|after| url_encoded(after, encode)),
+        request_charged: None,
+    })
+}

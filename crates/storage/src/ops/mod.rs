@@ -1,0 +1,135 @@
+//! The operations, one file per group. They speak s3s's types, which are the wire's; records stay inside.
+
+pub(crate) mod bucket;
+pub(crate) mod conditions;
+pub(crate) mod copy;
+pub(crate) mod delete;
+pub(crate) mod encrypt;
+pub(crate) mod get;
+pub(crate) mod list;
+pub(crate) mod multipart;
+pub(crate) mod place;
+pub(crate) mod put;
+pub(crate) mod tagging;
+pub(crate) mod versions;
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use s3s::{S3Request, S3Response, S3Result, dto};
+
+use crate::error::invalid_argument;
+
+/// Longest key in bytes.
+const KEY_BYTES_MAX: usize = 1024;
+
+/// A moment as s3s has it.
+pub(crate) fn timestamp(millis: i64) -> dto::Timestamp {
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+    dto::Timestamp::from(UNIX_EPOCH + since)
+}
+
+/// S3 tells moments in whole seconds, and compares them so.
+pub(crate) fn whole_seconds(millis: i64) -> i64 {
+    millis.div_euclid(1000) * 1000
+}
+
+pub(crate) fn check_key(key: &str) -> S3Result<()> {
+    if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
+        return Err(invalid_argument("A key has 1 to 1024 bytes of UTF-8 without NUL"));
+    }
+    Ok(())
+}
+
+pub(crate) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
+    Ok(S3Response::new(output))
+}
+
+/// Who asks.
+pub(crate) fn caller<T>(request: &S3Request<T>) -> String {
+    request.extensions.get::<crate::s3::Caller>().map_or_else(|| "anonymous".into(), |caller| caller.0.clone())
+}
+
+pub(crate) fn owner(name: &str) -> dto::Owner {
+    dto::Owner { display_name: Some(name.to_owned()), id: Some(name.to_owned()) }
+}
+
+/// The encryption headers of any operation that has them all.
+macro_rules! asked {
+    ($input:expr) => {
+        $crate::encryption::Asked {
+            sse: $input.server_side_encryption.take(),
+            kek: $input.ssekms_key_id.take(),
+            context: $input.ssekms_encryption_context.take(),
+            bucket_key: $input.bucket_key_enabled.take(),
+            customer: $crate::ops::customer!($input),
+        }
+    };
+}
+pub(crate) use asked;
+
+/// The SSE-C headers of any operation that has them.
+macro_rules! customer {
+    ($input:expr) => {
+        $crate::encryption::CustomerKey {
+            algorithm: $input.sse_customer_algorithm.take(),
+            key: $input.sse_customer_key.take(),
+            key_md5: $input.sse_customer_key_md5.take(),
+        }
+    };
+}
+pub(crate) use customer;
+
+/// The SSE-C headers for the source of a copy.
+macro_rules! source_customer {
+    ($input:expr) => {
+        $crate::encryption::CustomerKey {
+            algorithm: $input.copy_source_sse_customer_algorithm.take(),
+            key: $input.copy_source_sse_customer_key.take(),
+            key_md5: $input.copy_source_sse_customer_key_md5.take(),
+        }
+    };
+}
+pub(crate) use source_customer;
+
+/// The headers of a new object that come back as they are.
+macro_rules! content {
+    ($input:expr) => {
+        $crate::record::ContentHeaders {
+            content_type: $input.content_type.take(),
+            cache_control: $input.cache_control.take(),
+            content_disposition: $input.content_disposition.take(),
+            content_encoding: $crate::ops::without_aws_chunked($input.content_encoding.take()),
+            content_language: $input.content_language.take(),
+            expires: $input.expires.take().and_then($crate::ops::http_date),
+            website_redirect: $input.website_redirect_location.take(),
+            storage_class: $input.storage_class.take().map(|class| class.as_str().to_owned()),
+            metadata: $input.metadata.take().unwrap_or_default().into_iter().collect(),
+        }
+    };
+}
+pub(crate) use content;
+
+/// `aws-chunked` is how a body travels, not how it is.
+pub(crate) fn without_aws_chunked(encoding: Option<String>) -> Option<String> {
+    let kept: Vec<&str> =
+        encoding.as_deref()?.split(',').map(str::trim).filter(|part| *part != "aws-chunked").collect();
+    (!kept.is_empty()).then(|| kept.join(","))
+}
+
+pub(crate) fn http_date(moment: dto::Timestamp) -> Option<String> {
+    let mut out = Vec::new();
+    moment.format(dto::TimestampFormat::HttpDate, &mut out).ok()?;
+    String::from_utf8(out).ok()
+}
+
+/// User metadata together, as S3 bounds it.
+const METADATA_BYTES_MAX: usize = 2 * 1024;
+
+pub(crate) fn check_content(content: &crate::record::ContentHeaders) -> S3Result<()> {
+    let metadata: usize = content.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if metadata > METADATA_BYTES_MAX {
+        let message = "Your metadata headers exceed the maximum allowed metadata size";
+        return Err(crate::error::error(s3s::S3ErrorCode::MetadataTooLarge, message));
+    }
+    Ok(())
+}

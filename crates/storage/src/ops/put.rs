@@ -1,0 +1,110 @@
+//! PutObject and the POST form.
+
+use std::sync::Arc;
+
+use s3s::{S3Request, S3Response, S3Result, dto};
+
+use super::{
+    answer, asked, check_content, check_key,
+    conditions::Conditions,
+    content,
+    place::{new_version, place},
+    tagging,
+};
+use crate::{
+    Storage,
+    body::{Claims, Target, told_checksum},
+    encryption::refuse_unknown,
+    record::{FORMAT, Id, ObjectRecord},
+};
+
+pub(crate) async fn put_object(
+    storage: &Arc<Storage>,
+    mut request: S3Request<dto::PutObjectInput>,
+) -> S3Result<S3Response<dto::PutObjectOutput>> {
+    refuse_unknown(&request.headers)?;
+    let mut claims = Claims::from_headers(&request.headers, request.trailing_headers.take())?;
+    let mut input = request.input;
+    check_key(&input.key)?;
+    claims.content_length = input.content_length;
+    if claims.content_md5.is_none() {
+        claims.content_md5 = input.content_md5.take();
+    }
+    if claims.checksum.is_none() {
+        claims.checksum = input.checksum_algorithm.take().map(|algorithm| (algorithm.as_str().to_owned(), None));
+    }
+    let tags = tagging::from_header(input.tagging.as_deref())?;
+    let content = content!(input);
+    check_content(&content)?;
+    let asked = asked!(input);
+    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
+    let conditions =
+        Conditions { if_match: input.if_match, if_none_match: input.if_none_match, ..Conditions::default() };
+    // Whoever would be refused in the end is refused before the body is taken in.
+    storage.look(|view| {
+        conditions.check_write(view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))
+    })?;
+    let object = Id::random(storage.ambient());
+    let decided = storage.decide(&bucket, object, asked).await?;
+    let mut record = ObjectRecord {
+        v: FORMAT,
+        key: input.key,
+        object,
+        version: new_version(storage, &bucket),
+        seq: 0,
+        modified: storage.now_millis(),
+        size: 0,
+        etag: String::new(),
+        delete_marker: false,
+        listed: false,
+        encryption: decided.encryption.clone(),
+        stream: None,
+        parts: 0,
+        content,
+        checksum: None,
+        tags,
+        mac: String::new(),
+    };
+    let target =
+        Target { bucket: bucket.id, object, dek: record.dek(), md5_etag: decided.md5_etag(), may_inline: true };
+    let mut written = storage.write_body(target, decided.key.clone(), input.body, claims).await?;
+    record.size = written.stream.size;
+    record.stream = Some(written.stream.clone());
+    record.etag.clone_from(&written.etag);
+    record.checksum.clone_from(&written.checksum);
+    if let Some(dek) = decided.key.bytes() {
+        record.authenticate(dek, bucket.id, None);
+    }
+    let told = storage.told(&bucket, &record.encryption);
+    let (etag, size) = (record.etag.clone(), record.size);
+    let version = (record.version != "null" || bucket.versioning != crate::record::Versioning::Off)
+        .then(|| record.version.clone());
+    let inline = std::mem::take(&mut written.inline);
+    storage
+        .transact(move |view| {
+            let bucket = view.same_bucket(&bucket)?;
+            let current = view.current(bucket.id, &record.key)?;
+            conditions.check_write(current.as_ref().map(|found| &found.record))?;
+            Ok(((), place(view, &bucket, record, &inline)?))
+        })
+        .await?;
+    written.keep();
+    let sum = told_checksum(written.checksum.as_ref());
+    answer(dto::PutObjectOutput {
+        e_tag: Some(dto::ETag::Strong(etag)),
+        size: Some(size as i64),
+        version_id: version,
+        server_side_encryption: told.sse,
+        ssekms_key_id: told.kek,
+        bucket_key_enabled: told.bucket_key,
+        sse_customer_algorithm: told.customer_algorithm,
+        sse_customer_key_md5: told.customer_key_md5,
+        checksum_crc32: sum.checksum_crc32,
+        checksum_crc32c: sum.checksum_crc32c,
+        checksum_crc64nvme: sum.checksum_crc64nvme,
+        checksum_sha1: sum.checksum_sha1,
+        checksum_sha256: sum.checksum_sha256,
+        checksum_type: sum.checksum_type,
+        ..Default::default()
+    })
+}

@@ -1,0 +1,165 @@
+//! One redb file, one writer thread. The writer drains its queue into one transaction: each decision sees the state
+//! that the ones before it left, and one sync makes them all durable.
+
+use std::{ops::ControlFlow, path::Path, sync::Arc, thread};
+
+use async_trait::async_trait;
+use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, IndexWrite, StoreError};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use tokio::sync::{mpsc, oneshot};
+
+const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1");
+
+/// Decisions that may wait. More is refused at once.
+const QUEUE_COMMITS: usize = 4096;
+/// Decisions that share one sync at most.
+const GROUP_COMMITS: usize = 512;
+/// redb's page cache in bytes.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+struct Commit {
+    decide: IndexDecision,
+    reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+/// An index in one file.
+pub struct EmbeddedIndex {
+    database: Arc<Database>,
+    commits: mpsc::Sender<Commit>,
+}
+
+impl EmbeddedIndex {
+    /// Opens the file at `path`, or makes it.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]: damaged, locked by another process, or not to be read.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
+        let create = database.begin_write().map_err(failed)?;
+        create.open_table(ENTRIES).map_err(failed)?;
+        create.commit().map_err(failed)?;
+        let database = Arc::new(database);
+        let (commits, queue) = mpsc::channel(QUEUE_COMMITS);
+        let writer = Arc::clone(&database);
+        thread::Builder::new()
+            .name("index-writer".into())
+            .spawn(move || write_groups(&writer, queue))
+            .map_err(failed)?;
+        Ok(Self { database, commits })
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+fn write_groups(database: &Database, mut queue: mpsc::Receiver<Commit>) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut group = vec![first];
+        while group.len() < GROUP_COMMITS
+            && let Ok(next) = queue.try_recv()
+        {
+            group.push(next);
+        }
+        let (decisions, replies): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|commit| (commit.decide, commit.reply)).unzip();
+        let count = decisions.len();
+        let results = write_group(database, decisions).unwrap_or_else(|error| vec![Err(error); count]);
+        for (reply, result) in replies.into_iter().zip(results) {
+            // A waiter that went away does not change what was written.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+/// One transaction. The outer error means that nothing of the group is known to be written.
+fn write_group(database: &Database, decisions: Vec<IndexDecision>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    let results = {
+        let mut table = transaction.open_table(ENTRIES).map_err(failed)?;
+        let mut results = Vec::with_capacity(decisions.len());
+        for decide in decisions {
+            let decided = decide(&InTransaction(&table));
+            results.push(match decided {
+                Ok(writes) => {
+                    apply(&mut table, writes)?;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            });
+        }
+        results
+    };
+    transaction.commit().map_err(failed)?;
+    Ok(results)
+}
+
+fn apply(table: &mut Table<'_, &[u8], &[u8]>, writes: Vec<IndexWrite>) -> Result<(), StoreError> {
+    for IndexWrite { key, value } in writes {
+        match value {
+            Some(value) => table.insert(key.as_slice(), value.as_slice()).map_err(failed)?,
+            None => table.remove(key.as_slice()).map_err(failed)?,
+        };
+    }
+    Ok(())
+}
+
+struct InTransaction<'a, 't>(&'a Table<'t, &'static [u8], &'static [u8]>);
+
+impl IndexReader for InTransaction<'_, '_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        get(self.0, key)
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+        scan(self.0, from, visit)
+    }
+}
+
+struct Snapshot(ReadOnlyTable<&'static [u8], &'static [u8]>);
+
+impl IndexReader for Snapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        get(&self.0, key)
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+        scan(&self.0, from, visit)
+    }
+}
+
+fn get(table: &impl ReadableTable<&'static [u8], &'static [u8]>, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(table.get(key).map_err(failed)?.map(|value| value.value().to_vec()))
+}
+
+fn scan(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    from: &[u8],
+    visit: &mut IndexVisitor<'_>,
+) -> Result<(), StoreError> {
+    for entry in table.range(from..).map_err(failed)? {
+        let (key, value) = entry.map_err(failed)?;
+        if let ControlFlow::Break(()) = visit(key.value(), value.value()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Index for EmbeddedIndex {
+    /// Reads on the caller's thread: a page that is not cached costs one `pread`.
+    fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        Ok(Box::new(Snapshot(transaction.open_table(ENTRIES).map_err(failed)?)))
+    }
+
+    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.commits.try_send(Commit { decide, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Failed("the writer has stopped".into()),
+        })?;
+        answer.await.map_err(|_| StoreError::Failed("the writer has stopped".into()))?
+    }
+}
