@@ -1,99 +1,19 @@
 """A started `holdfast dev`, and the real clients pointed at it."""
-import base64
 import dataclasses
-import os
 import pathlib
-import signal
-import socket
-import subprocess
-import time
+import sys
 import uuid
 
 import pytest
 import requests
-from azure.identity import ClientSecretCredential
 from azure.keyvault.administration import KeyVaultAccessControlClient, KeyVaultSettingsClient
 from azure.keyvault.keys import KeyClient
 from azure.keyvault.keys.crypto import CryptographyClient
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = ROOT / "target/release/holdfast"
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from process import BINARY, ROOT, Server, b64, free_ports, unb64  # noqa: E402, F401  (the tests import them from here)
+
 API_VERSION = "7.5"
-
-
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def unb64(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def free_ports() -> int:
-    """A port base with two free ports."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            base = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", base + 1))
-            except OSError:
-                continue
-            if base < 65000:
-                return base
-
-
-class Server:
-    """One `holdfast dev` process."""
-
-    def __init__(self, directory: pathlib.Path, *extra: str, data_dir: pathlib.Path | None = None):
-        self.directory = directory
-        self.data_dir = data_dir or directory / "data"
-        self.env_file = directory / "dev.env"
-        self.log = directory / "server.log"
-        self.port = free_ports()
-        self.extra = extra
-        self.process: subprocess.Popen | None = None
-        self.env: dict[str, str] = {}
-
-    def start(self) -> "Server":
-        command = [BINARY, "dev", "--data-dir", self.data_dir, "--port-base", str(self.port), "--env-file", self.env_file, *self.extra]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-        deadline = time.monotonic() + 30
-        while not self.env_file.exists():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.01)
-        self.env = dict(line.split("=", 1) for line in self.env_file.read_text().splitlines())
-        return self
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(how)
-            self.process.wait(30)
-
-    @property
-    def url(self) -> str:
-        return self.env["HOLDFAST_HSM_URL"]
-
-    @property
-    def ca_file(self) -> str:
-        return self.env["HOLDFAST_CA_FILE"]
-
-    def credential(self, client: str = "") -> ClientSecretCredential:
-        prefix = f"HOLDFAST_{client.upper()}_" if client else "HOLDFAST_"
-        return ClientSecretCredential(
-            self.env["HOLDFAST_TENANT_ID"], self.env[prefix + "CLIENT_ID"], self.env[prefix + "CLIENT_SECRET"],
-            authority=self.env["HOLDFAST_AUTHORITY_URL"], disable_instance_discovery=True, connection_verify=self.ca_file,
-        )
-
-    def holdfast(self, *args: str, check: bool = True) -> subprocess.CompletedProcess:
-        return subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True, check=check)
-
-    def token(self, client: str | None = None) -> str:
-        more = ["--client", client] if client else []
-        return self.holdfast("token", "--env-file", self.env_file, *more).stdout.strip()
 
 
 @dataclasses.dataclass

@@ -25,8 +25,8 @@ import threading
 import time
 import urllib.parse
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "azure"))
-from conftest import Server, b64, unb64  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from process import Server, b64, unb64  # noqa: E402
 
 WRITERS = 8
 DEK = b"k" * 32

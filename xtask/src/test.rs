@@ -23,9 +23,11 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     let mut azure = program(&pytest, &["tests/azure", "-q", "--durations=5"]);
     azure.env("HOLDFAST_AZ", az.join("bin/az"));
     step("Azure SDKs and az", azure)?;
+    step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "--durations=5"]))?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
-    step("crash loop", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
+    step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
+    step("crash loop, storage", program(&python, &["tests/crash/s3_crash_loop.py", "--kills", &kills]))?;
     fuzz::run(FUZZ_SECS)
 }
 
@@ -38,6 +40,9 @@ fn install_tools() -> Result<(), String> {
     let mut packages = Vec::new();
     if !works("c++", &["--version"]) {
         packages.push("g++");
+    }
+    if !works("rclone", &["version"]) {
+        packages.push("rclone");
     }
     if !works("python3", &["-c", "import venv, ensurepip"]) {
         packages.extend(["python3", "python3-venv"]);

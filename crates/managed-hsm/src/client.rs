@@ -117,6 +117,11 @@ impl KekClient {
         valid.then_some((name, version))
     }
 
+    /// Adds the scheme that a KEK may be named without: some clients fetch any parameter that looks like a URL.
+    fn full_url(&self, kek_url: &str) -> String {
+        if kek_url.contains("://") { kek_url.to_owned() } else { format!("https://{kek_url}") }
+    }
+
     async fn token(&self, renew: bool) -> Result<String, KekError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -238,6 +243,7 @@ fn refusal(kek_url: &str, response: &Response<Bytes>) -> KekError {
 impl KekService for KekClient {
     /// RSA-OAEP-256 first; a KEK that refuses it is an AES key, and is remembered as one.
     async fn wrap(&self, kek_url: &str, dek: &SecretBytes) -> Result<WrappedDek, KekError> {
+        let kek_url = &self.full_url(kek_url);
         let name = self.without_version(kek_url);
         let known_aes = self.aes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
         let mut algorithm = if known_aes { DekWrapAlgorithm::A256Kw } else { DekWrapAlgorithm::RsaOaep256 };
@@ -269,6 +275,7 @@ impl KekService for KekClient {
     }
 
     async fn newest_version(&self, kek_url: &str) -> Result<String, KekError> {
+        let kek_url = &self.full_url(kek_url);
         let (_, version) = self.parse(kek_url).ok_or_else(|| KekError::NotFound(kek_url.into()))?;
         if version.is_some() {
             return Ok(kek_url.into());
@@ -283,10 +290,11 @@ impl KekService for KekClient {
     }
 
     fn knows(&self, kek_url: &str) -> bool {
-        self.parse(kek_url).is_some()
+        self.parse(&self.full_url(kek_url)).is_some()
     }
 
     fn without_version(&self, kek_url: &str) -> String {
+        let kek_url = &self.full_url(kek_url);
         match self.parse(kek_url) {
             Some((_, Some(version))) => kek_url[..kek_url.len() - version.len() - 1].to_ascii_lowercase(),
             _ => kek_url.to_ascii_lowercase(),
@@ -316,7 +324,7 @@ mod tests {
         };
         let client = KekClient::new(Arc::new(Nobody), identity, vec!["https://hsm.example.com:8443/".into()]);
         let version = "0".repeat(32);
-        assert!(client.knows("https://hsm.example.com:8443/keys/kek"));
+        assert!(client.knows("https://hsm.example.com:8443/keys/kek") && client.knows("hsm.example.com:8443/keys/kek"));
         assert!(client.knows(&format!("https://HSM.example.com:8443/keys/kek/{version}")));
         for foreign in [
             "https://hsm.example.com:8443.evil.com/keys/kek",

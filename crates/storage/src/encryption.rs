@@ -314,8 +314,13 @@ impl Storage {
             }
             Encryption::Container { dek, kms: true } => {
                 told.sse = Some(dto::ServerSideEncryption::from_static("aws:kms"));
-                let container = bucket.deks.iter().find(|container| container.id == *dek);
-                told.kek = container.map(|container| container.envelope.kek_url.clone());
+                let find = |bucket: &BucketRecord| {
+                    let container = bucket.deks.iter().find(|container| container.id == *dek);
+                    container.map(|container| container.envelope.kek_url.clone())
+                };
+                // The DEK may have been made for this very request, after the bucket was looked at.
+                let now = || self.look(|view| view.bucket(&bucket.name)).ok().as_ref().and_then(find);
+                told.kek = find(bucket).or_else(now);
                 told.bucket_key = Some(true);
             }
             Encryption::Object { envelope, .. } => {

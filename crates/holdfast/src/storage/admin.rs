@@ -58,11 +58,15 @@ pub(crate) async fn serve(listener: UnixListener, storage: Arc<Storage>, mut sto
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = stopped.wait_for(|stop| *stop) => break,
         };
         if let Ok((stream, _)) = accepted {
             tokio::spawn(answer(stream, Arc::clone(&storage)));
         }
+    }
+    let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf));
+    if let Some(path) = path {
+        let _ = fs::remove_file(path);
     }
 }
 

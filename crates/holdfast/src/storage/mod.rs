@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use holdfast_core::{Ambient, KekService};
 use holdfast_storage::{Collector, Seams, Storage, StorageConfig};
 use holdfast_store::{EmbeddedIndex, FileBlobs};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::Service};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -74,6 +74,7 @@ pub(crate) async fn start(
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
         let health = on_main.then(|| health.answer(request.uri().path())).flatten();
+        let unread = answers_without_reading(&request);
         let request_id = new_request_id(ambient.as_ref());
         let answer = health.is_none().then(|| Service::call(&service, request));
         async move {
@@ -85,6 +86,9 @@ pub(crate) async fn start(
                         Err(_) => status_only(StatusCode::INTERNAL_SERVER_ERROR),
                     };
                     response.headers_mut().insert("x-amz-request-id", request_id);
+                    if unread.is_some_and(|empty| empty || !response.status().is_success()) {
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
                     response
                 }
                 (None, None) => not_found(),
@@ -145,6 +149,15 @@ impl Health {
         };
         Some(Response::new(server::full(text.into())))
     }
+}
+
+/// A client that waits for "100 Continue" may get the final answer instead: to an empty body, or to a refusal. botocore
+/// then takes the next answer on the same connection for a part of this one, so the connection must end. `Some(true)`: the
+/// body is empty; `Some(false)`: it depends on the answer.
+fn answers_without_reading(request: &Request<Incoming>) -> Option<bool> {
+    request.headers().get(header::EXPECT)?;
+    let empty = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+    Some(empty)
 }
 
 /// 16 hex digits, as S3's are.

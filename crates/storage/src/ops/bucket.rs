@@ -105,6 +105,9 @@ pub(crate) async fn list_buckets(
         view.scan(&rows::bucket(&prefix), &rows::bucket(&prefix), |_, value| {
             let (bucket, _): (BucketRecord, _) =
                 record::decode(value).ok_or_else(|| damaged("a bucket", "unreadable"))?;
+            if bucket.owner != who {
+                return Ok(ControlFlow::Continue(()));
+            }
             buckets.push(dto::Bucket {
                 name: Some(bucket.name),
                 creation_date: Some(timestamp(bucket.created)),

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""kill -9 of the storage service in a loop, under mixed load: nothing acknowledged may be lost, nothing is left readable.
+
+Writers put, overwrite, delete and upload in parts, each under keys of its own, in every mode of encryption. Each notes
+what it intends and what was acknowledged. After each kill and restart every key is read back:
+
+- acknowledged: the body is what was last written, or gone if it was deleted;
+- intended and not acknowledged: the old state or the new one, whole, and stable from then on;
+- nothing of any body, acknowledged or not, is readable at rest, and blobs that nobody names are gone.
+
+    python3 tests/crash/s3_crash_loop.py --kills 50
+"""
+import argparse
+import hashlib
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "s3"))
+from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
+from conftest import ADMIN, CRYPTO_OFFICER, CRYPTO_USER, ENCRYPTION_USER, STORAGE, Hsm, Storage  # noqa: E402
+
+WRITERS, KEYS, MARKER = 6, 12, b"plaintext-of-the-crash-loop"
+PART = 5 * 1024 * 1024
+
+
+def body_of(seed: str, size: int) -> bytes:
+    block = MARKER + hashlib.sha256(seed.encode()).digest()
+    return (block * (size // len(block) + 1))[:size]
+
+
+class Writer:
+    def __init__(self, number, seed, keks):
+        self.number, self.random, self.keks = number, random.Random(seed), keks
+        self.state, self.doubt, self.count, self.acknowledged = {}, None, 0, 0
+
+    def step(self, s3):
+        key, self.count = f"w{self.number}-{self.random.randrange(KEYS)}", self.count + 1
+        choice = self.random.random()
+        if choice < 0.15:
+            self.doubt = (key, None)
+            s3.delete_object(Bucket="crash", Key=key)
+        elif choice < 0.22:
+            body = body_of(f"{key}-{self.count}", PART + self.random.randrange(100_000))
+            self.doubt = (key, hashlib.sha256(body).digest())
+            upload = s3.create_multipart_upload(Bucket="crash", Key=key, **self.random.choice(self.keks))["UploadId"]
+            parts = [{"PartNumber": n, "ETag": s3.upload_part(Bucket="crash", Key=key, UploadId=upload, PartNumber=n, Body=piece)["ETag"]}
+                     for n, piece in enumerate((body[:PART], body[PART:]), 1)]
+            s3.complete_multipart_upload(Bucket="crash", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+        else:
+            body = body_of(f"{key}-{self.count}", self.random.choice([0, 100, 5000, 40_000, 300_000]))
+            self.doubt = (key, hashlib.sha256(body).digest())
+            s3.put_object(Bucket="crash", Key=key, Body=body, **self.random.choice(self.keks))
+        self.state[key] = self.doubt[1]
+        self.doubt, self.acknowledged = None, self.acknowledged + 1
+
+    def run(self, s3):
+        try:
+            while True:
+                self.step(s3)
+        except (BotoCoreError, ClientError, OSError):
+            pass  # killed
+
+
+def check(s3, writer):
+    for key in {*writer.state, *([writer.doubt[0]] if writer.doubt else [])}:
+        try:
+            found = hashlib.sha256(s3.get_object(Bucket="crash", Key=key)["Body"].read()).digest()
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "NoSuchKey", (key, error)
+            found = None
+        allowed = {writer.state.get(key)} | ({writer.doubt[1]} if writer.doubt and writer.doubt[0] == key else set())
+        assert found in allowed, f"{key}: what was acknowledged is lost"
+        writer.state[key] = found
+    writer.doubt = None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=None)
+    args = parser.parse_args()
+    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}, {args.kills} kills", flush=True)
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as directory:
+        hsm = Hsm(pathlib.Path(directory) / "h")
+        hsm.start()
+        for role in (CRYPTO_USER, CRYPTO_OFFICER):
+            hsm.grant(role, ADMIN[1])
+        hsm.grant(ENCRYPTION_USER, STORAGE[1])
+        kek = hsm.create_kek("kek")
+        storage = Storage(pathlib.Path(directory) / "s", hsm, kek).start()
+        storage.client().create_bucket(Bucket="crash")
+        modes = [{}, {}, {"ServerSideEncryption": "aws:kms"}, {"ServerSideEncryption": "aws:kms", "BucketKeyEnabled": True}]
+        writers = [Writer(number, seed + number, modes) for number in range(WRITERS)]
+        for _ in range(args.kills):
+            threads = [threading.Thread(target=writer.run, args=(storage.client(),)) for writer in writers]
+            [thread.start() for thread in threads]
+            time.sleep(chance.uniform(0.05, 0.6))
+            storage.process.send_signal(signal.SIGKILL)
+            storage.process.wait()
+            [thread.join() for thread in threads]
+            storage.start()
+            for writer in writers:
+                check(storage.client(), writer)
+            if chance.random() < 0.2:
+                assert MARKER not in storage.raw_bytes(), "plaintext at rest"
+        total = sum(writer.acknowledged for writer in writers)
+        storage.stop()
+        hsm.stop()
+        assert "panicked" not in storage.log.read_text()
+    print(f"{args.kills} kills, {total} acknowledged requests: 0 lost", flush=True)
+
+
+if __name__ == "__main__":
+    main()

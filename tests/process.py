@@ -1,0 +1,94 @@
+"""Starts the real binary, for the end-to-end tests and the crash loops."""
+import base64
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+from azure.identity import ClientSecretCredential
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BINARY = ROOT / "target/release/holdfast"
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def unb64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def free_ports() -> int:
+    """A port base with three free ports."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            first.bind(("127.0.0.1", 0))
+            base = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", base + 1))
+                third.bind(("127.0.0.1", base + 2))
+            except (OSError, OverflowError):
+                continue
+            if base < 65000:
+                return base
+
+
+def start(command: list, log: pathlib.Path, ready, seconds: float = 30) -> subprocess.Popen:
+    """Starts a process and waits until `ready()` holds."""
+    with open(log, "ab") as out:
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=out)
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    return process
+
+
+class Server:
+    """One `holdfast dev` process."""
+
+    def __init__(self, directory: pathlib.Path, *extra: str, data_dir: pathlib.Path | None = None):
+        self.directory = directory
+        self.data_dir = data_dir or directory / "data"
+        self.env_file = directory / "dev.env"
+        self.log = directory / "server.log"
+        self.port = free_ports()
+        self.extra = extra
+        self.process: subprocess.Popen | None = None
+        self.env: dict[str, str] = {}
+
+    def start(self) -> "Server":
+        command = [BINARY, "dev", "--data-dir", self.data_dir, "--port-base", str(self.port), "--env-file", self.env_file, *self.extra]
+        self.process = start(command, self.log, self.env_file.exists)
+        self.env = dict(line.split("=", 1) for line in self.env_file.read_text().splitlines())
+        return self
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(30)
+
+    @property
+    def url(self) -> str:
+        return self.env["HOLDFAST_HSM_URL"]
+
+    @property
+    def ca_file(self) -> str:
+        return self.env["HOLDFAST_CA_FILE"]
+
+    def credential(self, client: str = "") -> ClientSecretCredential:
+        prefix = f"HOLDFAST_{client.upper()}_" if client else "HOLDFAST_"
+        return ClientSecretCredential(
+            self.env["HOLDFAST_TENANT_ID"], self.env[prefix + "CLIENT_ID"], self.env[prefix + "CLIENT_SECRET"],
+            authority=self.env["HOLDFAST_AUTHORITY_URL"], disable_instance_discovery=True, connection_verify=self.ca_file,
+        )
+
+    def holdfast(self, *args: str, check: bool = True) -> subprocess.CompletedProcess:
+        return subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True, check=check)
+
+    def token(self, client: str | None = None) -> str:
+        more = ["--client", client] if client else []
+        return self.holdfast("token", "--env-file", self.env_file, *more).stdout.strip()

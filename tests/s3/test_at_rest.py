@@ -1,0 +1,159 @@
+"""What lies at rest: no plaintext, and nothing that was tampered with is given out."""
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError
+from conftest import BINARY
+from urllib3.exceptions import ProtocolError
+
+CHUNK = 65536
+MARKER = b"the-plaintext-that-must-not-be-found"
+CUT = (ClientError, ResponseStreamingError, IncompleteReadError, ReadTimeoutError, ProtocolError, ConnectionError)
+
+
+def read(client, bucket, key, **more):
+    """The body, or None if it was refused or cut."""
+    try:
+        return client.get_object(Bucket=bucket, Key=key, **more)["Body"].read()
+    except CUT:
+        return None
+
+
+def test_no_plaintext_at_rest(make_storage, keks):
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="rest")
+    modes = [{}, {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": keks[0]}, {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": os.urandom(32)}]
+    for number, args in enumerate(modes):
+        for size in (1, 1000, 20_000):
+            s3.put_object(Bucket="rest", Key=f"{number}-{size}", Body=MARKER * size, **args)
+        upload = s3.create_multipart_upload(Bucket="rest", Key=f"{number}-m", **args)["UploadId"]
+        own = {name: value for name, value in args.items() if name.startswith("SSECustomer")}
+        etag = s3.upload_part(Bucket="rest", Key=f"{number}-m", UploadId=upload, PartNumber=1, Body=MARKER * 200_000, **own)["ETag"]
+        s3.complete_multipart_upload(Bucket="rest", Key=f"{number}-m", UploadId=upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
+    assert MARKER[:12] not in storage.raw_bytes()
+    for blob in storage.blobs():
+        report = subprocess.run([BINARY, "storage", "inspect", blob, "--json"], capture_output=True, text=True, check=True)
+        report = json.loads(report.stdout)
+        assert report["suite"].startswith("AES-256-GCM") and report["entropy_bits_per_byte"] > 7.9
+        assert report["envelope"] is None or re.search(r"/keys/(default|kek-a)/[0-9a-f]{32}$", report["envelope"]["kek_url"])
+
+
+@pytest.fixture
+def stored(make_storage, keks):
+    """A service with two objects in blobs, and nothing cached."""
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-t")
+    bodies, names = {}, {}
+    for key in ("one", "two"):
+        before = set(storage.blobs())
+        bodies[key] = os.urandom(3 * CHUNK + 100)
+        s3.put_object(Bucket="bkt-t", Key=key, Body=bodies[key], ServerSideEncryption="aws:kms", SSEKMSKeyId=keks[0])
+        (names[key],) = set(storage.blobs()) - before
+    return storage, s3, bodies, names
+
+
+def test_flipped_bytes_are_refused(stored):
+    _, s3, bodies, names = stored
+    path = names["one"]
+    good = path.read_bytes()
+    places = list(range(0, 128, 5)) + [127, 128, 129, 128 + CHUNK - 1, 128 + CHUNK, 128 + CHUNK + 15, 128 + CHUNK + 16, len(good) - 17, len(good) - 1]
+    for at in places:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1:])
+        assert read(s3, "bkt-t", "one") is None, f"byte {at}"
+    # What comes before the bad chunk may be given; nothing of it, or after it.
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert read(s3, "bkt-t", "one", Range=f"bytes=0-{CHUNK - 1}") == bodies["one"][:CHUNK]
+    assert read(s3, "bkt-t", "one", Range=f"bytes={3 * CHUNK}-") is None
+    path.write_bytes(good)
+    assert read(s3, "bkt-t", "one") == bodies["one"]
+
+
+def test_truncated_extended_reordered_and_missing_are_refused(stored):
+    _, s3, bodies, names = stored
+    path = names["one"]
+    good = path.read_bytes()
+    whole = CHUNK + 16
+    first, second = good[128:128 + whole], good[128 + whole:128 + 2 * whole]
+    bad = {
+        "empty": b"", "header only": good[:128], "one byte short": good[:-1], "a chunk short": good[:128 + 2 * whole],
+        "one byte more": good + b"\0", "a chunk more": good + first,
+        "reordered": good[:128] + second + first + good[128 + 2 * whole:], "repeated": good[:128] + first + first + good[128 + 2 * whole:],
+    }
+    for what, content in bad.items():
+        path.write_bytes(content)
+        assert read(s3, "bkt-t", "one") is None, what
+    path.unlink()
+    assert read(s3, "bkt-t", "one") is None
+    path.write_bytes(good)
+    assert read(s3, "bkt-t", "one") == bodies["one"]
+
+
+def test_swapped_blobs_are_refused(stored):
+    _, s3, bodies, names = stored
+    one, two = names["one"].read_bytes(), names["two"].read_bytes()
+    names["one"].write_bytes(two)
+    names["two"].write_bytes(one)
+    assert read(s3, "bkt-t", "one") is None and read(s3, "bkt-t", "two") is None
+    # Spliced: the other object's chunks behind the right header.
+    names["one"].write_bytes(one[:128] + two[128:])
+    assert read(s3, "bkt-t", "one") is None
+    names["one"].write_bytes(one)
+    assert read(s3, "bkt-t", "one") == bodies["one"]
+
+
+@pytest.mark.parametrize("what", ["metadata", "size", "dek", "name"])
+def test_tampered_index_is_refused(stored, what):
+    """The index is edited while the service is stopped: redb has checksums, so it is done by swapping text of equal length."""
+    storage, s3, bodies, names = stored
+    s3.put_object(Bucket="bkt-t", Key="aaaa", Body=b"x" * 100, Metadata={"who": "alice"})
+    s3.put_object(Bucket="bkt-t", Key="bbbb", Body=b"y" * 100, Metadata={"who": "bobby"})
+    backup = storage.directory / "backup"
+    storage.stop()
+    shutil.copytree(storage.data_dir, backup, ignore=shutil.ignore_patterns("*.sock"))
+    path = storage.data_dir / "index.redb"
+    raw = path.read_bytes()
+    edits = {"metadata": (b'"who":"alice"', b'"who":"mallo"'), "size": (b'"size":100', b'"size":101'), "name": (b'"key":"aaaa"', b'"key":"bbbb"'),
+             "dek": (b'"alg":"RSA-OAEP-256"', b'"alg":"RSA-OAEP-25x"')}
+    old, new = edits[what]
+    assert raw.count(old) >= 1
+    path.write_bytes(raw.replace(old, new))
+    started = True
+    try:
+        storage.start()
+    except AssertionError:
+        started = False  # redb noticed first
+    if started:
+        s3 = storage.client()
+        assert read(s3, "bkt-t", "aaaa") is None
+        if what == "dek":
+            assert read(s3, "bkt-t", "one") is None
+    storage.stop()
+    shutil.rmtree(storage.data_dir)
+    shutil.copytree(backup, storage.data_dir)
+    storage.start()
+    assert read(storage.client(), "bkt-t", "aaaa") == b"x" * 100
+
+
+def test_deleted_and_replaced_blobs_are_collected(make_storage):
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-g")
+    for _ in range(3):
+        s3.put_object(Bucket="bkt-g", Key="k", Body=os.urandom(200_000))
+    upload = s3.create_multipart_upload(Bucket="bkt-g", Key="m")["UploadId"]
+    s3.upload_part(Bucket="bkt-g", Key="m", UploadId=upload, PartNumber=1, Body=os.urandom(200_000))
+    s3.abort_multipart_upload(Bucket="bkt-g", Key="m", UploadId=upload)
+    assert len(storage.blobs()) >= 1
+    orphan = storage.data_dir / "blobs/ab/cd/abcd0000000000000000000000000000"
+    orphan.parent.mkdir(parents=True, exist_ok=True)
+    orphan.write_bytes(b"left by a crash")
+    storage.stop()
+    storage.start()
+    assert not orphan.exists()
+    assert len(s3.get_object(Bucket="bkt-g", Key="k")["Body"].read()) == 200_000
