@@ -65,7 +65,7 @@ def test_keys(az, tmp_path):
     az("keyvault", "key", "create", *az.key_id("aes"), "--kty", "oct-HSM", "--size", "256")
     az("keyvault", "key", "create", *az.key_id("curve"), "--kty", "EC-HSM", "--curve", "P-384")
     names = {item["name"] for item in az("keyvault", "key", "list", "--hsm-name", "127.0.0.1")}
-    assert names == {"kek", "aes", "curve"}
+    assert {"kek", "aes", "curve"} <= names
     az("keyvault", "key", "set-attributes", *az.key_id("kek"), "--tags", "team=storage", "--enabled", "true")
     assert az("keyvault", "key", "show", *az.key_id("kek"))["tags"] == {"team": "storage"}
     assert len(az("keyvault", "key", "list-versions", *az.key_id("kek"))) == 1

@@ -109,7 +109,7 @@ def test_audit_log(own):
     assert "KeyCreate" in tail and "seen/" in tail and "failed  404 KeyGet" in tail
     own.stop()
     events = [json.loads(line) for line in own.holdfast("audit", "export", "--log", log).stdout.splitlines()]
-    [create] = [event for event in events if event.get("operation") == "KeyCreate"]
+    [create] = [event for event in events if event.get("operation") == "KeyCreate" and event["key"] == "seen"]
     assert create["outcome"] == "allowed" and create["caller"]["oid"] == own.env["HOLDFAST_OBJECT_ID"]
     assert create["key"] == "seen" and len(create["version"]) == 32 and create["reason"].startswith("role assignment ")
     report = json.loads(own.holdfast("audit", "verify", "--log", log, "--json").stdout)

@@ -104,7 +104,7 @@ tenant = "{TENANT}"
 class Storage:
     """`holdfast storage serve` on an HSM."""
 
-    def __init__(self, directory: pathlib.Path, hsm: Hsm, default_kek: str, **options):
+    def __init__(self, directory: pathlib.Path, hsm: Hsm, default_kek: str, more: str = "", **options):
         self.directory, self.hsm, self.port = directory, hsm, free_ports()
         directory.mkdir()
         self.data_dir, self.log = directory / "d", directory / "storage.log"
@@ -131,6 +131,7 @@ authority = "{hsm.authority}/{TENANT}"
 authority_ca_file = "{hsm.data_dir / 'ca.pem'}"
 client_id = "{STORAGE[0]}"
 client_secret_file = "{hsm.directory / 'storage.secret'}"
+{more}
 ''')
         self.process = None
 

@@ -115,7 +115,7 @@ def test_tampered_index_is_refused(stored, what):
     s3.put_object(Bucket="bkt-t", Key="bbbb", Body=b"y" * 100, Metadata={"who": "bobby"})
     backup = storage.directory / "backup"
     storage.stop()
-    shutil.copytree(storage.data_dir, backup, ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(storage.data_dir, backup)
     path = storage.data_dir / "index.redb"
     raw = path.read_bytes()
     edits = {"metadata": (b'"who":"alice"', b'"who":"mallo"'), "size": (b'"size":100', b'"size":101'), "name": (b'"key":"aaaa"', b'"key":"bbbb"'),
@@ -157,3 +157,31 @@ def test_deleted_and_replaced_blobs_are_collected(make_storage):
     storage.start()
     assert not orphan.exists()
     assert len(s3.get_object(Bucket="bkt-g", Key="k")["Body"].read()) == 200_000
+
+
+def test_blobs_in_an_object_store(storage, make_storage, keks, tmp_path):
+    """The blobs of one service in a bucket of another: S3 as a back end, by the crate that speaks to the real one too."""
+    outer = storage.client()
+    outer.create_bucket(Bucket="ciphertext")
+    access_key, secret = storage.keys["alice"]
+    (tmp_path / "blobs.secret").write_text(secret)
+    inner = make_storage(more=f'''
+[blobs]
+url = "s3://ciphertext/inner"
+options = {{ aws_endpoint = "{storage.url}", aws_region = "us-east-1", aws_allow_http = "true", aws_access_key_id = "{access_key}" }}
+secret_files = {{ aws_secret_access_key = "{tmp_path / 'blobs.secret'}" }}
+''')
+    s3 = inner.client()
+    s3.create_bucket(Bucket="plain")
+    body = MARKER * 700_000
+    for key, args in {"container": {}, "own": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": keks[0]}}.items():
+        s3.put_object(Bucket="plain", Key=key, Body=body, **args)
+        assert s3.get_object(Bucket="plain", Key=key)["Body"].read() == body
+        assert read(s3, "plain", key, Range="bytes=10000000-10000099") == body[10_000_000:10_000_100]
+    stored = outer.list_objects_v2(Bucket="ciphertext", Prefix="inner/")["Contents"]
+    assert len(stored) == 2 and not inner.blobs()
+    for entry in stored:
+        raw = outer.get_object(Bucket="ciphertext", Key=entry["Key"])["Body"].read()
+        assert raw.startswith(b"HFOS") and MARKER not in raw
+        outer.put_object(Bucket="ciphertext", Key=entry["Key"], Body=raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert read(s3, "plain", "container") is None and read(s3, "plain", "own") is None

@@ -3,15 +3,17 @@
 //! An [`Engine`] keeps opaque rows; it stands outside the trust boundary. [`SealedStore`] lays the [`holdfast_core::Store`]
 //! seam over any engine: each record encrypted under the instance's database key, bound to its own identity, its name
 //! an HMAC. The audit log ([`audit`]) is separate: append-only files, hash-chained. For storage there are an ordered index
-//! ([`EmbeddedIndex`]) and bulk bytes ([`FileBlobs`]): they hold what their role has encrypted.
+//! ([`EmbeddedIndex`]) and bulk bytes ([`FileBlobs`], [`CloudBlobs`]): they hold what their role has encrypted.
 
 pub mod audit;
 mod blobs;
+mod cloud;
 mod engine;
 mod index;
 mod sealed;
 
 pub use blobs::FileBlobs;
+pub use cloud::CloudBlobs;
 pub use engine::{EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowWrite};
 pub use index::{EmbeddedIndex, MemoryIndex};
 pub use sealed::SealedStore;

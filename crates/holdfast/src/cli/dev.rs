@@ -174,6 +174,7 @@ impl DevArgs {
             },
             keys: vec![AccessKey { id: access_key.clone(), secret: secret.clone(), principal: "dev".into() }],
             keks: Arc::new(client(&clients[1])),
+            cloud_blobs: None,
             kek_poll: Duration::from_secs(self.kek_poll_secs),
             socket: dev.socket,
             metrics_socket: None,

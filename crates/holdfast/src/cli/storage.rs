@@ -111,6 +111,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
         role: config.role.clone(),
         keys: config.access_keys()?,
         keks,
+        cloud_blobs: config.cloud_blobs()?,
         kek_poll: config.kek_poll,
         socket,
         metrics_socket,

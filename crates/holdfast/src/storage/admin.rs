@@ -1,14 +1,15 @@
-//! The admin socket of a running storage service: `DATA_DIR/storage.sock`, for whoever owns the data directory.
+//! The admin socket of a running storage service, for the user who runs it.
 //!
 //! One JSON object a line in, JSON objects a line out; the last has `"done"`.
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use holdfast_crypto::kdf;
 use holdfast_storage::{RewrapReport, Storage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -38,20 +39,44 @@ pub(crate) enum AdminRequest {
     Uses,
 }
 
-fn socket_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("storage.sock")
+/// In the data directory: the path of the socket. The socket itself lies elsewhere, so that the directory holds plain files
+/// only and can be copied, and because a socket's path has at most 107 bytes.
+const PATH_FILE: &str = "admin-socket.path";
+
+fn socket_path(data_dir: &Path) -> io::Result<PathBuf> {
+    let whole = data_dir.canonicalize()?;
+    let digest = kdf::sha256(&[whole.as_os_str().as_encoded_bytes()]);
+    let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let directory = std::env::temp_dir().join(format!("holdfast-{}", rustix::process::geteuid().as_raw()));
+    match fs::DirBuilder::new().mode(0o700).create(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // Nobody else may have made it, to put a socket of his own in the place of ours.
+    let metadata = fs::symlink_metadata(&directory)?;
+    let ours =
+        metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
+    if !ours {
+        let why = format!("{} is not a directory of this user's alone", directory.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(directory.join(name).with_extension("sock"))
 }
 
 /// Binds the socket. A stale one, left by a crash, is replaced: the index is locked, so nobody else serves it.
 pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener, Fault> {
-    let path = socket_path(data_dir);
-    let _ = fs::remove_file(&path);
-    let failed = |error: std::io::Error| {
-        Fault::file(&path, error).hint("a socket's path has at most 107 bytes: choose a shorter data directory")
+    let bind = || -> io::Result<UnixListener> {
+        let path = socket_path(data_dir)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::write(data_dir.join(PATH_FILE), path.as_os_str().as_encoded_bytes())?;
+        Ok(listener)
     };
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    bind().map_err(|error| Fault::new(format!("the admin socket: {error}")))
 }
 
 pub(crate) async fn serve(listener: UnixListener, storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
@@ -130,11 +155,12 @@ async fn carry_out(storage: &Arc<Storage>, request: AdminRequest, lines: &mpsc::
 
 /// Asks the service that serves `data_dir`; `hear` gets each line, the last one is returned.
 pub(crate) async fn ask(data_dir: &Path, request: &AdminRequest, mut hear: impl FnMut(&Value)) -> Result<Value, Fault> {
-    let path = socket_path(data_dir);
-    let unavailable = |error: std::io::Error| {
-        Fault::unavailable(format!("{}: {error}", path.display()))
+    let path_file = data_dir.join(PATH_FILE);
+    let unavailable = |error: io::Error| {
+        Fault::unavailable(format!("{}: {error}", data_dir.display()))
             .hint("is the storage service running on this data directory?")
     };
+    let path = PathBuf::from(fs::read_to_string(&path_file).map_err(unavailable)?);
     let mut stream = UnixStream::connect(&path).await.map_err(unavailable)?;
     let line = serde_json::to_string(request).map_err(Fault::new)?;
     stream.write_all(format!("{line}\n").as_bytes()).await.map_err(unavailable)?;

@@ -1,6 +1,7 @@
 //! The configuration file of `holdfast storage`: read raw, checked, unknown fields refused, secrets by file.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,6 +18,7 @@ use rustls::{
 };
 use serde::Deserialize;
 
+use super::CloudBlobsConfig;
 use crate::{
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
@@ -32,8 +34,19 @@ struct Raw {
     storage: RawStorage,
     access_keys: Vec<RawAccessKey>,
     key_service: RawKeyService,
+    blobs: Option<RawBlobs>,
     #[serde(default)]
     log: RawLog,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBlobs {
+    url: String,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
+    #[serde(default)]
+    secret_files: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +117,7 @@ pub(crate) struct Config {
     tls: Option<(PathBuf, PathBuf)>,
     access_keys: Vec<RawAccessKey>,
     key_service: RawKeyService,
+    blobs: Option<RawBlobs>,
 }
 
 fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
@@ -166,6 +180,7 @@ impl Config {
             tls,
             access_keys: raw.access_keys,
             key_service: raw.key_service,
+            blobs: raw.blobs,
         })
     }
 
@@ -184,6 +199,17 @@ impl Config {
             .map_err(Fault::tls)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(Arc::new(config)))
+    }
+
+    /// The object store that blobs lie in, if one is configured; its secrets read from their files.
+    pub(crate) fn cloud_blobs(&self) -> Result<Option<CloudBlobsConfig>, Fault> {
+        let Some(blobs) = &self.blobs else { return Ok(None) };
+        let mut options: Vec<(String, String)> = blobs.options.clone().into_iter().collect();
+        for (name, path) in &blobs.secret_files {
+            let secret = std::fs::read_to_string(path).map_err(|error| Fault::file(path, error))?;
+            options.push((name.clone(), secret.trim().to_owned()));
+        }
+        Ok(Some(CloudBlobsConfig { url: blobs.url.clone(), options }))
     }
 
     /// The credentials, their secrets read from their files.

@@ -5,9 +5,9 @@ pub(crate) mod config;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, KekService};
+use holdfast_core::{Ambient, BlobStore, KekService};
 use holdfast_storage::{Collector, Seams, Storage, StorageConfig};
-use holdfast_store::{EmbeddedIndex, FileBlobs};
+use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::Service};
@@ -23,12 +23,21 @@ use crate::{
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
 const ORPHAN_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Where blobs lie, if not in files.
+pub(crate) struct CloudBlobsConfig {
+    pub url: String,
+    /// Options of the crate `object_store`, secrets among them: no `Debug`.
+    pub options: Vec<(String, String)>,
+}
+
 /// All that a storage service is started with.
 pub(crate) struct StorageSetup<'a> {
     pub data_dir: &'a Path,
     pub role: StorageConfig,
     pub keys: Vec<holdfast_storage::AccessKey>,
     pub keks: Arc<dyn KekService>,
+    /// None: files in the data directory.
+    pub cloud_blobs: Option<CloudBlobsConfig>,
     pub kek_poll: Duration,
     pub socket: TcpListener,
     pub metrics_socket: Option<TcpListener>,
@@ -49,9 +58,12 @@ pub(crate) async fn start(
     let index = EmbeddedIndex::open(&data_dir.join("index.redb")).map_err(|error| {
         Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
     })?;
-    let blobs = FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?;
+    let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
+        None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
+        Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
+    };
     let ambient = Arc::clone(&setup.ambient);
-    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs: Arc::new(blobs), ambient: setup.ambient };
+    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs, ambient: setup.ambient };
     if setup.role.encryption_off {
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }

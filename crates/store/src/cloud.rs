@@ -1,0 +1,93 @@
+//! Blobs in somebody's object store: S3, Azure or GCS, or anything that speaks their dialects. What lies there is
+//! ciphertext already; the index and the wrapped DEKs stay here.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use holdfast_core::{BlobId, BlobStore, BlobWriter, StoreError};
+use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart, path::Path};
+
+/// Size of the parts that a blob is sent in.
+const PART_BYTES: usize = 8 * 1024 * 1024;
+/// Parts of one blob under way.
+const PARTS_MAX: usize = 4;
+
+/// Blobs under a prefix of an object store.
+pub struct CloudBlobs {
+    store: Box<dyn ObjectStore>,
+    prefix: Path,
+}
+
+fn failed(error: object_store::Error) -> StoreError {
+    match error {
+        object_store::Error::NotFound { .. } => StoreError::Damaged,
+        error => StoreError::Failed(error.to_string()),
+    }
+}
+
+impl CloudBlobs {
+    /// Opens `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `gs://BUCKET/PREFIX`, with the options that the crate
+    /// `object_store` knows (`aws_region`, `azure_storage_account_name`, ...).
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] on a URL or option that is not known.
+    pub fn open(url: &str, options: &[(String, String)]) -> Result<Self, StoreError> {
+        let invalid = |error: &dyn std::fmt::Display| StoreError::Failed(format!("{url}: {error}"));
+        let parsed = url::Url::parse(url).map_err(|error| invalid(&error))?;
+        let pairs = options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let (store, prefix) = object_store::parse_url_opts(&parsed, pairs).map_err(|error| invalid(&error))?;
+        Ok(Self { store, prefix })
+    }
+
+    fn path(&self, id: BlobId) -> Path {
+        self.prefix.clone().join(id.to_string())
+    }
+}
+
+struct CloudWriter(WriteMultipart);
+
+#[async_trait]
+impl BlobWriter for CloudWriter {
+    async fn write(&mut self, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.0.wait_for_capacity(PARTS_MAX).await.map_err(failed)?;
+        self.0.put(bytes.into());
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>) -> Result<(), StoreError> {
+        self.0.finish().await.map(|_| ()).map_err(failed)
+    }
+}
+
+#[async_trait]
+impl BlobStore for CloudBlobs {
+    async fn create(&self, id: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
+        let upload = self.store.put_multipart(&self.path(id)).await.map_err(failed)?;
+        Ok(Box::new(CloudWriter(WriteMultipart::new_with_chunk_size(upload, PART_BYTES))))
+    }
+
+    async fn read(&self, id: BlobId, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        self.store.get_range(&self.path(id), offset..offset + len as u64).await.map_err(failed)
+    }
+
+    async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
+        match self.store.delete(&self.path(id)).await {
+            Err(object_store::Error::NotFound { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    async fn list_older(&self, age_secs: u64) -> Result<Vec<BlobId>, StoreError> {
+        let limit = SystemTime::now() - Duration::from_secs(age_secs);
+        let mut found = Vec::new();
+        let mut listing = self.store.list(Some(&self.prefix));
+        while let Some(entry) = listing.next().await {
+            let entry = entry.map_err(failed)?;
+            let id = entry.location.filename().and_then(BlobId::parse);
+            found.extend(id.filter(|_| SystemTime::from(entry.last_modified) <= limit));
+        }
+        Ok(found)
+    }
+}
