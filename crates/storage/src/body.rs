@@ -244,7 +244,10 @@ fn incomplete(cause: s3s::StdError) -> s3s::S3Error {
     // s3s tells chunk signatures and lengths that do not hold as errors of the stream.
     match cause.downcast::<s3s::S3Error>() {
         Ok(error) => *error,
-        Err(_) => error(S3ErrorCode::IncompleteBody, "The request body ended early or is malformed"),
+        Err(_) => error(
+            S3ErrorCode::IncompleteBody,
+            "The request body ended early, is malformed, or does not match its signature",
+        ),
     }
 }
 

@@ -233,6 +233,40 @@ fn is_zero(number: &u32) -> bool {
 }
 
 impl ObjectRecord {
+    /// A version that is about to be made; what its body gives, and the MAC, come later.
+    pub(crate) fn new(key: String, object: Id, version: String, modified: i64, encryption: Encryption) -> Self {
+        Self {
+            v: FORMAT,
+            key,
+            object,
+            version,
+            seq: 0,
+            modified,
+            size: 0,
+            etag: String::new(),
+            delete_marker: false,
+            listed: false,
+            encryption,
+            stream: None,
+            parts: 0,
+            content: ContentHeaders::default(),
+            checksum: None,
+            tags: Vec::new(),
+            mac: String::new(),
+        }
+    }
+
+    /// Takes over what writing the body gave, and authenticates the whole.
+    pub(crate) fn complete(&mut self, written: &crate::body::Written, dek: Option<&SecretBytes>, bucket: Id) {
+        self.size = written.stream.size;
+        self.stream = Some(written.stream.clone());
+        self.etag.clone_from(&written.etag);
+        self.checksum.clone_from(&written.checksum);
+        if let Some(dek) = dek {
+            self.authenticate(dek, bucket, None);
+        }
+    }
+
     /// What the MAC is over: everything but the envelope (rewrapping changes it), the tags, and the MAC itself. Order of
     /// versions is kept by the index alone.
     fn canonical(&self, bucket: Id, manifest: Option<&[u8]>) -> Vec<u8> {

@@ -9,6 +9,7 @@ pub mod audit;
 mod blobs;
 mod cloud;
 mod engine;
+mod group;
 mod index;
 mod sealed;
 

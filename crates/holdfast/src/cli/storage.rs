@@ -87,7 +87,7 @@ impl StorageCommand {
                 let answer = admin::ask(&service.data_dir, &AdminRequest::Uses, |_| ()).await?;
                 println!("{:>10} {:>10}  KEK", "containers", "objects");
                 for (url, count) in answer["uses"].as_object().into_iter().flatten() {
-                    println!("{:>10} {:>10}  {url}", count["containers"], count["objects"]);
+                    println!("{:>10} {:>10}  {url}", count["containers"].to_string(), count["objects"].to_string());
                 }
                 Ok(())
             }

@@ -18,7 +18,7 @@ use crate::{
     body::{Claims, Target, told_checksum},
     encryption::{CustomerKey, Key, refuse_unknown},
     error::{error, invalid_argument, invalid_request, not_implemented},
-    record::{FORMAT, Id, ObjectRecord, Versioning},
+    record::{Id, ObjectRecord, Versioning},
 };
 
 struct Source {
@@ -109,25 +109,15 @@ pub(crate) async fn copy_object(
     let kept = || source.opened.record().checksum.as_ref().map(|checksum| checksum.algorithm.clone());
     let claims = Claims { checksum: algorithm.or_else(kept).map(|name| (name, None)), ..Claims::default() };
     let size = source.opened.record().size;
-    let mut record = ObjectRecord {
-        v: FORMAT,
-        key: input.key,
+    let mut record = ObjectRecord::new(
+        input.key,
         object,
-        version: new_version(storage, &bucket),
-        seq: 0,
-        modified: storage.now_millis(),
-        size,
-        etag: String::new(),
-        delete_marker: false,
-        listed: false,
-        encryption: decided.encryption.clone(),
-        stream: None,
-        parts: 0,
-        content,
-        checksum: None,
-        tags,
-        mac: String::new(),
-    };
+        new_version(storage, &bucket),
+        storage.now_millis(),
+        decided.encryption.clone(),
+    );
+    record.content = content;
+    record.tags = tags;
     let target =
         Target { bucket: bucket.id, object, dek: record.dek(), md5_etag: decided.md5_etag(), may_inline: true };
     let body = source.read(storage, 0, size).await?;
@@ -135,12 +125,7 @@ pub(crate) async fn copy_object(
     if written.stream.size != size {
         return Err(error(S3ErrorCode::InternalError, "The source could not be read to its end"));
     }
-    record.stream = Some(written.stream.clone());
-    record.etag.clone_from(&written.etag);
-    record.checksum.clone_from(&written.checksum);
-    if let Some(dek) = decided.key.bytes() {
-        record.authenticate(dek, bucket.id, None);
-    }
+    record.complete(&written, decided.key.bytes(), bucket.id);
     let told = storage.told(&bucket, &record.encryption);
     let (etag, modified) = (record.etag.clone(), record.modified);
     let version = (bucket.versioning != Versioning::Off).then(|| record.version.clone());

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Storage,
     error::error,
-    record::{BucketRecord, ContentHeaders, Encryption, FORMAT, Id, ObjectRecord, Versioning},
+    record::{BucketRecord, Encryption, Id, ObjectRecord, Versioning},
     rows,
 };
 
@@ -35,25 +35,10 @@ async fn delete_one(
     version: Option<String>,
     conditions: Conditions,
 ) -> S3Result<Deleted> {
-    let marker = ObjectRecord {
-        v: FORMAT,
-        key: key.clone(),
-        object: Id::random(storage.ambient()),
-        version: new_version(storage, &bucket),
-        seq: 0,
-        modified: storage.now_millis(),
-        size: 0,
-        etag: String::new(),
-        delete_marker: true,
-        listed: true,
-        encryption: Encryption::Off,
-        stream: None,
-        parts: 0,
-        content: ContentHeaders::default(),
-        checksum: None,
-        tags: Vec::new(),
-        mac: String::new(),
-    };
+    let object = Id::random(storage.ambient());
+    let version_of_marker = new_version(storage, &bucket);
+    let mut marker = ObjectRecord::new(key.clone(), object, version_of_marker, storage.now_millis(), Encryption::Off);
+    marker.delete_marker = true;
     storage
         .transact(move |view| {
             let bucket = view.same_bucket(&bucket)?;

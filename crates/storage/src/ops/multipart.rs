@@ -355,25 +355,19 @@ async fn completed(
         .map(|part| ManifestPart { number: part.number, stream: part.stream.clone(), checksum: part.checksum.clone() })
         .collect();
     let manifest = serde_json::to_vec(&manifest).map_err(|_| damaged("a manifest", &upload.key))?;
-    let mut record = ObjectRecord {
-        v: FORMAT,
-        key: upload.key.clone(),
-        object: upload.object,
-        version: new_version(storage, bucket),
-        seq: 0,
-        modified: storage.now_millis(),
-        size,
-        etag: etag_of(&parts),
-        delete_marker: false,
-        listed: false,
-        encryption: upload.encryption.clone(),
-        stream: None,
-        parts: parts.len() as u32,
-        content: upload.content.clone(),
-        checksum,
-        tags: upload.tags.clone(),
-        mac: String::new(),
-    };
+    let mut record = ObjectRecord::new(
+        upload.key.clone(),
+        upload.object,
+        new_version(storage, bucket),
+        storage.now_millis(),
+        upload.encryption.clone(),
+    );
+    record.size = size;
+    record.etag = etag_of(&parts);
+    record.parts = parts.len() as u32;
+    record.content = upload.content.clone();
+    record.checksum = checksum;
+    record.tags.clone_from(&upload.tags);
     // A customer's key need not come along here; such an object has no MAC, only its streams are authenticated.
     if !matches!(upload.encryption, Encryption::Customer { .. }) {
         let key = storage.key_for(bucket, &upload.encryption, upload.object, CustomerKey::default()).await?;

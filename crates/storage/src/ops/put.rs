@@ -15,7 +15,7 @@ use crate::{
     Storage,
     body::{Claims, Target, told_checksum},
     encryption::refuse_unknown,
-    record::{FORMAT, Id, ObjectRecord},
+    record::{Id, ObjectRecord},
 };
 
 pub(crate) async fn put_object(
@@ -46,35 +46,19 @@ pub(crate) async fn put_object(
     })?;
     let object = Id::random(storage.ambient());
     let decided = storage.decide(&bucket, object, asked).await?;
-    let mut record = ObjectRecord {
-        v: FORMAT,
-        key: input.key,
+    let mut record = ObjectRecord::new(
+        input.key,
         object,
-        version: new_version(storage, &bucket),
-        seq: 0,
-        modified: storage.now_millis(),
-        size: 0,
-        etag: String::new(),
-        delete_marker: false,
-        listed: false,
-        encryption: decided.encryption.clone(),
-        stream: None,
-        parts: 0,
-        content,
-        checksum: None,
-        tags,
-        mac: String::new(),
-    };
+        new_version(storage, &bucket),
+        storage.now_millis(),
+        decided.encryption.clone(),
+    );
+    record.content = content;
+    record.tags = tags;
     let target =
         Target { bucket: bucket.id, object, dek: record.dek(), md5_etag: decided.md5_etag(), may_inline: true };
     let mut written = storage.write_body(target, decided.key.clone(), input.body, claims).await?;
-    record.size = written.stream.size;
-    record.stream = Some(written.stream.clone());
-    record.etag.clone_from(&written.etag);
-    record.checksum.clone_from(&written.checksum);
-    if let Some(dek) = decided.key.bytes() {
-        record.authenticate(dek, bucket.id, None);
-    }
+    record.complete(&written, decided.key.bytes(), bucket.id);
     let told = storage.told(&bucket, &record.encryption);
     let (etag, size) = (record.etag.clone(), record.size);
     let version = (record.version != "null" || bucket.versioning != crate::record::Versioning::Off)

@@ -3,34 +3,25 @@
 //! The writer drains its queue into one transaction and syncs once; all waiters of that transaction are answered
 //! after the sync. A batch that loses its compare-and-swap is answered alone and does not disturb the others.
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use holdfast_core::StoreError;
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, Row, RowName, RowWrite};
+use crate::group::{GroupWriter, failed};
 
 /// Row name to `version (8 bytes, big-endian) || ciphertext`.
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows v1");
 
-/// Commits that may wait. More is refused at once.
-const QUEUE_COMMITS: usize = 4096;
-/// Commits that share one sync at most.
-const GROUP_COMMITS: usize = 512;
 /// redb's page cache in bytes.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
-
-struct Commit {
-    batch: Vec<RowWrite>,
-    reply: oneshot::Sender<Result<(), StoreError>>,
-}
 
 /// Rows in one file.
 pub struct EmbeddedEngine {
     database: Arc<Database>,
-    commits: mpsc::Sender<Commit>,
+    commits: GroupWriter<Vec<RowWrite>>,
 }
 
 impl EmbeddedEngine {
@@ -44,39 +35,14 @@ impl EmbeddedEngine {
         create.open_table(ROWS).map_err(failed)?;
         create.commit().map_err(failed)?;
         let database = Arc::new(database);
-        let (commits, queue) = mpsc::channel(QUEUE_COMMITS);
         let writer = Arc::clone(&database);
-        thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || write_groups(&writer, queue))
-            .map_err(failed)?;
+        let commits = GroupWriter::start("store-writer", move |batches| write_group(&writer, &batches))?;
         Ok(Self { database, commits })
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Failed(error.to_string())
-}
-
-fn write_groups(database: &Database, mut queue: mpsc::Receiver<Commit>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_COMMITS
-            && let Ok(next) = queue.try_recv()
-        {
-            group.push(next);
-        }
-        let batches: Vec<&[RowWrite]> = group.iter().map(|commit| commit.batch.as_slice()).collect();
-        let results = write_group(database, &batches).unwrap_or_else(|error| vec![Err(error); group.len()]);
-        for (commit, result) in group.into_iter().zip(results) {
-            // A waiter that went away does not change what was written.
-            let _ = commit.reply.send(result);
-        }
-    }
-}
-
 /// One transaction. The outer error means that nothing of the group is known to be written.
-fn write_group(database: &Database, batches: &[&[RowWrite]]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+fn write_group(database: &Database, batches: &[Vec<RowWrite>]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
     let transaction = database.begin_write().map_err(failed)?;
     let results = {
         let mut table = transaction.open_table(ROWS).map_err(failed)?;
@@ -148,11 +114,6 @@ impl Engine for EmbeddedEngine {
     }
 
     async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
-        let (reply, answer) = oneshot::channel();
-        self.commits.try_send(Commit { batch, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
-            mpsc::error::TrySendError::Closed(_) => StoreError::Failed("the writer has stopped".into()),
-        })?;
-        answer.await.map_err(|_| StoreError::Failed("the writer has stopped".into()))?
+        self.commits.write(batch).await
     }
 }

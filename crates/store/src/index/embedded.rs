@@ -1,31 +1,23 @@
 //! One redb file, one writer thread. The writer drains its queue into one transaction: each decision sees the state
 //! that the ones before it left, and one sync makes them all durable.
 
-use std::{ops::ControlFlow, path::Path, sync::Arc, thread};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, IndexWrite, StoreError};
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
+
+use crate::group::{GroupWriter, failed};
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1");
 
-/// Decisions that may wait. More is refused at once.
-const QUEUE_COMMITS: usize = 4096;
-/// Decisions that share one sync at most.
-const GROUP_COMMITS: usize = 512;
 /// redb's page cache in bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
-
-struct Commit {
-    decide: IndexDecision,
-    reply: oneshot::Sender<Result<(), StoreError>>,
-}
 
 /// An index in one file.
 pub struct EmbeddedIndex {
     database: Arc<Database>,
-    commits: mpsc::Sender<Commit>,
+    commits: GroupWriter<IndexDecision>,
 }
 
 impl EmbeddedIndex {
@@ -39,36 +31,9 @@ impl EmbeddedIndex {
         create.open_table(ENTRIES).map_err(failed)?;
         create.commit().map_err(failed)?;
         let database = Arc::new(database);
-        let (commits, queue) = mpsc::channel(QUEUE_COMMITS);
         let writer = Arc::clone(&database);
-        thread::Builder::new()
-            .name("index-writer".into())
-            .spawn(move || write_groups(&writer, queue))
-            .map_err(failed)?;
+        let commits = GroupWriter::start("index-writer", move |decisions| write_group(&writer, decisions))?;
         Ok(Self { database, commits })
-    }
-}
-
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Failed(error.to_string())
-}
-
-fn write_groups(database: &Database, mut queue: mpsc::Receiver<Commit>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_COMMITS
-            && let Ok(next) = queue.try_recv()
-        {
-            group.push(next);
-        }
-        let (decisions, replies): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|commit| (commit.decide, commit.reply)).unzip();
-        let count = decisions.len();
-        let results = write_group(database, decisions).unwrap_or_else(|error| vec![Err(error); count]);
-        for (reply, result) in replies.into_iter().zip(results) {
-            // A waiter that went away does not change what was written.
-            let _ = reply.send(result);
-        }
     }
 }
 
@@ -155,11 +120,6 @@ impl Index for EmbeddedIndex {
     }
 
     async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
-        let (reply, answer) = oneshot::channel();
-        self.commits.try_send(Commit { decide, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => StoreError::Busy,
-            mpsc::error::TrySendError::Closed(_) => StoreError::Failed("the writer has stopped".into()),
-        })?;
-        answer.await.map_err(|_| StoreError::Failed("the writer has stopped".into()))?
+        self.commits.write(decide).await
     }
 }
