@@ -1,6 +1,10 @@
 //! What is deleted in the background: blobs that nothing refers to any more, and orphans of crashes.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 use holdfast_core::{BlobId, IndexWrite};
 use s3s::S3Result;
@@ -14,17 +18,20 @@ use crate::{
 
 /// A blob without an owner is an orphan at this age: no request takes longer to name what it wrote.
 const ORPHAN_AGE_SECS: u64 = 24 * 3600;
-/// Garbage rows taken in one pass.
-const BATCH: usize = 10_000;
+/// Garbage rows taken in one pass: some 50 MB of memory.
+const BATCH: usize = 1_000_000;
 
-/// Garbage that an earlier pass has seen: it may go now. Readers of the time before have had that long to end.
+/// Readers that began before a blob became garbage have this long to end.
+const GARBAGE_AGE: Duration = Duration::from_secs(15 * 60);
+
+/// Garbage, and when it was first seen.
 #[derive(Default)]
 pub struct Collector {
-    seen: HashSet<[u8; 16]>,
+    seen: HashMap<Id, Instant>,
 }
 
 impl Collector {
-    /// One pass: deletes garbage seen before, remembers what is new. Says how many blobs were deleted.
+    /// One pass: deletes garbage that is old enough, remembers what is new. Says how many blobs were deleted.
     pub async fn pass(&mut self, storage: &Storage) -> usize {
         storage.deks.sweep();
         let rows = match storage.garbage() {
@@ -34,8 +41,17 @@ impl Collector {
                 return 0;
             }
         };
-        let (old, new): (Vec<Id>, Vec<Id>) = rows.into_iter().partition(|id| self.seen.contains(&id.0));
-        self.seen = new.iter().map(|id| id.0).collect();
+        let now = Instant::now();
+        let mut seen = HashMap::with_capacity(rows.len());
+        let mut old = Vec::new();
+        for id in rows {
+            let since = *self.seen.get(&id).unwrap_or(&now);
+            seen.insert(id, since);
+            if now.duration_since(since) >= GARBAGE_AGE {
+                old.push(id);
+            }
+        }
+        self.seen = seen;
         let mut deleted = Vec::new();
         for id in old {
             match storage.blobs.delete(id.blob()).await {
