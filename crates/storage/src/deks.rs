@@ -158,7 +158,12 @@ impl DekCache {
         })
     }
 
-    /// Drops everything at once; says how many there were.
+    /// Whether a use under way may go on with `dek` without asking again: its time is not over, and nobody said to forget.
+    pub(crate) fn is_good(&self, dek: &Dek) -> bool {
+        Instant::now() < dek.expires && dek.generation == self.held().generation
+    }
+
+    /// Drops everything at once, and ends what is in use at its next piece; says how many there were.
     pub(crate) fn forget(&self) -> usize {
         let mut held = self.held();
         held.generation += 1;

@@ -295,10 +295,10 @@ impl Storage {
         }
     }
 
-    /// The same key, asked for again if its time is over.
+    /// The same key, asked for again if its time is over or all was forgotten.
     pub(crate) async fn still_allowed(&self, key: &mut Key) -> Result<(), KekError> {
         if let Key::Held { dek, wrapped, .. } = key
-            && Instant::now() >= dek.expires
+            && !self.deks.is_good(dek)
         {
             *dek = self.deks.unwrap(wrapped).await?;
         }

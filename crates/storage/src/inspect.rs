@@ -1,10 +1,14 @@
 //! What raw bytes at rest say of themselves, without any key.
 
+use holdfast_core::Index;
+use s3s::S3Result;
+
 use crate::{
     Storage,
     format::{HEADER_BYTES, Suite, read_header},
     record::{Encryption, Envelope, Id},
     rows,
+    view::View,
 };
 
 /// What a stream's file shows.
@@ -54,36 +58,44 @@ fn entropy(bytes: &[u8]) -> f64 {
     parts.sum()
 }
 
-impl Storage {
-    /// The envelope of the DEK `dek` (hex), as JSON: which KEK wraps it, how, since when.
-    #[must_use]
-    pub fn envelope_of(&self, dek: &str, object: &str) -> Option<String> {
-        let dek = Id::parse(dek)?;
-        let found = self.look(|view| {
-            let mut found: Option<Envelope> = None;
-            view.scan(&rows::buckets(), &rows::buckets(), |_, value| {
-                let decoded: Option<(crate::record::BucketRecord, _)> = crate::record::decode(value);
-                let deks = decoded.map(|(bucket, _)| bucket.deks).unwrap_or_default();
-                found =
-                    found.take().or_else(|| deks.into_iter().find(|known| known.id == dek).map(|known| known.envelope));
+/// The envelope of the DEK `dek` (hex) of `object`, as JSON: which KEK wraps it, how, since when. Needs the index alone, so it
+/// can be asked of a copy.
+#[must_use]
+pub fn envelope_in(index: &dyn Index, dek: &str, object: &str) -> Option<String> {
+    let dek = Id::parse(dek)?;
+    let snapshot = index.snapshot().ok()?;
+    let view = View(snapshot.as_ref());
+    let found = || -> S3Result<Option<Envelope>> {
+        let mut found: Option<Envelope> = None;
+        view.scan(&rows::buckets(), &rows::buckets(), |_, value| {
+            let decoded: Option<(crate::record::BucketRecord, _)> = crate::record::decode(value);
+            let deks = decoded.map(|(bucket, _)| bucket.deks).unwrap_or_default();
+            found = found.take().or_else(|| deks.into_iter().find(|known| known.id == dek).map(|known| known.envelope));
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        // An object that was moved to another KEK keeps the id of its container's DEK.
+        for rows in [rows::all_objects(), rows::all_versions()] {
+            view.scan(&rows, &rows, |_, value| {
+                let record = crate::ops::versions::record_of(value)?;
+                if let Encryption::Object { dek: known, envelope, .. } = record.encryption
+                    && known == dek
+                    && record.object.to_string() == object
+                {
+                    found = Some(envelope);
+                    return Ok(std::ops::ControlFlow::Break(()));
+                }
                 Ok(std::ops::ControlFlow::Continue(()))
             })?;
-            // An object that was moved to another KEK keeps the id of its container's DEK.
-            for rows in [rows::all_objects(), rows::all_versions()] {
-                view.scan(&rows, &rows, |_, value| {
-                    let record = crate::ops::versions::record_of(value)?;
-                    if let Encryption::Object { dek: known, envelope, .. } = record.encryption
-                        && known == dek
-                        && record.object.to_string() == object
-                    {
-                        found = Some(envelope);
-                        return Ok(std::ops::ControlFlow::Break(()));
-                    }
-                    Ok(std::ops::ControlFlow::Continue(()))
-                })?;
-            }
-            Ok(found)
-        });
-        serde_json::to_string(&found.ok()??).ok()
+        }
+        Ok(found)
+    };
+    serde_json::to_string(&found().ok()??).ok()
+}
+
+impl Storage {
+    /// [`envelope_in`] the service's own index.
+    #[must_use]
+    pub fn envelope_of(&self, dek: &str, object: &str) -> Option<String> {
+        envelope_in(self.index.as_ref(), dek, object)
     }
 }

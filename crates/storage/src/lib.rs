@@ -33,7 +33,7 @@ use deks::DekCache;
 pub use deks::DekCacheLimits;
 use error::from_store;
 use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService};
-pub use inspect::{StreamReport, inspect_stream};
+pub use inspect::{StreamReport, envelope_in, inspect_stream};
 pub use rewrap::{KekUse, RewrapReport};
 pub use s3::{AccessKey, service};
 use s3s::{S3ErrorCode, S3Result};

@@ -8,7 +8,8 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use holdfast_storage::inspect_stream;
+use holdfast_storage::{envelope_in, inspect_stream};
+use holdfast_store::EmbeddedIndex;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -35,7 +36,7 @@ pub(crate) enum StorageCommand {
     Inspect {
         /// A file under DATA_DIR/blobs
         file: PathBuf,
-        /// Data directory of the running service, to ask which KEK wraps the DEK; found from FILE by default
+        /// Data directory, to find which KEK wraps the DEK, whether a service runs on it or not; found from FILE by default
         #[arg(long, value_name = "DIR")]
         data_dir: Option<PathBuf>,
         /// Print the report as JSON
@@ -157,6 +158,15 @@ async fn rewrap(data_dir: &Path, bucket: Option<String>, prefix: String) -> Resu
         .hint("mend the cause and run it again: what was moved stays moved"))
 }
 
+/// From the index itself, where no service holds it.
+fn envelope_at_rest(data_dir: &Path, dek: &str, object: &str) -> Value {
+    let path = data_dir.join("index.redb");
+    // Opening would make it.
+    let index = path.exists().then(|| EmbeddedIndex::open(&path).ok()).flatten();
+    let envelope = index.and_then(|index| envelope_in(&index, dek, object));
+    envelope.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or(Value::Null)
+}
+
 #[expect(clippy::print_stdout, reason = "the command's data")]
 async fn inspect(file: &Path, data_dir: Option<PathBuf>, json: bool) -> Result<(), Fault> {
     let failed = |error| Fault::file(file, error);
@@ -171,7 +181,7 @@ async fn inspect(file: &Path, data_dir: Option<PathBuf>, json: bool) -> Result<(
     let request = AdminRequest::Envelope { dek: report.dek.clone(), object: report.object.clone() };
     let envelope = match admin::ask(&data_dir, &request, |_| ()).await {
         Ok(answer) => answer["envelope"].clone(),
-        Err(_) => Value::Null,
+        Err(_) => envelope_at_rest(&data_dir, &report.dek, &report.object),
     };
     let mut whole = serde_json::to_value(&report).map_err(Fault::new)?;
     whole["file_bytes"] = size.into();
@@ -192,7 +202,7 @@ async fn inspect(file: &Path, data_dir: Option<PathBuf>, json: bool) -> Result<(
             }
         }
         None => println!(
-            "envelope               not known: the DEK is the client's, or no service runs on {}",
+            "envelope               not known: the DEK is the client's, or {} has no index that names it",
             data_dir.display()
         ),
     }

@@ -129,7 +129,10 @@ async fn forgetting_reaches_unwraps_in_flight() {
     while unwraps(&keks) == 0 {
         tokio::task::yield_now().await;
     }
+    let held = cache.insert(&wrapped(2), SecretBytes::copy_of(&[2; 32]), Instant::now());
+    assert!(cache.is_good(&held));
     cache.forget();
+    assert!(!cache.is_good(&held), "a use under way must ask again");
     flying.await.unwrap().unwrap();
     cache.unwrap(&wrapped(1)).await.unwrap();
     assert_eq!(unwraps(&keks), 2);
