@@ -1,4 +1,5 @@
 """What lies at rest: no plaintext, and nothing that was tampered with is given out."""
+import base64
 import json
 import os
 import re
@@ -41,6 +42,32 @@ def test_no_plaintext_at_rest(make_storage, keks):
         report = json.loads(report.stdout)
         assert report["suite"].startswith("AES-256-GCM") and report["entropy_bits_per_byte"] > 7.9
         assert report["envelope"] is None or re.search(r"/keys/(default|kek-a)/[0-9a-f]{32}$", report["envelope"]["kek_url"])
+
+
+def test_inspect_without_a_service(make_storage, keks):
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-i")
+    s3.put_object(Bucket="bkt-i", Key="k", Body=os.urandom(100_000), ServerSideEncryption="aws:kms", SSEKMSKeyId=keks[0])
+    storage.stop()
+    (blob,) = storage.blobs()
+    report = json.loads(subprocess.run([BINARY, "storage", "inspect", blob, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert report["envelope"]["kek_url"].startswith(keks[0] + "/")
+
+
+def test_no_secret_in_the_log_at_any_level(make_storage, monkeypatch):
+    monkeypatch.setenv("RUST_LOG", "trace")
+    storage = make_storage()
+    key = os.urandom(32)
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-l")
+    s3.put_object(Bucket="bkt-l", Key="k", Body=MARKER, SSECustomerAlgorithm="AES256", SSECustomerKey=key)
+    assert s3.get_object(Bucket="bkt-l", Key="k", SSECustomerAlgorithm="AES256", SSECustomerKey=key)["Body"].read() == MARKER
+    storage.stop()
+    log = storage.log.read_bytes()
+    assert b"TRACE" in log or b"DEBUG" in log, "the level was taken"
+    for secret in (base64.b64encode(key), MARKER, storage.keys["alice"][1].encode(), storage.hsm.secrets["storage"].encode()):
+        assert secret not in log
 
 
 @pytest.fixture
@@ -109,7 +136,9 @@ def test_swapped_blobs_are_refused(stored):
 
 @pytest.mark.parametrize("what", ["metadata", "size", "dek", "name"])
 def test_tampered_index_is_refused(stored, what):
-    """The index is edited while the service is stopped: redb has checksums, so it is done by swapping text of equal length."""
+    """Refused by our MAC, or by redb's own checksums if they notice first; `record`'s unit tests hold the MAC alone.
+
+    The index is edited while the service is stopped: redb has checksums, so it is done by swapping text of equal length."""
     storage, s3, bodies, names = stored
     s3.put_object(Bucket="bkt-t", Key="aaaa", Body=b"x" * 100, Metadata={"who": "alice"})
     s3.put_object(Bucket="bkt-t", Key="bbbb", Body=b"y" * 100, Metadata={"who": "bobby"})
@@ -140,22 +169,18 @@ def test_tampered_index_is_refused(stored, what):
     assert read(storage.client(), "bkt-t", "aaaa") == b"x" * 100
 
 
-def test_deleted_and_replaced_blobs_are_collected(make_storage):
+def test_orphans_of_a_crash_are_deleted_at_the_next_start(make_storage):
     storage = make_storage()
     s3 = storage.client()
     s3.create_bucket(Bucket="bkt-g")
-    for _ in range(3):
-        s3.put_object(Bucket="bkt-g", Key="k", Body=os.urandom(200_000))
-    upload = s3.create_multipart_upload(Bucket="bkt-g", Key="m")["UploadId"]
-    s3.upload_part(Bucket="bkt-g", Key="m", UploadId=upload, PartNumber=1, Body=os.urandom(200_000))
-    s3.abort_multipart_upload(Bucket="bkt-g", Key="m", UploadId=upload)
-    assert len(storage.blobs()) >= 1
+    s3.put_object(Bucket="bkt-g", Key="k", Body=os.urandom(200_000))
+    named = storage.blobs()
     orphan = storage.data_dir / "blobs/ab/cd/abcd0000000000000000000000000000"
     orphan.parent.mkdir(parents=True, exist_ok=True)
     orphan.write_bytes(b"left by a crash")
     storage.stop()
     storage.start()
-    assert not orphan.exists()
+    assert storage.blobs() == named, "the orphan is gone, and nothing else"
     assert len(s3.get_object(Bucket="bkt-g", Key="k")["Body"].read()) == 200_000
 
 

@@ -60,7 +60,8 @@ def test_disabled_stops_reads_and_writes_within_the_ttl(hsm, make_storage, kek):
     took = until(ttl + 1, lambda: fails_with("KMS.DisabledException", get), "the disabled KEK stops reads")
     print(f"disabled KEK: reads refused after {took:.2f} s with a TTL of {ttl} s")
     refused("KMS.DisabledException", 400, s3.put_object, Bucket="bkt-d", Key="k2", Body=b"x")
-    refused("KMS.DisabledException", 400, s3.get_object, Bucket="bkt-d", Key="own")
+    # Its DEK was wrapped a little later than the container's, so its time ends a little later.
+    until(1, lambda: fails_with("KMS.DisabledException", lambda: s3.get_object(Bucket="bkt-d", Key="own")), "the object's own DEK")
     # Clean-up and inventory go on.
     assert s3.list_objects_v2(Bucket="bkt-d")["KeyCount"] == 2 and s3.head_object(Bucket="bkt-d", Key="k")["ContentLength"] == 9
     s3.put_object_tagging(Bucket="bkt-d", Key="k", Tagging={"TagSet": []})
@@ -97,11 +98,32 @@ def test_a_long_read_is_cut_when_revoked(hsm, make_storage, kek):
         got = len(answer.raw.read(1024 * 1024))
         hsm.enable(kek[0], False)
         time.sleep(1.2)
-        with pytest.raises((ProtocolError, requests.RequestException)):
+        try:
             while piece := answer.raw.read(1024 * 1024):
                 got += len(piece)
-            raise ProtocolError("ended") if got == size else ProtocolError("short")
+        except (ProtocolError, requests.RequestException):
+            pass  # cut; whether the client is told depends on the client, that it gets no more does not
     assert got < size, "the rest was not given out"
+    hsm.enable(kek[0], True)
+
+
+def test_forget_ends_a_read_under_way(hsm, make_storage, kek):
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-u")
+    size = 64 * 1024 * 1024
+    s3.put_object(Bucket="bkt-u", Key="k", Body=bytes(size), **kms(kek))
+    url = s3.generate_presigned_url("get_object", {"Bucket": "bkt-u", "Key": "k"})
+    with requests.get(url, stream=True, timeout=30) as answer:
+        got = len(answer.raw.read(1024 * 1024))
+        hsm.enable(kek[0], False)
+        subprocess.run([BINARY, "storage", "forget", "--data-dir", storage.data_dir], check=True, capture_output=True)
+        try:
+            while piece := answer.raw.read(1024 * 1024):
+                got += len(piece)
+        except (ProtocolError, requests.RequestException):
+            pass
+    assert got < size, "the DEK was good for 300 s more, and was to be forgotten"
     hsm.enable(kek[0], True)
 
 
@@ -230,7 +252,7 @@ def test_rotation_rewraps_and_never_encrypts_anew(hsm, make_storage, kek):
     hsm("POST", f"/keys/{kek[0]}/rotate")
     new = hsm("GET", f"/keys/{kek[0]}")["key"]["kid"]
     assert "1 moved" in rewrap(storage) and uses(storage) == {new: (1, 0), old: (0, 5)}
-    assert "objects: 2 DEKs seen, 2 moved" in rewrap(storage, "--bucket", "bkt-w", "--prefix", "own/4") .replace("1 DEKs seen, 1 moved", "2 DEKs seen, 2 moved")
+    assert "objects: 1 DEKs seen, 1 moved" in rewrap(storage, "--bucket", "bkt-w", "--prefix", "own/4")
     assert uses(storage)[old] == (0, 4)
     rewrap(storage, "--bucket", "bkt-w")
     assert uses(storage) == {new: (1, 5)}, "nothing depends on the old version"
