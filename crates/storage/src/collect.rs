@@ -33,6 +33,10 @@ pub struct Collector {
 impl Collector {
     /// One pass: deletes garbage that is old enough, remembers what is new. Says how many blobs were deleted.
     pub async fn pass(&mut self, storage: &Storage) -> usize {
+        self.pass_at(storage, Instant::now()).await
+    }
+
+    async fn pass_at(&mut self, storage: &Storage, now: Instant) -> usize {
         storage.deks.sweep();
         let rows = match storage.garbage() {
             Ok(rows) => rows,
@@ -41,7 +45,6 @@ impl Collector {
                 return 0;
             }
         };
-        let now = Instant::now();
         let mut seen = HashMap::with_capacity(rows.len());
         let mut old = Vec::new();
         for id in rows {
@@ -134,5 +137,126 @@ impl Storage {
             }
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use holdfast_core::{Ambient, BlobStore, BlobWriter, KekError, KekService, StoreError, Timestamp, WrappedDek};
+    use holdfast_crypto::SecretBytes;
+    use holdfast_store::MemoryIndex;
+
+    use super::*;
+    use crate::{DekCacheLimits, Seams, StorageConfig};
+
+    struct Still;
+    impl Ambient for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::default()
+        }
+        fn fill(&self, out: &mut [u8]) {
+            out.fill(0);
+        }
+    }
+
+    struct NoKeks;
+    #[async_trait]
+    impl KekService for NoKeks {
+        async fn wrap(&self, kek: &str, _: &SecretBytes) -> Result<WrappedDek, KekError> {
+            Err(KekError::NotFound(kek.into()))
+        }
+        async fn unwrap(&self, wrapped: &WrappedDek) -> Result<SecretBytes, KekError> {
+            Err(KekError::NotFound(wrapped.kek_url.clone()))
+        }
+        async fn newest_version(&self, kek: &str) -> Result<String, KekError> {
+            Err(KekError::NotFound(kek.into()))
+        }
+        fn knows(&self, _: &str) -> bool {
+            false
+        }
+        fn without_version(&self, kek: &str) -> String {
+            kek.into()
+        }
+    }
+
+    /// Names of blobs, without bytes.
+    #[derive(Default)]
+    struct Names(Mutex<HashSet<BlobId>>);
+    #[async_trait]
+    impl BlobStore for Names {
+        async fn create(&self, _: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
+            Err(StoreError::Busy)
+        }
+        async fn read(&self, _: BlobId, _: u64, _: usize) -> Result<Bytes, StoreError> {
+            Err(StoreError::Damaged)
+        }
+        async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
+            self.0.lock().unwrap().remove(&id);
+            Ok(())
+        }
+        async fn list_older(&self, _: u64) -> Result<Vec<BlobId>, StoreError> {
+            Ok(self.0.lock().unwrap().iter().copied().collect())
+        }
+    }
+
+    fn storage() -> (Arc<Storage>, Arc<Names>) {
+        let blobs = Arc::new(Names::default());
+        let seams = Seams {
+            keks: Arc::new(NoKeks),
+            index: Arc::new(MemoryIndex::default()),
+            blobs: Arc::clone(&blobs) as _,
+            ambient: Arc::new(Still),
+        };
+        let config = StorageConfig {
+            default_kek: String::new(),
+            deks: DekCacheLimits::default(),
+            encryption_off: false,
+            region: String::new(),
+        };
+        (Storage::open(seams, config), blobs)
+    }
+
+    fn blob(byte: u8) -> Id {
+        Id([byte; 16])
+    }
+
+    async fn put(storage: &Storage, row: Vec<u8>, value: Vec<u8>) {
+        storage.transact(move |_| Ok(((), vec![IndexWrite::put(row, value)]))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn garbage_goes_at_its_age_and_not_before() {
+        let (storage, blobs) = storage();
+        blobs.0.lock().unwrap().extend([blob(1).blob(), blob(2).blob(), blob(3).blob()]);
+        put(&storage, rows::garbage(blob(1)), Vec::new()).await;
+        let (mut collector, begun) = (Collector::default(), Instant::now());
+        assert_eq!(collector.pass_at(&storage, begun).await, 0);
+        put(&storage, rows::garbage(blob(2)), Vec::new()).await;
+        let almost = begun + GARBAGE_AGE - Duration::from_secs(1);
+        assert_eq!(collector.pass_at(&storage, almost).await, 0, "readers may still need it");
+        assert_eq!(collector.pass_at(&storage, begun + GARBAGE_AGE).await, 1, "the first, and not the one seen later");
+        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([blob(2).blob(), blob(3).blob()]));
+        assert_eq!(collector.pass_at(&storage, almost + GARBAGE_AGE).await, 1);
+        assert_eq!(storage.garbage().unwrap(), [], "both are struck off");
+        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([blob(3).blob()]), "what is no garbage stays");
+    }
+
+    #[tokio::test]
+    async fn an_orphan_is_what_no_row_names() {
+        let (storage, blobs) = storage();
+        blobs.0.lock().unwrap().extend([1, 2, 3, 4].map(|byte| blob(byte).blob()));
+        let stream = |id| crate::record::StreamRecord { id, size: 1, inline: false };
+        let part =
+            PartRecord { v: 1, number: 1, stream: stream(blob(1)), etag: String::new(), modified: 0, checksum: None };
+        put(&storage, rows::part(blob(9), 1), record::encode(&part, &[])).await;
+        let manifest = [ManifestPart { number: 1, stream: stream(blob(2)), checksum: None }];
+        put(&storage, rows::manifest(blob(8)), serde_json::to_vec(&manifest).unwrap()).await;
+        put(&storage, rows::garbage(blob(3)), Vec::new()).await;
+        assert_eq!(storage.collect_orphans(true).await, Ok(1));
+        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([1, 2, 3].map(|byte| blob(byte).blob())));
     }
 }
