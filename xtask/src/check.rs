@@ -20,7 +20,9 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
     ("holdfast-enclave", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-store", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-managed-hsm", &["holdfast-core", "holdfast-crypto"], &["holdfast-engine", "holdfast-store"]),
+    ("holdfast-pkcs11", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-storage", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
+    ("holdfast-xks-proxy", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
     (
         "holdfast",
         &[
@@ -29,8 +31,10 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
             "holdfast-enclave",
             "holdfast-engine",
             "holdfast-managed-hsm",
+            "holdfast-pkcs11",
             "holdfast-storage",
             "holdfast-store",
+            "holdfast-xks-proxy",
         ],
         &[],
     ),

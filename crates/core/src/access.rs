@@ -16,7 +16,7 @@
 
 use std::fmt;
 
-use crate::{KeyName, Principal};
+use crate::{ExternalKeyId, KeyName, Principal};
 
 /// Something a principal may want to do. Each dialect maps its own names onto these, exhaustively.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -106,6 +106,8 @@ pub enum Action {
 /// What an action is done to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Resource {
+    /// One key in an external HSM.
+    ExternalKey(ExternalKeyId),
     /// The whole instance.
     Instance,
     /// One key, all its versions.
@@ -117,6 +119,7 @@ pub enum Resource {
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::ExternalKey(id) => write!(f, "/external/{id}"),
             Self::Instance => f.write_str("/"),
             Self::Keys => f.write_str("/keys"),
             Self::Key(name) => write!(f, "/keys/{name}"),

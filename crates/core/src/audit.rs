@@ -58,6 +58,8 @@ pub struct AuditEvent {
     pub source: Option<String>,
     /// The client's software, as it says itself.
     pub user_agent: Option<String>,
+    /// What else the dialect tells of the request, by name: claims of the caller, the HSM that served it.
+    pub context: Vec<(&'static str, String)>,
     /// Path of the request, without query.
     pub path: String,
     /// Time spent, microseconds.

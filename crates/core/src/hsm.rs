@@ -157,6 +157,9 @@ pub enum HsmError {
     /// The input does not fit the algorithm or the key.
     #[error("{0}")]
     InvalidInput(&'static str),
+    /// There is no such key in the HSM.
+    #[error("there is no such key in the HSM")]
+    NotFound,
     /// The key's validity has not begun.
     #[error("the key is not yet valid")]
     NotYetValid,
@@ -169,6 +172,12 @@ pub enum HsmError {
     /// The ciphertext does not decrypt.
     #[error("the ciphertext could not be decrypted")]
     Rejected,
+    /// The HSM did not answer in the time given. Whether it did the work is not known.
+    #[error("the HSM did not answer in time")]
+    TimedOut,
+    /// The HSM cannot be reached. Nothing was done.
+    #[error("the HSM is not available: {0}")]
+    Unavailable(String),
 }
 
 /// A key version opened for use.

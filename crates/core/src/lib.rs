@@ -13,6 +13,7 @@ mod access;
 mod ambient;
 mod audit;
 mod blob;
+mod external;
 mod hsm;
 mod index;
 mod kek;
@@ -25,6 +26,10 @@ pub use access::{Action, Decision, Denial, Intent, Permit, PermitMismatch, Polic
 pub use ambient::{Ambient, Timestamp};
 pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
 pub use blob::{BlobId, BlobStore, BlobWriter};
+pub use external::{
+    ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,
+    HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,
+};
 pub use hsm::{
     CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, NewKey, OpenKey, Operation, Outcome,
     WrapScheme,

@@ -1,5 +1,10 @@
 //! AES as an HSM offers it: GCM, CBC with and without padding, key wrap.
 
+use aes_gcm::{
+    AesGcm,
+    aead::{AeadInOut, consts::U16},
+    aes::{Aes128, Aes192, Aes256},
+};
 use aes_kw::{KeyInit, KwAes128, KwAes192, KwAes256, KwpAes128, KwpAes192, KwpAes256};
 use aws_lc_rs::{
     aead::{AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -19,6 +24,8 @@ const TAG_BYTES: usize = 16;
 const NONCE_BYTES: usize = 12;
 /// Longest key that one wrap takes, in bytes. RFC 5649 allows 2^32; nothing near it is a key.
 const WRAP_BYTES_MAX: usize = 64 * 1024;
+
+type GcmIv16<A> = AesGcm<A, U16>;
 
 /// Whether CBC pads.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -144,6 +151,49 @@ impl AesKey {
             self.gcm
                 .open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, out)
                 .map_err(|_| CryptoError::Rejected)
+        })
+    }
+
+    /// AES-GCM decryption under a 16-byte IV (SP 800-38D, section 7.1, for IVs that are not 96 bits long): for ciphertext
+    /// that was made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::gcm_decrypt`].
+    pub fn gcm_decrypt_iv16(
+        &self,
+        iv: &[u8; 16],
+        aad: &[u8],
+        ciphertext: &[u8],
+        tag: &[u8],
+    ) -> Result<SecretBytes, CryptoError> {
+        let tag: [u8; TAG_BYTES] =
+            tag.try_into().map_err(|_| CryptoError::InvalidInput("the authentication tag of AES-GCM has 16 bytes"))?;
+        let (iv, tag) = (iv.into(), tag.into());
+        SecretBytes::try_fill(ciphertext.len(), |out| {
+            out.copy_from_slice(ciphertext);
+            let raw = self.raw.expose();
+            let failed = |_| CryptoError::Library("AES key schedule");
+            let opened = match self.size {
+                AesSize::Bits128 => GcmIv16::<Aes128>::new_from_slice(raw).map_err(failed)?.decrypt_inout_detached(
+                    iv,
+                    aad,
+                    out.into(),
+                    &tag,
+                ),
+                AesSize::Bits192 => GcmIv16::<Aes192>::new_from_slice(raw).map_err(failed)?.decrypt_inout_detached(
+                    iv,
+                    aad,
+                    out.into(),
+                    &tag,
+                ),
+                AesSize::Bits256 => GcmIv16::<Aes256>::new_from_slice(raw).map_err(failed)?.decrypt_inout_detached(
+                    iv,
+                    aad,
+                    out.into(),
+                    &tag,
+                ),
+            };
+            opened.map_err(|_| CryptoError::Rejected)
         })
     }
 

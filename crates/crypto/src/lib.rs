@@ -19,6 +19,7 @@ pub mod md5;
 mod rsa;
 pub mod secret;
 pub mod selftest;
+mod signing;
 mod spec;
 pub mod transfer;
 
@@ -29,4 +30,5 @@ pub use error::CryptoError;
 pub use material::{ImportedKey, KeyMaterial, LoadedKey, PublicKey};
 pub use rsa::{Rsa1_5Policy, RsaKey, RsaPrivateComponents, RsaPublicKey};
 pub use secret::SecretBytes;
+pub use signing::{PersonalKey, VerifyingKey};
 pub use spec::{AesSize, Curve, EncryptionPadding, HashAlgorithm, KeySpec, RsaSize, SignatureScheme};

@@ -102,6 +102,28 @@ impl RsaPublicKey {
         Ok(self.verifier(slot)?.verify_digest_sig(&digest, signature).is_ok())
     }
 
+    /// Encrypts to the key: for those who hold no private half. Keys of 2048 bits and more.
+    ///
+    /// # Errors
+    /// [`CryptoError::Mismatch`] unless `padding` is OAEP, [`CryptoError::InvalidInput`] if `plaintext` is too long.
+    pub fn encrypt(&self, padding: EncryptionPadding, plaintext: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let algorithm = match padding {
+            EncryptionPadding::OaepSha1 => &OAEP_SHA1_MGF1SHA1,
+            EncryptionPadding::OaepSha256 => &OAEP_SHA256_MGF1SHA256,
+            EncryptionPadding::Pkcs1 => return Err(CryptoError::Mismatch),
+        };
+        const LIBRARY: CryptoError = CryptoError::Library("RSA public key");
+        let key: aws_lc_rs::rsa::PublicEncryptingKey = self.components().try_into().map_err(|_| LIBRARY)?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(|_| LIBRARY)?;
+        if plaintext.len() > key.max_plaintext_size(algorithm) {
+            return Err(CryptoError::InvalidInput("the plaintext is too long for the key"));
+        }
+        let mut out = vec![0; key.ciphertext_size()];
+        let written = key.encrypt(algorithm, plaintext, &mut out, None).map_err(|_| LIBRARY)?.len();
+        out.truncate(written);
+        Ok(out)
+    }
+
     fn verifier(&self, slot: usize) -> Result<ParsedPublicKey, CryptoError> {
         self.components().to_parsed_public_key(VERIFIERS[slot]).map_err(|_| CryptoError::Library("RSA public key"))
     }

@@ -183,7 +183,11 @@ impl Keyed {
             EncryptionScheme::AesGcm => {
                 let key = self.aes()?;
                 let tag = parts.tag.as_deref().ok_or(HsmError::InvalidInput("AES-GCM needs an authentication tag"))?;
-                key.gcm_decrypt(iv()?, parts.aad.as_deref().unwrap_or_default(), ciphertext, tag)
+                let aad = parts.aad.as_deref().unwrap_or_default();
+                match <&[u8; 16]>::try_from(iv()?) {
+                    Ok(iv) => key.gcm_decrypt_iv16(iv, aad, ciphertext, tag),
+                    Err(_) => key.gcm_decrypt(iv()?, aad, ciphertext, tag),
+                }
             }
             EncryptionScheme::AesCbc { padded } => {
                 self.aes()?.cbc_decrypt(cbc_padding(padded), block(iv()?)?, ciphertext)

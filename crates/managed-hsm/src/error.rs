@@ -150,6 +150,8 @@ impl From<HsmError> for ApiError {
             HsmError::Disabled => Self::forbidden("KeyDisabled", "Operation is not allowed on a disabled key"),
             HsmError::Expired => Self::forbidden("KeyExpired", "Operation is not allowed on an expired key"),
             HsmError::Failed(what) => Self::internal(what),
+            // Of HSMs that keep their keys themselves; ours does not.
+            HsmError::NotFound | HsmError::TimedOut | HsmError::Unavailable(_) => Self::internal(error.to_string()),
             HsmError::InvalidInput(why) => Self::bad_parameter(capitalized(why)),
             HsmError::NotYetValid => {
                 Self::forbidden("KeyNotYetValid", "Operation is not allowed on a key that is not yet valid")

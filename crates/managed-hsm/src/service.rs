@@ -320,6 +320,7 @@ fn event(
         client_request_id: echoed(&parts.headers, "x-ms-client-request-id"),
         source: source.map(|address| address.to_string()),
         user_agent: echoed(&parts.headers, header::USER_AGENT),
+        context: Vec::new(),
         path: printable_path(parts.uri.path()),
         duration_us,
     }

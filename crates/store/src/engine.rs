@@ -2,11 +2,13 @@
 
 mod embedded;
 mod memory;
+mod shared;
 
 use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
 use holdfast_core::StoreError;
 pub use memory::MemoryEngine;
+pub use shared::{FileStamp, SharedEngine};
 
 /// Name of a row: the record's kind, then an HMAC.
 pub type RowName = [u8; 33];

@@ -15,6 +15,6 @@ mod sealed;
 
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;
-pub use engine::{EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowWrite};
+pub use engine::{EmbeddedEngine, Engine, FileStamp, MemoryEngine, Row, RowName, RowWrite, SharedEngine};
 pub use index::{EmbeddedIndex, MemoryIndex};
 pub use sealed::SealedStore;

@@ -71,6 +71,7 @@ fn event(number: usize) -> AuditEvent {
         client_request_id: None,
         source: Some("127.0.0.1:1".into()),
         user_agent: None,
+        context: vec![("kmsOperation", "Encrypt".into())],
         path: "/keys/kek/wrapkey".into(),
         duration_us: 12,
     }

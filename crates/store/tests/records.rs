@@ -13,7 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use holdfast_core::{Ambient, PartitionId, Record, RecordKey, Store, StoreError, Timestamp, Write};
 use holdfast_crypto::SecretBytes;
-use holdfast_store::{EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowWrite, SealedStore};
+use holdfast_store::{EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowWrite, SealedStore, SharedEngine};
 use proptest::prelude::*;
 
 /// Same time, same bytes: what a golden file needs.
@@ -118,6 +118,34 @@ fn memory_engine_keeps_the_contract() {
 fn embedded_engine_keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     block_on(contract(EmbeddedEngine::open(&directory.path().join("records.redb")).unwrap()));
+}
+
+#[test]
+fn shared_engine_keeps_the_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    block_on(contract(SharedEngine::new(directory.path())));
+}
+
+#[test]
+fn processes_that_share_rows_see_each_others_commits_and_one_of_rivals_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (SharedEngine::new(directory.path()), SharedEngine::new(directory.path()));
+    assert_eq!(one.stamp().unwrap(), None);
+    let (first, second) = (sealed(one.clone(), 1, 2), sealed(other.clone(), 1, 2));
+    block_on(async {
+        first.commit(vec![write(1, "a", 0, Some(b"kept"))]).await.unwrap();
+        assert_eq!(second.read(&RecordKey::new(1, "a")).await.unwrap().unwrap().value, b"kept");
+        assert_eq!(other.generation().unwrap(), 1);
+        let before = other.stamp().unwrap();
+        let (left, right) = tokio::join!(
+            first.commit(vec![write(1, "a", 1, Some(b"left"))]),
+            second.commit(vec![write(1, "a", 1, Some(b"right"))])
+        );
+        assert!(left.is_ok() != right.is_ok(), "exactly one wins");
+        assert_ne!(other.stamp().unwrap(), before);
+    });
+    let file = std::fs::read(directory.path().join("rows.shared")).unwrap();
+    assert!(!file.windows(4).any(|window| window == b"kept"), "no record is readable in the file");
 }
 
 #[test]

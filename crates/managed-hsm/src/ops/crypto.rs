@@ -1,6 +1,6 @@
 //! Encrypt, decrypt, wrap, unwrap, sign, verify, random bytes.
 
-use holdfast_core::{CiphertextParts, KeyName, KeyVersionId, Operation, Outcome, Permit};
+use holdfast_core::{CiphertextParts, EncryptionScheme, KeyName, KeyVersionId, Operation, Outcome, Permit};
 use holdfast_crypto::KeySpec;
 
 use super::{Call, Reply, bundle::key_id};
@@ -40,11 +40,14 @@ fn to_operation(operation: CryptoOperation, request: &CryptoRequest, spec: KeySp
             plaintext: value()?,
             parts: parts(request)?,
         },
-        CryptoOperation::Decrypt => Operation::Decrypt {
-            scheme: wire::encryption_scheme(alg, spec)?,
-            ciphertext: value()?.expose().to_vec(),
-            parts: parts(request)?,
-        },
+        CryptoOperation::Decrypt => {
+            let (scheme, parts) = (wire::encryption_scheme(alg, spec)?, parts(request)?);
+            // The engine knows longer IVs, this dialect does not.
+            if scheme == EncryptionScheme::AesGcm && parts.iv.as_ref().is_some_and(|iv| iv.len() != 12) {
+                return Err(ApiError::bad_parameter("The iv of AES-GCM has 12 bytes"));
+            }
+            Operation::Decrypt { scheme, ciphertext: value()?.expose().to_vec(), parts }
+        }
         CryptoOperation::Wrap => Operation::Wrap { scheme: wire::wrap_scheme(alg, spec)?, key: value()? },
         CryptoOperation::Unwrap => {
             Operation::Unwrap { scheme: wire::wrap_scheme(alg, spec)?, wrapped: value()?.expose().to_vec() }

@@ -1,6 +1,6 @@
 //! What stands in one line.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holdfast_core::{AuditEvent, PartitionId, Timestamp};
@@ -62,6 +62,8 @@ struct EventBody<'a> {
     version: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     algorithm: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    context: BTreeMap<&'static str, &'a str>,
     path: &'a str,
     request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +105,7 @@ pub(super) fn event_body(event: &AuditEvent) -> Result<String, serde_json::Error
         key: event.key.as_deref(),
         version: event.key_version.as_deref(),
         algorithm: event.algorithm.as_deref(),
+        context: event.context.iter().map(|(name, value)| (*name, value.as_str())).collect(),
         path: &event.path,
         request_id: &event.request_id,
         client_request_id: event.client_request_id.as_deref(),

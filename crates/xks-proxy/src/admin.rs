@@ -1,0 +1,351 @@
+//! What operators ask: proposals, verdicts, kill switches. Every one of them is an event.
+
+use holdfast_core::{AuditEvent, AuditOutcome, StoreError, Write};
+use holdfast_crypto::secret::erase;
+
+use crate::{
+    XksProxy,
+    error::AdminError,
+    quorum::{self, BlindedSecret, Proposal, Status, kill_key, operators_key, proposal_key, secret_key},
+    state::{KillScope, KillSwitch, OperatorsRecord, encode, put},
+};
+
+/// More open proposals are a mistake, or an attack.
+const OPEN_PROPOSALS_MAX: usize = 64;
+/// Decided and expired proposals are kept as long as there are fewer; the audit log has them all.
+const PROPOSALS_KEPT: usize = 256;
+/// Times that a change is tried when others change the same.
+const ATTEMPTS: usize = 8;
+
+impl XksProxy {
+    /// The first operators, if there are none yet. True if they were put in.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn found(&self, operators: &OperatorsRecord) -> Result<bool, AdminError> {
+        operators.check()?;
+        let write = Write { key: operators_key(), expected_version: 0, value: Some(encode(operators)?) };
+        match self.store.commit(vec![write]).await {
+            Ok(()) => {}
+            Err(StoreError::Conflict) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        let who = operators.operators.iter().map(|operator| operator.name.as_str()).collect::<Vec<_>>().join(", ");
+        let context = vec![("operators", who), ("threshold", operators.threshold.to_string())];
+        self.note("Found", AuditOutcome::Allowed, None, context).await?;
+        self.reload().await?;
+        Ok(true)
+    }
+
+    /// Hex id of the instance: every request names it.
+    #[must_use]
+    pub fn instance_id(&self) -> String {
+        self.instance.to_string()
+    }
+
+    /// Takes a request in, with its proposer's approval. It is carried out at once if that is enough.
+    ///
+    /// # Errors
+    /// [`AdminError`]; refusals are events, too.
+    pub async fn propose(
+        &self,
+        text: String,
+        signature: &[u8],
+        secret: Option<BlindedSecret>,
+    ) -> Result<Proposal, AdminError> {
+        let proposal = Proposal::new(text, &self.instance_id(), self.ambient.now());
+        let proposal = match proposal {
+            Ok(proposal) => proposal,
+            Err(error) => return self.refuse("QuorumPropose", None, error).await,
+        };
+        let result = self.try_propose(proposal.clone(), signature, secret).await;
+        match result {
+            Err(error) => self.refuse("QuorumPropose", Some(&proposal), error).await,
+            Ok(proposal) => self.settle("QuorumPropose", &proposal.request().proposer.clone(), proposal).await,
+        }
+    }
+
+    async fn try_propose(
+        &self,
+        mut proposal: Proposal,
+        signature: &[u8],
+        secret: Option<BlindedSecret>,
+    ) -> Result<Proposal, AdminError> {
+        let governed = self.governed();
+        let now = self.ambient.now();
+        let proposer = proposal.request().proposer.clone();
+        // Who asks comes first: nobody else learns what would be accepted.
+        proposal.hear(&proposer, true, signature, &governed.operators, now)?;
+        quorum::check(self, &governed, &proposal.request().change, secret.as_ref())?;
+        let open = governed.proposals.iter().filter(|known| known.is_open(now)).count();
+        if open >= OPEN_PROPOSALS_MAX {
+            return Err(AdminError::Invalid("too many proposals are open".into()));
+        }
+        let id = proposal.id();
+        let mut batch = vec![Write { key: proposal_key(&id), expected_version: 0, value: Some(proposal.encode()?) }];
+        if let Some(secret) = &secret {
+            let value = [secret.blind.as_slice(), secret.secret.expose()].concat();
+            batch.push(put(self.store.as_ref(), secret_key(&id), Some(value)).await?);
+        }
+        // The oldest that nothing can come of any more make room; an expired one's secret goes with it.
+        let done: Vec<&Proposal> = governed.proposals.iter().filter(|known| !known.is_open(now)).collect();
+        for old in done.iter().take(done.len().saturating_sub(PROPOSALS_KEPT)) {
+            batch.push(put(self.store.as_ref(), proposal_key(&old.id()), None).await?);
+        }
+        for expired in governed.proposals.iter().filter(|known| known.status == Status::Open && !known.is_open(now)) {
+            if self.read_secret(&expired.id()).await?.is_some() {
+                batch.push(put(self.store.as_ref(), secret_key(&expired.id()), None).await?);
+            }
+        }
+        let committed = self.store.commit(batch.clone()).await;
+        for write in &mut batch {
+            if let Some(value) = &mut write.value {
+                erase(value);
+            }
+        }
+        match committed {
+            Ok(()) => Ok(proposal),
+            Err(StoreError::Conflict) => Err(AdminError::Invalid("the same request was made already".into())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes an operator's word on a proposal. It is carried out at once if that is enough.
+    ///
+    /// # Errors
+    /// [`AdminError`]; refusals are events, too.
+    pub async fn decide(
+        &self,
+        id: &str,
+        operator: &str,
+        approve: bool,
+        signature: &[u8],
+    ) -> Result<Proposal, AdminError> {
+        let operation = if approve { "QuorumApprove" } else { "QuorumReject" };
+        for _ in 0..ATTEMPTS {
+            let Some(record) = self.store.read(&proposal_key(id)).await? else {
+                let error = AdminError::Invalid(format!("there is no proposal {id:?}"));
+                return self.refuse(operation, None, error).await;
+            };
+            let mut proposal = Proposal::decode(&record.value)?;
+            let governed = self.governed();
+            let heard = proposal.hear(operator, approve, signature, &governed.operators, self.ambient.now());
+            if let Err(error) = heard {
+                return self.refuse(operation, Some(&proposal), error).await;
+            }
+            let value = Some(proposal.encode()?);
+            let write = Write { key: proposal_key(id), expected_version: record.version, value };
+            match self.store.commit(vec![write]).await {
+                Ok(()) => return self.settle(operation, operator, proposal).await,
+                // Another operator was a moment faster.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(AdminError::Store(StoreError::Conflict))
+    }
+
+    /// After a word was heard: writes it down, and does what follows from it.
+    async fn settle(
+        &self,
+        operation: &'static str,
+        operator: &str,
+        proposal: Proposal,
+    ) -> Result<Proposal, AdminError> {
+        let context = context_of(&proposal, operator);
+        self.note(operation, AuditOutcome::Allowed, Some(proposal.request().change.summary()), context.clone()).await?;
+        let governed = self.governed();
+        let (yes, no) = proposal.count(&governed.operators);
+        let operators = governed.operators.operators.len();
+        if yes < governed.operators.threshold && operators - no >= governed.operators.threshold {
+            self.reload().await?;
+            return Ok(proposal);
+        }
+        let id = proposal.id();
+        let Some(record) = self.store.read(&proposal_key(&id)).await? else { return Ok(proposal) };
+        let mut current = Proposal::decode(&record.value)?;
+        if current.status != Status::Open {
+            // Another process was a moment faster.
+            return Ok(current);
+        }
+        let done = if yes >= governed.operators.threshold {
+            self.execute(&governed, current, record.version).await?
+        } else {
+            current.status = Status::Rejected;
+            let write =
+                Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
+            let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
+            self.store.commit(vec![write, forget]).await?;
+            current
+        };
+        // In force before it is told; and the state that it was judged by is let go first.
+        drop(governed);
+        self.reload().await?;
+        let (operation, outcome) = match done.status {
+            Status::Executed => ("QuorumExecute", AuditOutcome::Allowed),
+            Status::Rejected => ("QuorumRejected", AuditOutcome::Denied),
+            Status::Executing | Status::Failed | Status::Open => ("QuorumExecute", AuditOutcome::Failed),
+        };
+        let reason = done.outcome.clone().unwrap_or_else(|| done.request().change.summary());
+        self.note(operation, outcome, Some(reason), context).await?;
+        Ok(done)
+    }
+
+    /// Pulls a kill switch: stored, in force in this process, and no request at work under the old state when it returns.
+    /// One person is enough. `by` says who.
+    ///
+    /// # Errors
+    /// [`AdminError`]. If only the log fails, the switch is pulled all the same.
+    pub async fn kill(&self, scope: KillScope, by: &str, reason: &str) -> Result<(), AdminError> {
+        let known = match &scope {
+            KillScope::All => true,
+            KillScope::Store(name) => self.governed().policy.store(name).is_some(),
+            KillScope::Key(id) => self.governed().policy.keys().any(|key| key.id.as_str() == id),
+        };
+        if !known {
+            return Err(AdminError::Invalid(format!("the policy has no {scope}")));
+        }
+        let time = self.ambient.now().unix_millis();
+        let kill = KillSwitch { scope: scope.clone(), by: by.to_owned(), reason: reason.to_owned(), time };
+        let value = encode(&kill)?;
+        for _ in 0..ATTEMPTS {
+            let write = put(self.store.as_ref(), kill_key(&scope), Some(value.clone())).await?;
+            match self.store.commit(vec![write]).await {
+                Err(StoreError::Conflict) => continue,
+                other => other?,
+            }
+            self.reload().await?;
+            let context = vec![("by", by.to_owned()), ("scope", scope.to_string())];
+            return self.note("Kill", AuditOutcome::Allowed, Some(reason.to_owned()), context).await;
+        }
+        Err(AdminError::Store(StoreError::Conflict))
+    }
+
+    async fn refuse<T>(
+        &self,
+        operation: &'static str,
+        proposal: Option<&Proposal>,
+        error: AdminError,
+    ) -> Result<T, AdminError> {
+        let context = proposal.map(|proposal| context_of(proposal, &proposal.request().proposer)).unwrap_or_default();
+        let outcome = match error {
+            AdminError::Denied(_) => AuditOutcome::Denied,
+            _ => AuditOutcome::Failed,
+        };
+        tracing::warn!(operation, %error, "an administrator's request was refused");
+        self.note(operation, outcome, Some(error.to_string()), context).await?;
+        Err(error)
+    }
+
+    /// An event that no request of a key service caused.
+    pub(crate) async fn note(
+        &self,
+        operation: &'static str,
+        outcome: AuditOutcome,
+        reason: Option<String>,
+        context: Vec<(&'static str, String)>,
+    ) -> Result<(), AdminError> {
+        let event = AuditEvent {
+            time: self.ambient.now(),
+            operation,
+            principal: None,
+            key: None,
+            key_version: None,
+            algorithm: None,
+            outcome,
+            status: if outcome == AuditOutcome::Allowed { 200 } else { 400 },
+            error_code: None,
+            reason,
+            request_id: self.request_id(),
+            client_request_id: None,
+            source: None,
+            user_agent: None,
+            context,
+            path: String::new(),
+            duration_us: 0,
+        };
+        Ok(self.audit.append(event).await?)
+    }
+
+    /// Looks at every key of the policy in every HSM that should have it, and says what is wrong. For the start and for people.
+    pub async fn inspect_keys(&self) -> Vec<KeyReport> {
+        let governed = self.governed();
+        let mut reports = Vec::new();
+        for key in governed.policy.keys() {
+            for (number, object) in key.versions() {
+                for name in &key.hsms {
+                    let finding = match self.hsms.get(name) {
+                        None => Err("there is no such HSM user here".to_owned()),
+                        Some(hsm) => match hsm.describe(object, self.limits.body_timeout).await {
+                            Err(error) => Err(error.to_string()),
+                            Ok(described) => {
+                                let refused = crate::using::check_hygiene(key, &described).err();
+                                let findings = described.findings(key.purpose);
+                                Ok((refused.map(|why| why.to_string()), findings))
+                            }
+                        },
+                    };
+                    let (problem, accepted) = match finding {
+                        Err(why) => (Some(why), Vec::new()),
+                        Ok((problem, findings)) => {
+                            let accepted = findings.iter().filter(|finding| key.accept.contains(finding));
+                            (problem, accepted.map(|finding| finding.as_str()).collect())
+                        }
+                    };
+                    reports.push(KeyReport {
+                        key: key.id.to_string(),
+                        version: *number,
+                        hsm: name.clone(),
+                        object: object.to_string(),
+                        problem,
+                        accepted,
+                    });
+                }
+            }
+        }
+        reports
+    }
+
+    /// Keys that an HSM user can use although the policy does not name them there: a user with few keys is better.
+    pub async fn foreign_keys(&self) -> Vec<(String, usize)> {
+        let governed = self.governed();
+        let mut found = Vec::new();
+        for (name, hsm) in &self.hsms {
+            let Ok(all) = hsm.list(self.limits.body_timeout).await else { continue };
+            let named = |label: &Option<String>, id: &Option<Vec<u8>>| {
+                governed.policy.keys().filter(|key| key.hsms.contains(name)).flat_map(|key| key.versions()).any(
+                    |(_, object)| {
+                        object.label.as_ref().is_none_or(|wanted| label.as_ref() == Some(wanted))
+                            && object.id.as_ref().is_none_or(|wanted| id.as_ref() == Some(wanted))
+                    },
+                )
+            };
+            let foreign = all.iter().filter(|(object, _)| !named(&object.label, &object.id)).count();
+            if foreign > 0 {
+                found.push((name.clone(), foreign));
+            }
+        }
+        found
+    }
+}
+
+/// How one HSM holds one version of a key.
+#[derive(Clone, Debug)]
+pub struct KeyReport {
+    /// The key's external id.
+    pub key: String,
+    /// Its version.
+    pub version: u32,
+    /// The HSM user.
+    pub hsm: String,
+    /// The object's name there.
+    pub object: String,
+    /// Why it is refused, if it is.
+    pub problem: Option<String>,
+    /// Faults that the policy accepts.
+    pub accepted: Vec<&'static str>,
+}
+
+fn context_of(proposal: &Proposal, operator: &str) -> Vec<(&'static str, String)> {
+    vec![("operator", operator.to_owned()), ("proposal", proposal.id())]
+}

@@ -1,0 +1,57 @@
+//! Who asks: a provider's key service by SigV4 or by client certificate, and the caller behind it by proof.
+
+mod certificate;
+mod proof;
+mod sigv4;
+
+use arc_swap::ArcSwapOption;
+pub use certificate::ClientCertificate;
+pub(crate) use certificate::authenticate_certificate;
+use holdfast_core::{Principal, PrincipalKind, Timestamp};
+use holdfast_crypto::{SecretBytes, kdf::MacKey};
+pub(crate) use proof::{CallerProofStatement, ProofClaims, verify_proof};
+pub use proof::{EnrolledCaller, ProofReplays};
+pub(crate) use sigv4::authenticate_sigv4;
+
+/// A credential by which a key service signs its requests to one store.
+pub struct Credential {
+    /// Name of the store.
+    pub store: String,
+    /// Not secret.
+    pub access_key_id: String,
+    /// When it was added.
+    pub created: Timestamp,
+    secret: SecretBytes,
+    /// The key of one day, kept: deriving it takes four HMACs.
+    day_key: ArcSwapOption<(String, MacKey)>,
+}
+
+impl Credential {
+    pub(crate) fn new(store: &str, access_key_id: &str, created: Timestamp, secret: SecretBytes) -> Self {
+        let day_key = ArcSwapOption::empty();
+        Self { store: store.to_owned(), access_key_id: access_key_id.to_owned(), created, secret, day_key }
+    }
+}
+
+/// Access key ids: 20 to 30 of `A-Z 2-7` (fact sheet, section 6).
+#[must_use]
+pub fn is_access_key_id(text: &str) -> bool {
+    (20..=30).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
+}
+
+/// Secrets: 43 to 64 of `A-Z a-z 0-9 + / =`.
+#[must_use]
+pub fn is_secret_access_key(secret: &SecretBytes) -> bool {
+    (43..=64).contains(&secret.len())
+        && secret.expose().iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
+}
+
+/// Why nobody was recognized. For the audit log; the caller is told no more than that.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Rejection(pub(crate) &'static str);
+
+/// A key service that has proved itself for a store.
+fn key_service(store: &str, name: &str) -> Principal {
+    Principal::verified(PrincipalKind::Service, store, name, None, None, &[])
+}

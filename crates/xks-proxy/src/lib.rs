@@ -1,0 +1,171 @@
+//! Role: the customer's proxy of an external key store, in front of any HSM.
+//!
+//! Reading order: `xks` and `ekm` (the two dialects: route, wire, operations, errors), [`policy`] (who may use which key),
+//! `authn` (who asks), `service` (the life of a request), [`state`] and [`quorum`] (what is governed, and how it is changed),
+//! `health`. The role sees HSMs, store and audit log through the seams of `holdfast-core` only.
+
+mod admin;
+mod authn;
+mod ekm;
+mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod health;
+mod limit;
+pub mod policy;
+pub mod quorum;
+mod service;
+pub mod state;
+mod using;
+mod xks;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+pub use admin::KeyReport;
+use arc_swap::ArcSwap;
+pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_id, is_secret_access_key};
+pub use error::AdminError;
+pub use health::DeepHealth;
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store};
+use limit::Quotas;
+pub use service::{Door, Peer};
+use state::Governed;
+use tokio::sync::Semaphore;
+
+/// What the role stands on.
+pub struct Seams {
+    /// HSM users by name.
+    pub hsms: BTreeMap<String, Arc<dyn ExternalHsm>>,
+    /// Durable state, shared by all processes of the instance.
+    pub store: Arc<dyn Store>,
+    /// The audit log.
+    pub audit: Arc<dyn AuditSink>,
+    /// Clock and entropy.
+    pub ambient: Arc<dyn Ambient>,
+}
+
+/// Bounds on what requests may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests at work at once; one more is throttled.
+    pub in_flight_max: usize,
+    /// Time for an answer, from the request's head to its last byte. The provider gives up after 250 ms.
+    pub answer_budget: Duration,
+    /// The HSMs' share of it.
+    pub hsm_budget: Duration,
+    /// Time for a request's body to arrive.
+    pub body_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 512,
+            answer_budget: Duration::from_millis(200),
+            hsm_budget: Duration::from_millis(150),
+            body_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The proxy.
+pub struct XksProxy {
+    instance: PartitionId,
+    hsms: BTreeMap<String, Arc<dyn ExternalHsm>>,
+    store: Arc<dyn Store>,
+    audit: Arc<dyn AuditSink>,
+    ambient: Arc<dyn Ambient>,
+    governed: ArcSwap<Governed>,
+    /// The state went back to an older one, or cannot be read: nothing is done until it is mended.
+    untrusted: AtomicBool,
+    limits: Limits,
+    in_flight: Arc<Semaphore>,
+    quotas: Quotas,
+    replays: ProofReplays,
+    deep: Mutex<BTreeMap<String, DeepHealth>>,
+    fleet: AtomicUsize,
+    reloading: tokio::sync::Mutex<()>,
+}
+
+impl XksProxy {
+    /// Opens the proxy on the state in `seams.store`.
+    ///
+    /// # Errors
+    /// [`AdminError::Store`], [`AdminError::Record`].
+    pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
+        let Seams { hsms, store, audit, ambient } = seams;
+        let governed = Governed::load(store.as_ref()).await?;
+        Ok(Arc::new(Self {
+            instance,
+            hsms,
+            store,
+            audit,
+            ambient,
+            governed: ArcSwap::from_pointee(governed),
+            untrusted: AtomicBool::new(false),
+            limits,
+            in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
+            quotas: Quotas::default(),
+            replays: ProofReplays::default(),
+            deep: Mutex::default(),
+            fleet: AtomicUsize::new(1),
+            reloading: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// The state in force.
+    #[must_use]
+    pub fn governed(&self) -> Arc<Governed> {
+        self.governed.load_full()
+    }
+
+    /// The HSM users.
+    #[must_use]
+    pub fn hsms(&self) -> &BTreeMap<String, Arc<dyn ExternalHsm>> {
+        &self.hsms
+    }
+
+    /// Takes the stored state into force, and waits until no request is at work under the old one. After it, nothing is answered
+    /// that the new state forbids.
+    ///
+    /// # Errors
+    /// [`AdminError`]; then nothing is served until a reload succeeds.
+    pub async fn reload(&self) -> Result<(), AdminError> {
+        let _turn = self.reloading.lock().await;
+        let governed = match Governed::load(self.store.as_ref()).await {
+            Ok(governed) => governed,
+            Err(error) => {
+                self.distrust();
+                return Err(error);
+            }
+        };
+        let old = self.governed.swap(Arc::new(governed));
+        self.untrusted.store(false, Ordering::Release);
+        let drained = async {
+            // Requests hold the state they were judged by for as long as they last.
+            while Arc::strong_count(&old) > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let longest = self.limits.answer_budget + self.limits.body_timeout;
+        let _ = tokio::time::timeout(longest, drained).await;
+        Ok(())
+    }
+
+    /// Refuses everything from now on: the state on disk is not to be trusted.
+    pub fn distrust(&self) {
+        self.untrusted.store(true, Ordering::Release);
+    }
+
+    /// Tells how many processes serve this state.
+    pub fn set_fleet_size(&self, processes: usize) {
+        self.fleet.store(processes.max(1), Ordering::Relaxed);
+    }
+}

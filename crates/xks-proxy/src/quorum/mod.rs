@@ -1,0 +1,10 @@
+//! Changes by quorum: an exact request that expires, signed by m of n operators, then carried out once.
+
+mod act;
+mod execute;
+mod proposal;
+
+pub use act::{Act, KeyUse};
+pub use execute::BlindedSecret;
+pub(crate) use execute::{check, kill_key, operators_key, proposal_key, secret_key};
+pub use proposal::{Proposal, Request, Status, Verdict, statement};

@@ -1,0 +1,130 @@
+//! What quorum governs: policy, credentials, PINs, callers, operators, kill switches. Read whole into memory, replaced whole.
+
+mod kill;
+mod record;
+
+use std::{collections::HashMap, sync::Arc};
+
+use holdfast_core::{RecordKey, Store, Write};
+use holdfast_crypto::SecretBytes;
+pub use kill::{KillScope, KillSwitch, Kills};
+pub(crate) use record::{CallerMeta, CredentialMeta, OperatorsRecord, PinMeta, PolicyRecord};
+pub use record::{Operator, Operators};
+use record::{decode, split_secret};
+
+use crate::{
+    authn::{Credential, EnrolledCaller},
+    error::AdminError,
+    policy::Policy,
+    quorum::Proposal,
+};
+
+/// Kinds of records (`docs/formats/xks-records.md`).
+pub(crate) mod kind {
+    pub(crate) const OPERATORS: u8 = 1;
+    pub(crate) const POLICY: u8 = 2;
+    pub(crate) const CREDENTIAL: u8 = 3;
+    pub(crate) const PIN: u8 = 4;
+    pub(crate) const KILL: u8 = 5;
+    pub(crate) const PROPOSAL: u8 = 6;
+    pub(crate) const PROPOSAL_SECRET: u8 = 7;
+    pub(crate) const CALLER: u8 = 8;
+}
+
+pub(crate) use record::{encode, encode_with_secret};
+
+/// One state of everything that quorum governs.
+pub struct Governed {
+    /// Who may use what.
+    pub policy: Policy,
+    /// Credentials by store.
+    pub credentials: HashMap<String, Vec<Arc<Credential>>>,
+    /// PINs by HSM user.
+    pub pins: HashMap<String, Arc<SecretBytes>>,
+    /// Kill switches that are pulled.
+    pub kills: Kills,
+    /// Who approves changes.
+    pub operators: Operators,
+    /// Callers that can be proved, by access key id.
+    pub callers: HashMap<String, EnrolledCaller>,
+    /// Changes that were asked for.
+    pub proposals: Vec<Proposal>,
+}
+
+impl Governed {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`AdminError::Store`], [`AdminError::Record`].
+    pub(crate) async fn load(store: &dyn Store) -> Result<Self, AdminError> {
+        let mut governed = Self {
+            policy: Policy::default(),
+            credentials: HashMap::new(),
+            pins: HashMap::new(),
+            kills: Kills::default(),
+            operators: Operators::default(),
+            callers: HashMap::new(),
+            proposals: Vec::new(),
+        };
+        for kind in
+            [kind::OPERATORS, kind::POLICY, kind::CREDENTIAL, kind::PIN, kind::KILL, kind::PROPOSAL, kind::CALLER]
+        {
+            let mut result = Ok(());
+            store
+                .scan(kind, &mut |mut record| {
+                    if result.is_ok() {
+                        result = governed.take(kind, &record.value);
+                    }
+                    holdfast_crypto::secret::erase(&mut record.value);
+                })
+                .await?;
+            result?;
+        }
+        governed.proposals.sort_by_key(|proposal| proposal.request().created);
+        for credentials in governed.credentials.values_mut() {
+            credentials.sort_by_key(|credential| credential.created);
+        }
+        Ok(governed)
+    }
+
+    fn take(&mut self, kind: u8, value: &[u8]) -> Result<(), AdminError> {
+        match kind {
+            kind::OPERATORS => self.operators = decode::<OperatorsRecord>(value)?.check()?,
+            kind::POLICY => {
+                let text = decode::<PolicyRecord>(value)?.text;
+                self.policy = Policy::parse(&text).map_err(|error| AdminError::Record(error.to_string()))?;
+            }
+            kind::CREDENTIAL => {
+                let (meta, secret) = split_secret::<CredentialMeta>(value)?;
+                let created = holdfast_core::Timestamp::from_unix_secs(meta.created);
+                let credential = Credential::new(&meta.store, &meta.access_key_id, created, secret);
+                self.credentials.entry(meta.store).or_default().push(Arc::new(credential));
+            }
+            kind::PIN => {
+                let (meta, secret) = split_secret::<PinMeta>(value)?;
+                self.pins.insert(meta.hsm, Arc::new(secret));
+            }
+            kind::KILL => self.kills.insert(decode(value)?),
+            kind::PROPOSAL => self.proposals.push(Proposal::decode(value)?),
+            kind::CALLER => {
+                let (meta, secret) = split_secret::<CallerMeta>(value)?;
+                let caller = EnrolledCaller { principal_arn: meta.principal_arn, secret };
+                self.callers.insert(meta.access_key_id, caller);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The credentials of a store.
+    #[must_use]
+    pub fn credentials_of(&self, store: &str) -> &[Arc<Credential>] {
+        self.credentials.get(store).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The write that puts `value` in a record's place, whatever is there now.
+pub(crate) async fn put(store: &dyn Store, key: RecordKey, value: Option<Vec<u8>>) -> Result<Write, AdminError> {
+    let expected_version = store.read(&key).await?.map_or(0, |record| record.version);
+    Ok(Write { key, expected_version, value })
+}

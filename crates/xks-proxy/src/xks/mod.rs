@@ -1,0 +1,13 @@
+//! AWS's external key store proxy API, version 1.0.3.
+
+mod bound;
+mod error;
+mod ops;
+mod route;
+mod wire;
+
+pub(crate) use error::error_body;
+pub(crate) use ops::{answer, claims_of};
+pub(crate) use route::{Operation, route};
+#[cfg(fuzzing)]
+pub(crate) use wire::{DecryptRequest, EncryptRequest, parse};
