@@ -1,5 +1,6 @@
 """Starts the real binary, for the end-to-end tests and the crash loops."""
 import base64
+import os
 import pathlib
 import signal
 import socket
@@ -9,7 +10,7 @@ import time
 from azure.identity import ClientSecretCredential
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BINARY = ROOT / "target/release/holdfast"
+BINARY = pathlib.Path(os.environ.get("HOLDFAST_BINARY", ROOT / "target/release/holdfast"))
 
 
 def b64(data: bytes) -> str:

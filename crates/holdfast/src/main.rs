@@ -4,13 +4,16 @@ mod ambient;
 mod cli;
 mod compose;
 mod config;
+mod control;
 mod fault;
 mod hardening;
 mod hsm;
+mod instance;
 mod issuer;
 mod server;
 mod storage;
 mod telemetry;
+mod xks;
 
 use std::process::ExitCode;
 

@@ -123,7 +123,7 @@ fn info(call: &Call<'_>) -> Result<Bytes, Refusal> {
         ekm_product: String,
     }
     let mut names = call.governed.policy.keys().filter(|key| call.store.offers(&key.id)).flat_map(|key| &key.hsms);
-    let model = names.next().map_or_else(|| "none".into(), |name| call.proxy.hsm_health(name).model);
+    let model = names.next().map_or_else(|| "none".into(), |name| call.proxy.health_of(name).model);
     json(&Info {
         api_version: API_VERSION,
         proxy_vendor: "Holdfast",

@@ -41,7 +41,8 @@ impl holdfast_core::Policy for OwnKey {
 
 impl XksProxy {
     /// How an HSM user is: the worse of what its link says and what the last deep check found.
-    pub(crate) fn hsm_health(&self, name: &str) -> HsmHealth {
+    #[must_use]
+    pub fn health_of(&self, name: &str) -> HsmHealth {
         let Some(hsm) = self.hsms.get(name) else {
             return HsmHealth {
                 state: HsmState::Unavailable,
@@ -96,7 +97,7 @@ impl XksProxy {
     /// Gauges that say how things are, by the names that AWS's users know.
     pub fn update_gauges(&self) {
         for name in self.hsms.keys() {
-            let now = self.hsm_health(name).state;
+            let now = self.health_of(name).state;
             for state in [HsmState::Active, HsmState::Degraded, HsmState::Unavailable] {
                 let labels = [("hsm", name.clone()), ("state", state.as_str().to_ascii_lowercase())];
                 gauge!("holdfast_xks_external_key_manager_states", &labels).set(f64::from(u8::from(now == state)));

@@ -164,6 +164,12 @@ impl XksProxy {
         self.untrusted.store(true, Ordering::Release);
     }
 
+    /// How many processes serve this state.
+    #[must_use]
+    pub fn fleet_size(&self) -> usize {
+        self.fleet.load(Ordering::Relaxed)
+    }
+
     /// Tells how many processes serve this state.
     pub fn set_fleet_size(&self, processes: usize) {
         self.fleet.store(processes.max(1), Ordering::Relaxed);

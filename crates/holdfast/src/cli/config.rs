@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::{config, fault::Fault, storage};
+use crate::{config, fault::Fault, storage, xks};
 
 /// Which role a file configures.
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -14,6 +14,8 @@ pub(crate) enum Role {
     ManagedHsm,
     /// `holdfast storage serve`
     Storage,
+    /// `holdfast xks serve`
+    Xks,
 }
 
 #[derive(Subcommand)]
@@ -43,11 +45,13 @@ impl ConfigCommand {
                 match role {
                     Role::ManagedHsm => config::Config::load(&config).map(|_| ())?,
                     Role::Storage => storage::config::Config::load(&config).map(|_| ())?,
+                    Role::Xks => xks::config::Config::load(&config).map(|_| ())?,
                 }
                 println!("{}: ok", config.display());
             }
             Self::Example { role: Role::ManagedHsm } => print!("{}", config::EXAMPLE),
             Self::Example { role: Role::Storage } => print!("{}", storage::config::EXAMPLE),
+            Self::Example { role: Role::Xks } => print!("{}", xks::config::EXAMPLE),
         }
         Ok(())
     }

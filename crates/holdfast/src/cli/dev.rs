@@ -25,7 +25,7 @@ use crate::{
     compose::{self, Sockets},
     config::{self, Audit, Config, EmbeddedIssuer, HsmConfig, Identity, Listen},
     fault::Fault,
-    issuer,
+    instance, issuer,
     server::{
         ConnectionLimits,
         client::{HttpsClient, PooledClient},
@@ -78,7 +78,7 @@ struct DevClient {
 }
 
 impl DevClient {
-    fn new(opened: &compose::Opened, prefix: String, name: &str) -> Self {
+    fn new(opened: &instance::Opened, prefix: String, name: &str) -> Self {
         let mut bytes = [0; 24];
         OsAmbient.fill(&mut bytes);
         let secret = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -89,7 +89,7 @@ impl DevClient {
 
 impl DevArgs {
     pub(crate) async fn run(self) -> Result<(), Fault> {
-        let metrics = compose::start_process(false)?;
+        let metrics = instance::start_process(false)?;
         if let Some(path) = &self.env_file {
             // A stale file would be taken for a sign of readiness.
             let _ = std::fs::remove_file(path);
@@ -98,7 +98,7 @@ impl DevArgs {
         let temporary = tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(Fault::new)?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
         let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir));
-        let opened = compose::open(&data_dir, &silicon)?;
+        let opened = instance::open(&data_dir, &silicon, "records.redb")?;
         let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
         let storage = DevClient::new(&opened, "HOLDFAST_STORAGE".into(), "storage");
         let mut clients = vec![administrator, storage];
@@ -106,7 +106,7 @@ impl DevArgs {
         let tenant = opened.derived_guid("tenant");
         let config = self.config(&data_dir, &silicon, &tenant);
         let sockets = Sockets::bind(&config).await?;
-        let s3_socket = compose::listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port_base + 2)).await?;
+        let s3_socket = instance::listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port_base + 2)).await?;
         let founding = Founding {
             soft_delete_retention_days: 90,
             purge_protection: false,

@@ -9,6 +9,7 @@ use crate::{
     compose::{self, Sockets},
     config::Config,
     fault::Fault,
+    instance,
 };
 
 #[derive(Args)]
@@ -21,9 +22,9 @@ pub(crate) struct ManagedHsmArgs {
 impl ManagedHsmArgs {
     pub(crate) async fn run(self) -> Result<(), Fault> {
         let config = Config::load(&self.config)?;
-        let metrics = compose::start_process(config.log_json)?;
+        let metrics = instance::start_process(config.log_json)?;
         let clients = config.embedded_issuer.as_ref().map_or(Ok(HashMap::new()), compose::embedded_clients)?;
-        let opened = compose::open(&config.hsm.data_dir, &config.silicon_root)?;
+        let opened = instance::open(&config.hsm.data_dir, &config.silicon_root, "records.redb")?;
         let sockets = Sockets::bind(&config).await?;
         let administrators = &config.hsm.initial_administrators;
         let founding = Founding {

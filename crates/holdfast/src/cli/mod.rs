@@ -5,9 +5,12 @@ mod config;
 mod dev;
 mod env_file;
 mod managed_hsm;
+mod operator_key;
+mod quorum;
 mod status;
 mod storage;
 mod token;
+mod xks;
 
 use std::path::PathBuf;
 
@@ -35,6 +38,12 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a Managed HSM
     ManagedHsm(managed_hsm::ManagedHsmArgs),
+    /// One user's sessions with one PKCS #11 token: started by `xks serve`, not by people
+    #[command(hide = true)]
+    Pkcs11Host,
+    /// Ask for changes of an external key store proxy, approve and reject them
+    #[command(subcommand)]
+    Quorum(quorum::QuorumCommand),
     /// Ask a running service how it is
     Status(status::StatusArgs),
     /// Run a storage service, or ask a running one
@@ -42,6 +51,9 @@ enum Command {
     Storage(storage::StorageCommand),
     /// Print one bearer token from the issuer that an env file names
     Token(token::TokenArgs),
+    /// Run an external key store proxy, ask a running one, pull its plug
+    #[command(subcommand)]
+    Xks(xks::XksCommand),
 }
 
 /// Where `holdfast dev` wrote its variables.
@@ -59,9 +71,12 @@ impl Cli {
             Command::Config(command) => command.run(),
             Command::Dev(args) => block_on(args.run()),
             Command::ManagedHsm(args) => block_on(args.run()),
+            Command::Pkcs11Host => xks::pkcs11_host(),
+            Command::Quorum(command) => block_on(command.run()),
             Command::Status(args) => block_on(args.run()),
             Command::Storage(command) => block_on(command.run()),
             Command::Token(args) => block_on(args.run()),
+            Command::Xks(command) => block_on(command.run()),
         }
     }
 }

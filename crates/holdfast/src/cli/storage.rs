@@ -15,12 +15,13 @@ use tokio::sync::watch;
 
 use crate::{
     ambient::OsAmbient,
-    compose,
+    control,
     fault::Fault,
+    instance,
     server::ConnectionLimits,
     storage::{
         self, StorageSetup,
-        admin::{self, AdminRequest},
+        admin::AdminRequest,
         config::Config,
     },
 };
@@ -77,7 +78,7 @@ impl StorageCommand {
     pub(crate) async fn run(self) -> Result<(), Fault> {
         match self {
             Self::Forget(service) => {
-                let answer = admin::ask(&service.data_dir, &AdminRequest::Forget, |_| ()).await?;
+                let answer = control::ask(&service.data_dir, &AdminRequest::Forget, |_| ()).await?;
                 println!("{} DEKs forgotten", answer["forgotten"]);
                 Ok(())
             }
@@ -85,7 +86,7 @@ impl StorageCommand {
             Self::Rewrap { service, bucket, prefix } => rewrap(&service.data_dir, bucket, prefix).await,
             Self::Serve { config } => serve(&config).await,
             Self::Uses(service) => {
-                let answer = admin::ask(&service.data_dir, &AdminRequest::Uses, |_| ()).await?;
+                let answer = control::ask(&service.data_dir, &AdminRequest::Uses, |_| ()).await?;
                 println!("{:>10} {:>10}  KEK", "containers", "objects");
                 for (url, count) in answer["uses"].as_object().into_iter().flatten() {
                     println!("{:>10} {:>10}  {url}", count["containers"].to_string(), count["objects"].to_string());
@@ -98,12 +99,12 @@ impl StorageCommand {
 
 async fn serve(path: &Path) -> Result<(), Fault> {
     let config = Config::load(path)?;
-    let metrics = compose::start_process(config.log_json)?;
+    let metrics = instance::start_process(config.log_json)?;
     holdfast_crypto::selftest::run().map_err(Fault::new)?;
     let keks = Arc::new(config.keks()?);
-    let socket = compose::listen(config.address).await?;
+    let socket = instance::listen(config.address).await?;
     let metrics_socket = match config.metrics_address {
-        Some(address) => Some(compose::listen(address).await?),
+        Some(address) => Some(instance::listen(address).await?),
         None => None,
     };
     let (stop, stopped) = watch::channel(false);
@@ -123,7 +124,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
     };
     let tasks = storage::start(setup, stopped).await?;
     tracing::info!(address = %config.address, "ready");
-    compose::signalled().await?;
+    instance::signalled().await?;
     let _ = stop.send(true);
     for task in tasks {
         let _ = task.await;
@@ -145,7 +146,7 @@ async fn rewrap(data_dir: &Path, bucket: Option<String>, prefix: String) -> Resu
             _ => "containers",
         };
         let progress = |line: &Value| eprintln!("{}: {} of {} moved", line["bucket"], line["moved"], line["seen"]);
-        let answer = admin::ask(data_dir, &request, progress).await?;
+        let answer = control::ask(data_dir, &request, progress).await?;
         println!("{what}: {} DEKs seen, {} moved", answer["seen"], answer["moved"]);
         failed.extend(
             answer["failed"].as_array().into_iter().flatten().filter_map(|why| why.as_str().map(str::to_owned)),
@@ -179,7 +180,7 @@ async fn inspect(file: &Path, data_dir: Option<PathBuf>, json: bool) -> Result<(
     // DATA_DIR/blobs/ab/cd/FILE
     let data_dir = data_dir.or_else(|| file.ancestors().nth(4).map(PathBuf::from)).unwrap_or_default();
     let request = AdminRequest::Envelope { dek: report.dek.clone(), object: report.object.clone() };
-    let envelope = match admin::ask(&data_dir, &request, |_| ()).await {
+    let envelope = match control::ask(&data_dir, &request, |_| ()).await {
         Ok(answer) => answer["envelope"].clone(),
         Err(_) => envelope_at_rest(&data_dir, &report.dek, &report.object),
     };

@@ -1,5 +1,6 @@
 //! The software HSM behind its seams: `engine`'s pure partition on real threads.
 
+mod external;
 mod pool;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use holdfast_core::{
 };
 use holdfast_crypto::{CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes};
 use holdfast_engine::{BlobError, Keyed, Partition, Work};
+pub(crate) use external::SoftExternalHsm;
 pub(crate) use pool::CryptoPool;
 
 /// Threads and queues of the HSM.

@@ -1,19 +1,21 @@
 //! TLS and HTTP/1.1, with a limit on everything.
 
 pub(crate) mod client;
+pub(crate) mod client_certificate;
 mod linger;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use holdfast_xks_proxy::ClientCertificate;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use linger::Lingering;
 use metrics::{counter, gauge};
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -61,6 +63,29 @@ type Answer = Pin<Box<dyn Future<Output = Response<AnswerBody>> + Send>>;
 /// What answers requests.
 pub(crate) type Handler = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> Answer + Send + Sync>;
 
+/// Says of a verified client certificate whom it names.
+pub(crate) type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Option<Arc<ClientCertificate>> + Send + Sync>;
+
+/// How connections are encrypted, and who is at their other end. A client that was identified is an extension of its requests.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    acceptor: TlsAcceptor,
+    identify: Option<Identify>,
+}
+
+impl Tls {
+    /// TLS whose configuration asks for client certificates.
+    pub(crate) fn identifying(config: Arc<ServerConfig>, identify: Identify) -> Self {
+        Self { acceptor: TlsAcceptor::from(config), identify: Some(identify) }
+    }
+}
+
+impl From<Arc<ServerConfig>> for Tls {
+    fn from(config: Arc<ServerConfig>) -> Self {
+        Self { acceptor: TlsAcceptor::from(config), identify: None }
+    }
+}
+
 /// Makes a handler of an async function that answers with bytes at hand.
 pub(crate) fn handler<F, A>(function: F) -> Handler
 where
@@ -91,13 +116,13 @@ where
 pub(crate) async fn serve(
     name: &'static str,
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<impl Into<Tls>>,
     limits: ConnectionLimits,
     handler: Handler,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections_max));
-    let acceptor = tls.map(TlsAcceptor::from);
+    let tls: Option<Tls> = tls.map(Into::into);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -119,7 +144,7 @@ pub(crate) async fn serve(
             continue;
         };
         let connection = Connection { name, peer, limits, _permit: permit };
-        connections.spawn(connection.run(stream, acceptor.clone(), Arc::clone(&handler), shutdown.clone()));
+        connections.spawn(connection.run(stream, tls.clone(), Arc::clone(&handler), shutdown.clone()));
     }
     drop(listener);
     let drained = timeout(limits.drain_timeout, async { while connections.join_next().await.is_some() {} }).await;
@@ -139,7 +164,7 @@ impl Connection {
     async fn run(
         self,
         stream: TcpStream,
-        acceptor: Option<TlsAcceptor>,
+        tls: Option<Tls>,
         handler: Handler,
         shutdown: watch::Receiver<bool>,
     ) {
@@ -148,10 +173,14 @@ impl Connection {
         let stream = Lingering::new(stream);
         let open = gauge!("holdfast_connections", "listener" => self.name);
         open.increment(1.0);
-        match acceptor {
-            None => self.http(TokioIo::new(stream), handler, shutdown).await,
-            Some(acceptor) => match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => self.http(TokioIo::new(stream), handler, shutdown).await,
+        match tls {
+            None => self.http(TokioIo::new(stream), None, handler, shutdown).await,
+            Some(Tls { acceptor, identify }) => match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                    let client = identify.and_then(|identify| identify(shown));
+                    self.http(TokioIo::new(stream), client, handler, shutdown).await;
+                }
                 Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
             },
@@ -159,12 +188,20 @@ impl Connection {
         open.decrement(1.0);
     }
 
-    async fn http<I>(&self, io: I, handler: Handler, mut shutdown: watch::Receiver<bool>)
-    where
+    async fn http<I>(
+        &self,
+        io: I,
+        client: Option<Arc<ClientCertificate>>,
+        handler: Handler,
+        mut shutdown: watch::Receiver<bool>,
+    ) where
         I: hyper::rt::Read + hyper::rt::Write + Unpin,
     {
         let peer = self.peer;
-        let service = service_fn(move |request| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(client) = &client {
+                request.extensions_mut().insert(Arc::clone(client));
+            }
             let answer = handler(request, peer);
             async move { Ok::<_, Infallible>(answer.await) }
         });

@@ -123,6 +123,11 @@ impl TlsIdentity {
         Ok(())
     }
 
+    /// Days until the certificate that is shown now is no longer valid.
+    pub(crate) fn days_to_expire(&self, now: Timestamp) -> Option<f64> {
+        super::client_certificate::days_to_expire(self.current.load().cert.first()?, now.unix_secs())
+    }
+
     /// The authority's certificate, for clients to trust.
     pub(crate) fn authority_pem(&self) -> String {
         pem("CERTIFICATE", &self.authority_certificate)

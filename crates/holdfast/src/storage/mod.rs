@@ -16,6 +16,7 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
+    control,
     fault::Fault,
     server::{self, AnswerBody, ConnectionLimits},
 };
@@ -82,7 +83,7 @@ pub(crate) async fn start(
             let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
             async move { answer }
         });
-        tasks.push(tokio::spawn(server::serve("metrics", socket, None, setup.connections, handler, stopped.clone())));
+        tasks.push(tokio::spawn(server::serve("metrics", socket, None::<server::Tls>, setup.connections, handler, stopped.clone())));
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
         let health = on_main.then(|| health.answer(request.uri().path())).flatten();
@@ -108,7 +109,9 @@ pub(crate) async fn start(
         }
     });
     tasks.push(tokio::spawn(server::serve("s3", setup.socket, setup.tls, setup.connections, handler, stopped.clone())));
-    tasks.push(tokio::spawn(admin::serve(admin::bind(data_dir)?, Arc::clone(&storage), stopped.clone())));
+    let asked = Arc::clone(&storage);
+    let carry_out = move |request, _, progress| admin::carry_out(Arc::clone(&asked), request, progress);
+    tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
     tasks.push(tokio::spawn(collect(storage, stopped)));
     Ok(tasks)

@@ -1,5 +1,6 @@
 //! What can be asked for.
 
+use holdfast_core::{KeyOperation, KeyOperations};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{KillScope, OperatorsRecord};
@@ -35,12 +36,32 @@ pub enum Act {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyUse {
-    /// Encrypt and decrypt data: AWS.
-    Data,
-    /// Wrap and unwrap keys: Azure.
-    Keys,
     /// Both.
     Both,
+    /// Encrypt and decrypt data: AWS.
+    Data,
+    /// Decrypt data only: for a key that is being retired.
+    Decrypt,
+    /// Encrypt data only: for a place that writes and never reads.
+    Encrypt,
+    /// Wrap and unwrap keys: Azure.
+    Keys,
+}
+
+impl KeyUse {
+    /// The operations it stands for.
+    #[must_use]
+    pub fn operations(self) -> KeyOperations {
+        use KeyOperation::{Decrypt, Encrypt, UnwrapKey, WrapKey};
+        let operations: &[KeyOperation] = match self {
+            Self::Both => &[Encrypt, Decrypt, WrapKey, UnwrapKey],
+            Self::Data => &[Encrypt, Decrypt],
+            Self::Decrypt => &[Decrypt],
+            Self::Encrypt => &[Encrypt],
+            Self::Keys => &[WrapKey, UnwrapKey],
+        };
+        operations.iter().copied().collect()
+    }
 }
 
 impl Act {

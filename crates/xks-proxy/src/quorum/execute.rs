@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use holdfast_core::{
-    Action, Decision, ExternalKeyId, Intent, KeyOperation, KeyOperations, Policy as _, Principal, RecordKey, Resource,
+    Action, Decision, ExternalKeyId, Intent, Policy as _, Principal, RecordKey, Resource,
     TokenObject, Write, authorize,
 };
 use holdfast_crypto::{ImportedKey, SecretBytes, kdf};
 
-use super::{Act, Proposal, Status, act::KeyUse};
+use super::{Act, Proposal, Status};
 use crate::{
     XksProxy,
     authn::{is_access_key_id, is_secret_access_key},
@@ -264,16 +264,7 @@ impl XksProxy {
         debug_assert!(matches!(policy.decide(&Principal::system(), &intent), Decision::Allow(_)));
         let permit = authorize(&policy, &Principal::system(), intent)
             .map_err(|denial| AdminError::Denied(denial.to_string()))?;
-        let usage: KeyOperations = match usage {
-            KeyUse::Data => [KeyOperation::Encrypt, KeyOperation::Decrypt].into_iter().collect(),
-            KeyUse::Keys => [KeyOperation::WrapKey, KeyOperation::UnwrapKey].into_iter().collect(),
-            KeyUse::Both => {
-                [KeyOperation::Encrypt, KeyOperation::Decrypt, KeyOperation::WrapKey, KeyOperation::UnwrapKey]
-                    .into_iter()
-                    .collect()
-            }
-        };
         let object = TokenObject::labelled(label);
-        hsm.create(permit, &key, &object, usage, import, KEY_BUDGET).await.map_err(AdminError::Hsm)
+        hsm.create(permit, &key, &object, usage.operations(), import, KEY_BUDGET).await.map_err(AdminError::Hsm)
     }
 }

@@ -8,8 +8,8 @@ use std::{collections::HashMap, sync::Arc};
 use holdfast_core::{RecordKey, Store, Write};
 use holdfast_crypto::SecretBytes;
 pub use kill::{KillScope, KillSwitch, Kills};
-pub(crate) use record::{CallerMeta, CredentialMeta, OperatorsRecord, PinMeta, PolicyRecord};
-pub use record::{Operator, Operators};
+pub(crate) use record::{CallerMeta, CredentialMeta, PinMeta, PolicyRecord};
+pub use record::{Operator, OperatorRecord, Operators, OperatorsRecord};
 use record::{decode, split_secret};
 
 use crate::{

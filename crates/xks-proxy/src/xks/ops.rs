@@ -275,7 +275,7 @@ fn health(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     let mut details: Vec<EkmFleetDetail> = Vec::new();
     let mut vendor = None;
     for name in names.iter().take(FLEET_DETAILS_MAX) {
-        let health = proxy.hsm_health(name);
+        let health = proxy.health_of(name);
         vendor = vendor.or_else(|| health.model.split_whitespace().next().map(str::to_owned));
         let (id, model) = ((*name).to_owned(), health.model);
         details.push(EkmFleetDetail { id, model, health_status: health.state.as_str() });
@@ -285,7 +285,7 @@ fn health(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
         details.push(EkmFleetDetail { id: "none".into(), model: "none".into(), health_status: "ACTIVE" });
     }
     json(&HealthResponse {
-        xks_proxy_fleet_size: proxy.fleet.load(std::sync::atomic::Ordering::Relaxed),
+        xks_proxy_fleet_size: proxy.fleet_size(),
         xks_proxy_vendor: "Holdfast",
         xks_proxy_model: concat!("Holdfast xks-proxy ", env!("CARGO_PKG_VERSION")),
         ekm_vendor: vendor.unwrap_or_else(|| "Holdfast".into()),

@@ -1,0 +1,518 @@
+//! `holdfast quorum`: changes that need m of n operators.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::{Args, Subcommand, ValueEnum};
+use holdfast_core::Ambient;
+use holdfast_crypto::{PersonalKey, SecretBytes, kdf};
+use holdfast_xks_proxy::{
+    quorum::{Act, KeyUse, Request, statement},
+    state::{KillScope, OperatorsRecord},
+};
+use serde_json::Value;
+
+use super::operator_key;
+use crate::{
+    ambient::OsAmbient,
+    control,
+    fault::Fault,
+    xks::control::{ControlRequest, ControlSecret, running},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum QuorumCommand {
+    /// Approve a proposal, after showing what it says; it is carried out when enough have
+    Approve(DecideArgs),
+    /// Make an operator's key, and print its public half
+    Keygen {
+        /// Where the private half goes; never overwritten
+        file: PathBuf,
+    },
+    /// Ask for a change
+    Propose {
+        #[command(flatten)]
+        state: StateArg,
+        #[command(flatten)]
+        operator: OperatorArgs,
+        /// How long it can be approved, in hours
+        #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=168))]
+        hours: u16,
+        #[command(subcommand)]
+        change: Change,
+    },
+    /// Reject a proposal
+    Reject(DecideArgs),
+    /// List proposals, or show one whole
+    Show {
+        #[command(flatten)]
+        state: StateArg,
+        /// Which one
+        id: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which proxy.
+#[derive(Args)]
+pub(crate) struct StateArg {
+    /// State directory of a running proxy ([state] directory; of `holdfast dev`: DIR/xks)
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct OperatorArgs {
+    /// Your name as an operator
+    #[arg(long, value_name = "NAME")]
+    operator: String,
+    /// Your private key: Ed25519 or P-256, PKCS #8, PEM
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct DecideArgs {
+    #[command(flatten)]
+    state: StateArg,
+    #[command(flatten)]
+    operator: OperatorArgs,
+    /// Id of the proposal
+    id: String,
+    /// Do not ask again
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Usage {
+    /// Encrypt and decrypt data (AWS)
+    Data,
+    /// Wrap and unwrap keys (Azure)
+    Keys,
+    /// Both
+    Both,
+    /// Encrypt data only
+    Encrypt,
+    /// Decrypt data only
+    Decrypt,
+}
+
+impl From<Usage> for KeyUse {
+    fn from(usage: Usage) -> Self {
+        match usage {
+            Usage::Data => Self::Data,
+            Usage::Keys => Self::Keys,
+            Usage::Both => Self::Both,
+            Usage::Encrypt => Self::Encrypt,
+            Usage::Decrypt => Self::Decrypt,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct KeyArgs {
+    /// External id of the key
+    #[arg(long = "key-id", value_name = "ID")]
+    id: String,
+    /// HSM user to make it in
+    #[arg(long, value_name = "NAME")]
+    hsm: String,
+    /// Label of the object there
+    #[arg(long)]
+    label: String,
+    /// What it may be used for
+    #[arg(long, value_enum, default_value = "data")]
+    usage: Usage,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Change {
+    /// Enrol a caller, whose signed requests are then proof; its secret access key is asked for
+    CallerAdd {
+        #[arg(long)]
+        access_key_id: String,
+        /// ARN of the principal, as AWS KMS names it
+        #[arg(long)]
+        principal: String,
+        /// Read the secret from this file descriptor
+        #[arg(long, value_name = "N")]
+        secret_fd: Option<u32>,
+    },
+    /// Forget a caller
+    CallerRemove {
+        #[arg(long)]
+        access_key_id: String,
+    },
+    /// Add a credential to a store. A new one is made, and written with the path to a file for the AWS console
+    CredentialAdd {
+        /// Name of the store
+        #[arg(long)]
+        store: String,
+        /// Where the file for the AWS console goes; it holds the secret
+        #[arg(long, value_name = "FILE")]
+        handover: PathBuf,
+    },
+    /// Remove a credential from a store
+    CredentialRemove {
+        /// Name of the store
+        #[arg(long)]
+        store: String,
+        #[arg(long)]
+        access_key_id: String,
+    },
+    /// Enter the PIN of an HSM user; it is asked for
+    HsmPin {
+        /// HSM user
+        #[arg(long)]
+        hsm: String,
+        /// Read the PIN from this file descriptor
+        #[arg(long, value_name = "N")]
+        secret_fd: Option<u32>,
+    },
+    /// Make an AES-256 key in an HSM
+    KeyCreate {
+        #[command(flatten)]
+        key: KeyArgs,
+    },
+    /// Take an AES-256 key into an HSM: 64 hex digits, which are asked for
+    KeyImport {
+        #[command(flatten)]
+        key: KeyArgs,
+        /// Read the key from this file descriptor
+        #[arg(long, value_name = "N")]
+        secret_fd: Option<u32>,
+    },
+    /// Put a pulled kill switch back
+    Lift {
+        #[command(flatten)]
+        scope: ScopeArgs,
+    },
+    /// Replace the operators and the threshold
+    Operators {
+        /// TOML: threshold, and [[operators]] with name and public_key
+        file: PathBuf,
+    },
+    /// Replace the policy
+    Policy {
+        /// The new policy; see docs/policy.md
+        file: PathBuf,
+    },
+}
+
+/// What a kill switch stops.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ScopeArgs {
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// One store
+    #[arg(long, value_name = "NAME")]
+    store: Option<String>,
+    /// One key, in all stores
+    #[arg(long = "key-id", value_name = "ID")]
+    key: Option<String>,
+}
+
+impl ScopeArgs {
+    pub(crate) fn scope(&self) -> KillScope {
+        match (&self.store, &self.key) {
+            (Some(store), _) => KillScope::Store(store.clone()),
+            (None, Some(key)) => KillScope::Key(key.clone()),
+            (None, None) => KillScope::All,
+        }
+    }
+}
+
+/// The control directory of a running process; any will do.
+pub(crate) fn any_process(state_dir: &Path) -> Result<PathBuf, Fault> {
+    running(state_dir).into_iter().next().ok_or_else(|| {
+        Fault::unavailable(format!("{}: no proxy runs on this state", state_dir.display()))
+            .hint("give the directory of [state] in its configuration; of `holdfast dev`: DATA_DIR/xks")
+    })
+}
+
+impl QuorumCommand {
+    #[expect(clippy::print_stdout, reason = "the command's data")]
+    pub(crate) async fn run(self) -> Result<(), Fault> {
+        match self {
+            Self::Approve(args) => decide(args, true).await,
+            Self::Reject(args) => decide(args, false).await,
+            Self::Keygen { file } => {
+                println!("public_key = {:?}", operator_key::generate(&file)?);
+                Ok(())
+            }
+            Self::Propose { state, operator, hours, change } => propose(&state, &operator, hours, change).await,
+            Self::Show { state, id, json } => show(&state, id.as_deref(), json).await,
+        }
+    }
+}
+
+/// A secret with what blinds the commitment to it.
+struct Blinded {
+    blind: [u8; 32],
+    secret: SecretBytes,
+}
+
+impl Blinded {
+    fn new(secret: SecretBytes) -> Self {
+        let mut blind = [0; 32];
+        OsAmbient.fill(&mut blind);
+        Self { blind, secret }
+    }
+
+    fn commitment(&self) -> String {
+        hex(&kdf::sha256(&[&self.blind, self.secret.expose()]))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The act, its secret, and what to do with the hand-over file once the request stands.
+fn act(change: Change) -> Result<(Act, Option<Blinded>, Option<(PathBuf, String)>), Fault> {
+    let plain = |act| Ok((act, None, None));
+    match change {
+        Change::CallerAdd { access_key_id, principal, secret_fd } => {
+            let secret = Blinded::new(operator_key::read_secret("the caller's secret access key", secret_fd)?);
+            let commitment = secret.commitment();
+            Ok((Act::CallerAdd { access_key_id, principal_arn: principal, commitment }, Some(secret), None))
+        }
+        Change::CallerRemove { access_key_id } => plain(Act::CallerRemove { access_key_id }),
+        Change::CredentialAdd { store, handover } => {
+            let (access_key_id, secret) = new_credential();
+            let secret = Blinded::new(secret);
+            let act = Act::CredentialAdd { store, access_key_id: access_key_id.clone(), commitment: secret.commitment() };
+            Ok((act, Some(secret), Some((handover, access_key_id))))
+        }
+        Change::CredentialRemove { store, access_key_id } => plain(Act::CredentialRemove { store, access_key_id }),
+        Change::HsmPin { hsm, secret_fd } => {
+            let secret = Blinded::new(operator_key::read_secret("the PIN", secret_fd)?);
+            Ok((Act::HsmPin { hsm, commitment: secret.commitment() }, Some(secret), None))
+        }
+        Change::KeyCreate { key: KeyArgs { id, hsm, label, usage } } => {
+            plain(Act::KeyCreate { key: id, hsm, label, usage: usage.into() })
+        }
+        Change::KeyImport { key: KeyArgs { id, hsm, label, usage }, secret_fd } => {
+            let text = operator_key::read_secret("the key, 64 hex digits", secret_fd)?;
+            let secret = Blinded::new(unhex(&text)?);
+            let commitment = secret.commitment();
+            Ok((Act::KeyImport { key: id, hsm, label, usage: usage.into(), commitment }, Some(secret), None))
+        }
+        Change::Lift { scope } => plain(Act::Lift { scope: scope.scope() }),
+        Change::Operators { file } => {
+            let text = fs::read_to_string(&file).map_err(|error| Fault::file(&file, error))?;
+            let record: OperatorsRecord = toml::from_str(&text).map_err(|error| Fault::file(&file, error))?;
+            plain(Act::Operators(record))
+        }
+        Change::Policy { file } => {
+            let text = fs::read_to_string(&file).map_err(|error| Fault::file(&file, error))?;
+            plain(Act::Policy { text })
+        }
+    }
+}
+
+/// 32 random bytes; the id has 26 characters of `A-Z 2-7`.
+pub(crate) fn new_credential() -> (String, SecretBytes) {
+    const LETTERS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let mut random = [0; 26];
+    OsAmbient.fill(&mut random);
+    let id = random.iter().map(|byte| LETTERS[usize::from(byte & 31)] as char).collect();
+    let mut key = [0; 36];
+    OsAmbient.fill(&mut key);
+    let secret = SecretBytes::take(STANDARD.encode(key).into_bytes());
+    holdfast_crypto::secret::erase(&mut key);
+    (id, secret)
+}
+
+fn unhex(text: &SecretBytes) -> Result<SecretBytes, Fault> {
+    let digits = text.expose();
+    if digits.len() != 64 {
+        return Err(Fault::usage("an AES-256 key has 64 hex digits"));
+    }
+    SecretBytes::try_fill(32, |out| {
+        for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
+            let [high, low] = pair.map(|digit| (digit as char).to_digit(16));
+            let (Some(high), Some(low)) = (high, low) else {
+                return Err(Fault::usage("an AES-256 key has 64 hex digits"));
+            };
+            *byte = (high << 4 | low) as u8;
+        }
+        Ok(())
+    })
+}
+
+/// Signs and sends a request for `act`.
+async fn send(
+    process: &Path,
+    operator: (&str, &PersonalKey),
+    hours: u16,
+    act: Act,
+    secret: Option<&Blinded>,
+) -> Result<Value, Fault> {
+    let hello = control::ask(process, &ControlRequest::Hello, |_| ()).await?;
+    let now = OsAmbient.now().unix_secs();
+    let mut nonce = [0; 16];
+    OsAmbient.fill(&mut nonce);
+    let request = Request {
+        instance: hello["instance"].as_str().unwrap_or_default().to_owned(),
+        proposer: operator.0.to_owned(),
+        created: now,
+        expires: now + i64::from(hours) * 3600,
+        nonce: hex(&nonce),
+        change: act,
+    };
+    let text = serde_json::to_string(&request).map_err(Fault::new)?;
+    let signature = operator.1.sign(statement(&text, true).as_bytes()).map_err(Fault::new)?;
+    let secret = secret.map(|Blinded { blind, secret }| ControlSecret {
+        blind: STANDARD.encode(blind),
+        secret: STANDARD.encode(secret.expose()),
+    });
+    let request = ControlRequest::Propose { text, signature: STANDARD.encode(signature), secret };
+    control::ask(process, &request, |_| ()).await
+}
+
+async fn propose(state: &StateArg, operator: &OperatorArgs, hours: u16, change: Change) -> Result<(), Fault> {
+    let process = any_process(&state.state_dir)?;
+    let key = operator_key::load(&operator.key)?;
+    let (act, secret, handover) = act(change)?;
+    if let (Some((path, access_key_id)), Some(secret), Act::CredentialAdd { store, .. }) = (&handover, &secret, &act) {
+        // Before the request: a credential that nobody holds would be of no use.
+        write_handover(&process, path, store, access_key_id, &secret.secret).await?;
+    }
+    let sent = send(&process, (&operator.operator, &key), hours, act, secret.as_ref()).await;
+    if let (Err(_), Some((path, _))) = (&sent, &handover) {
+        let _ = fs::remove_file(path);
+    }
+    tell(&sent?["proposal"]);
+    Ok(())
+}
+
+/// What the AWS console takes (fact sheet, section 6).
+async fn write_handover(
+    process: &Path,
+    path: &Path,
+    store: &str,
+    access_key_id: &str,
+    secret: &SecretBytes,
+) -> Result<(), Fault> {
+    let status = control::ask(process, &ControlRequest::Status, |_| ()).await?;
+    let stores = status["stores"].as_array().cloned().unwrap_or_default();
+    let known = stores.iter().find(|known| known["name"] == store);
+    let prefix = known.and_then(|known| known["path_prefix"].as_str());
+    let prefix = prefix.ok_or_else(|| Fault::usage(format!("the policy has no store {store:?}")))?;
+    let secret = std::str::from_utf8(secret.expose()).map_err(Fault::new)?;
+    let content = format!(
+        "{{\n  \"XksProxyUriPath\": \"{prefix}/kms/xks/v1\",\n  \"XksProxyAuthenticationCredential\": {{\n    \
+         \"AccessKeyId\": \"{access_key_id}\",\n    \"RawSecretAccessKey\": \"{secret}\"\n  }}\n}}\n"
+    );
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut content = content.into_bytes();
+    let written = file.and_then(|mut file| file.write_all(&content).and_then(|()| file.sync_all()));
+    holdfast_crypto::secret::erase(&mut content);
+    written.map_err(|error| Fault::file(path, error))
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+fn tell(proposal: &Value) {
+    let text = |name: &str| proposal[name].as_str().unwrap_or_default().to_owned();
+    let (approvals, threshold) = (&proposal["approvals"], &proposal["threshold"]);
+    println!("{}  {}  {approvals} of {threshold}  {}", text("id"), text("status"), text("summary"));
+    if let Some(outcome) = proposal["outcome"].as_str() {
+        println!("                  {outcome}");
+    }
+}
+
+async fn proposals(process: &Path) -> Result<Vec<Value>, Fault> {
+    let answer = control::ask(process, &ControlRequest::Proposals, |_| ()).await?;
+    Ok(answer["proposals"].as_array().cloned().unwrap_or_default())
+}
+
+async fn find(process: &Path, id: &str) -> Result<Value, Fault> {
+    let all = proposals(process).await?;
+    let found = all.into_iter().find(|proposal| proposal["id"] == id);
+    found.ok_or_else(|| Fault::usage(format!("there is no proposal {id:?}")).hint("type: holdfast quorum show"))
+}
+
+#[expect(clippy::print_stderr, reason = "a question to the person at the terminal")]
+async fn decide(args: DecideArgs, approve: bool) -> Result<(), Fault> {
+    let process = any_process(&args.state.state_dir)?;
+    let key = operator_key::load(&args.operator.key)?;
+    let proposal = find(&process, &args.id).await?;
+    let text = proposal["text"].as_str().unwrap_or_default();
+    let request: Request = serde_json::from_str(text).map_err(Fault::new)?;
+    // What is signed is what is shown: made here, out of the text that is signed.
+    eprintln!("{} asks: {}", request.proposer, request.change.summary());
+    eprintln!("{}", readable(&request.change)?);
+    if !args.yes {
+        let word = if approve { "approve" } else { "reject" };
+        eprint!("type {word} to {word} it: ");
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map_err(Fault::new)?;
+        if line.trim() != word {
+            return Err(Fault::usage("nothing was signed"));
+        }
+    }
+    let signature = key.sign(statement(text, approve).as_bytes()).map_err(Fault::new)?;
+    let request = ControlRequest::Decide {
+        id: args.id.clone(),
+        operator: args.operator.operator.clone(),
+        approve,
+        signature: STANDARD.encode(signature),
+    };
+    let answer = control::ask(&process, &request, |_| ()).await?;
+    tell(&answer["proposal"]);
+    Ok(())
+}
+
+fn readable(act: &Act) -> Result<String, Fault> {
+    match act {
+        Act::Policy { text } => Ok(text.clone()),
+        other => serde_json::to_string_pretty(other).map_err(Fault::new),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+async fn show(state: &StateArg, id: Option<&str>, json: bool) -> Result<(), Fault> {
+    let process = any_process(&state.state_dir)?;
+    match id {
+        None => {
+            let all = proposals(&process).await?;
+            if json {
+                println!("{}", Value::Array(all));
+            } else {
+                all.iter().for_each(tell);
+            }
+        }
+        Some(id) => {
+            let proposal = find(&process, id).await?;
+            if json {
+                println!("{proposal}");
+                return Ok(());
+            }
+            tell(&proposal);
+            let request: Request =
+                serde_json::from_str(proposal["text"].as_str().unwrap_or_default()).map_err(Fault::new)?;
+            println!("asked by {}, open until {}", request.proposer, moment(request.expires));
+            for verdict in proposal["verdicts"].as_array().into_iter().flatten() {
+                let word = if verdict["approve"] == true { "approves" } else { "rejects" };
+                println!("{} {word}", verdict["operator"].as_str().unwrap_or_default());
+            }
+            println!("{}", readable(&request.change)?);
+        }
+    }
+    Ok(())
+}
+
+fn moment(secs: i64) -> String {
+    jiff::Timestamp::from_second(secs).map_or_else(|_| secs.to_string(), |moment| moment.to_string())
+}

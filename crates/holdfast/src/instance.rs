@@ -1,0 +1,259 @@
+//! What every role that keeps secrets stands on: sealed secrets, TLS identity, audit log; and the life of the process.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use holdfast_core::{Ambient, PartitionId, RecordKey, Store, Write};
+use holdfast_crypto::{EcKey, SecretBytes, kdf};
+use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon};
+use holdfast_store::audit::{AuditLog, AuditLogConfig, Checkpoint};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    ambient::OsAmbient,
+    config::Audit,
+    fault::Fault,
+    server::tls::{self, TlsIdentity},
+    telemetry,
+};
+
+/// Record that remembers how far the audit log had come.
+const AUDIT_MARK: u8 = 64;
+const AUDIT_MARK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An instance whose secrets are open, before anything listens.
+pub(crate) struct Opened {
+    pub instance: PartitionId,
+    pub secrets: InstanceSecrets,
+    pub silicon: SoftwareSilicon,
+    pub ambient: Arc<dyn Ambient>,
+    pub data_dir: PathBuf,
+}
+
+/// Opens the instance in `data_dir`, or founds one there. `records` is the file that its records lie in.
+pub(crate) fn open(data_dir: &Path, silicon_root: &Path, records: &str) -> Result<Opened, Fault> {
+    holdfast_crypto::selftest::run().map_err(Fault::new)?;
+    let ambient: Arc<dyn Ambient> = Arc::new(OsAmbient);
+    create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+    let state = data_dir.join("instance.sealed");
+    let founded = state.exists();
+    let silicon = open_silicon(silicon_root, data_dir, founded, &ambient)?;
+    let open = InstanceSecrets::open(&state, &silicon).map_err(|error| explain(&error, silicon_root))?;
+    let secrets = match open {
+        Some(secrets) => secrets,
+        None => {
+            if data_dir.join(records).exists() {
+                return Err(Fault::new(format!("{} is missing, but records exist that need it", state.display()))
+                    .hint("restore the whole data directory from the same moment"));
+            }
+            let identity = tls::found(ambient.as_ref())?;
+            let secrets = InstanceSecrets::generate(
+                ambient.as_ref(),
+                identity.tls_key,
+                identity.authority_key,
+                identity.authority_certificate,
+            )
+            .map_err(Fault::new)?;
+            secrets.seal(&state, &silicon, ambient.as_ref()).map_err(Fault::new)?;
+            tracing::info!(instance = %secrets.instance, data_dir = %data_dir.display(), "a new instance was founded");
+            secrets
+        }
+    };
+    Ok(Opened { instance: secrets.instance, secrets, silicon, ambient, data_dir: data_dir.into() })
+}
+
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Silicon is made only together with a new instance; state that exists needs the silicon that sealed it.
+fn open_silicon(
+    root: &Path,
+    data_dir: &Path,
+    founded: bool,
+    ambient: &Arc<dyn Ambient>,
+) -> Result<SoftwareSilicon, Fault> {
+    let inside = root.parent().and_then(|parent| parent.canonicalize().ok()).zip(data_dir.canonicalize().ok());
+    if inside.is_some_and(|(parent, data)| parent.starts_with(data)) {
+        return Err(Fault::usage("the silicon root must not lie in the data directory: a copy would open anywhere"));
+    }
+    let silicon = match SoftwareSilicon::open(root, Arc::clone(ambient)) {
+        Err(SiliconError::Missing(_)) if !founded => SoftwareSilicon::create(root, Arc::clone(ambient)),
+        other => other,
+    };
+    let silicon = silicon.map_err(|error| match error {
+        SiliconError::Missing(_) => Fault::new(format!(
+            "{} was sealed to silicon whose root is not on this machine: {error}",
+            data_dir.display()
+        ))
+        .hint("a data directory opens only with the silicon it was sealed to; a copy of it alone is useless"),
+        other => Fault::new(other),
+    })?;
+    tracing::warn!(
+        root = %root.display(),
+        "sealing with SOFTWARE SILICON, which is for machines without a TEE: root on this host can read every key"
+    );
+    Ok(silicon)
+}
+
+fn explain(error: &InstanceError, silicon_root: &Path) -> Fault {
+    let fault = Fault::new(error);
+    match error {
+        InstanceError::Sealed { .. } => fault.hint(format!(
+            "the data directory was copied without its silicon, or changed; the silicon here is {}",
+            silicon_root.display()
+        )),
+        InstanceError::File { .. } | InstanceError::Malformed(_) | InstanceError::Generation => fault,
+    }
+}
+
+impl Opened {
+    /// An identifier that belongs to this instance for ever: for the tenant and clients of `dev`.
+    pub(crate) fn derived_guid(&self, what: &str) -> String {
+        let digest = kdf::sha256(&[b"holdfast dev identity v1", self.instance.as_bytes(), what.as_bytes()]);
+        let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        // Marked as a version 8 UUID: made by our own rule (RFC 9562, section 5.8).
+        format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
+    }
+
+}
+
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Fault> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Fault::unavailable(format!("{address}: {error}")).hint("is another instance running? choose another port")
+    })
+}
+
+pub(crate) async fn listen_some(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Fault> {
+    match address {
+        Some(address) => Ok(Some(listen(address).await?)),
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn tls_identity(
+    certificate_file: Option<&Path>,
+    names: Vec<String>,
+    keys: (SecretBytes, SecretBytes, Vec<u8>),
+    ambient: &dyn Ambient,
+) -> Result<Arc<TlsIdentity>, Fault> {
+    let (tls_key, authority_key, authority_certificate) = keys;
+    let chain = match certificate_file {
+        Some(path) => Some(fs::read(path).map_err(|error| Fault::file(path, error))?),
+        None => None,
+    };
+    TlsIdentity::new(tls_key, authority_key, authority_certificate, names, chain.as_deref(), ambient.now())
+}
+
+pub(crate) fn write_public(path: &Path, content: &[u8]) -> Result<(), Fault> {
+    fs::write(path, content).map_err(|error| Fault::file(path, error))
+}
+
+/// Opens the audit log in `directory`; `store` remembers how far it had come.
+pub(crate) async fn open_audit(
+    config: &Audit,
+    directory: PathBuf,
+    store: &dyn Store,
+    instance: PartitionId,
+    key: &SecretBytes,
+    ambient: &Arc<dyn Ambient>,
+) -> Result<(Arc<AuditLog>, u64), Fault> {
+    let record = store.read(&mark_key()).await.map_err(Fault::new)?;
+    let version = record.as_ref().map_or(0, |record| record.version);
+    let expected = record.and_then(|record| decode_mark(&record.value));
+    let log = AuditLogConfig {
+        directory,
+        segment_bytes_max: config.segment_bytes_max,
+        segment_age_max: config.segment_age_max,
+        checkpoint_interval: Duration::from_secs(1),
+        expected,
+        accept_loss: config.accept_loss,
+    };
+    let key = EcKey::load(holdfast_crypto::Curve::P384, key).map_err(Fault::new)?;
+    let log = AuditLog::open(log, instance, key, Arc::clone(ambient)).map_err(Fault::new)?;
+    Ok((Arc::new(log), version))
+}
+
+fn mark_key() -> RecordKey {
+    RecordKey::new(AUDIT_MARK, Vec::new())
+}
+
+fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
+    let (seq, head) = value.split_first_chunk::<8>()?;
+    Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: head.try_into().ok()? })
+}
+
+/// Remembers in the store how far the audit log has come, so that a log cut short shows at the next start.
+pub(crate) struct AuditMarks {
+    store: Arc<dyn Store>,
+    audit: Arc<AuditLog>,
+    version: u64,
+    written: u64,
+}
+
+impl AuditMarks {
+    pub(crate) fn new(store: Arc<dyn Store>, audit: Arc<AuditLog>, version: u64) -> Self {
+        Self { store, audit, version, written: 0 }
+    }
+
+    pub(crate) async fn keep(mut self, mut stopped: watch::Receiver<bool>) -> Self {
+        while tokio::time::timeout(AUDIT_MARK_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
+            self.write().await;
+        }
+        self
+    }
+
+    pub(crate) async fn write(&mut self) {
+        let latest = self.audit.latest();
+        gauge!("holdfast_audit_lines").set(latest.seq as f64);
+        if latest.seq == self.written {
+            return;
+        }
+        let value = [latest.seq.to_be_bytes().as_slice(), &latest.head].concat();
+        let write = Write { key: mark_key(), expected_version: self.version, value: Some(value) };
+        match self.store.commit(vec![write]).await {
+            Ok(()) => (self.version, self.written) = (self.version + 1, latest.seq),
+            Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered"),
+        }
+    }
+}
+
+pub(crate) fn plain(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+pub(crate) fn not_found() -> Response<Full<Bytes>> {
+    plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not found\n")
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(crate) async fn signalled() -> Result<(), Fault> {
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Fault::new)?;
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Metrics and logs, once for the process.
+pub(crate) fn start_process(json: bool) -> Result<PrometheusHandle, Fault> {
+    telemetry::start_logging(json);
+    crate::hardening::apply();
+    telemetry::start_metrics()
+}

@@ -1,0 +1,315 @@
+//! The configuration file of `holdfast xks serve`: read raw, checked, unknown fields refused.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use holdfast_core::TokenObject;
+use holdfast_pkcs11::{Pkcs11Config, Profile, TokenSelector};
+use holdfast_xks_proxy::{Limits, state::OperatorsRecord};
+use serde::Deserialize;
+
+use crate::{config::Audit, fault::Fault, server::ConnectionLimits};
+
+/// The commented example: `holdfast config example --role xks`.
+pub(crate) const EXAMPLE: &str = include_str!("example.toml");
+
+/// Everything checked.
+pub(crate) struct Config {
+    pub address: SocketAddr,
+    pub ekm_address: Option<SocketAddr>,
+    pub metrics_address: Option<SocketAddr>,
+    pub host_names: Vec<String>,
+    pub tls: Tls,
+    pub state_dir: PathBuf,
+    pub process: String,
+    pub silicon_root: PathBuf,
+    pub quorum: Option<OperatorsRecord>,
+    pub hsms: Vec<HsmUser>,
+    pub audit: Audit,
+    pub connections: ConnectionLimits,
+    pub limits: Limits,
+    pub log_json: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub certificate_file: Option<PathBuf>,
+    pub client_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub client_subjects: Vec<String>,
+    pub ekm_client_ca_file: Option<PathBuf>,
+}
+
+/// One HSM user.
+pub(crate) struct HsmUser {
+    pub name: String,
+    pub kind: HsmKind,
+    pub health_key: Option<TokenObject>,
+}
+
+/// What is behind it.
+pub(crate) enum HsmKind {
+    /// Somebody's HSM.
+    Pkcs11(Box<Pkcs11Config>),
+    /// Ours.
+    Software,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    listen: RawListen,
+    #[serde(default)]
+    tls: Tls,
+    state: RawState,
+    silicon: RawSilicon,
+    quorum: Option<OperatorsRecord>,
+    hsms: Vec<RawHsm>,
+    #[serde(default)]
+    audit: RawAudit,
+    #[serde(default)]
+    limits: RawLimits,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    address: String,
+    ekm_address: Option<String>,
+    metrics_address: Option<String>,
+    host_names: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawState {
+    directory: PathBuf,
+    process: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSilicon {
+    kind: String,
+    root_file: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHsm {
+    name: String,
+    module: Option<PathBuf>,
+    token_label: Option<String>,
+    token_serial: Option<String>,
+    profile: Option<String>,
+    profile_file: Option<PathBuf>,
+    sessions: Option<u16>,
+    queue: Option<u16>,
+    relist_secs: Option<u64>,
+    hang_secs: Option<u64>,
+    health_key: Option<String>,
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
+    #[serde(default)]
+    software_insecure: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAudit {
+    segment_mib: Option<u64>,
+    segment_minutes: Option<u64>,
+    #[serde(default)]
+    accept_loss: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    connections: Option<usize>,
+    in_flight: Option<usize>,
+    answer_millis: Option<u64>,
+    hsm_millis: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    #[serde(default)]
+    json: bool,
+}
+
+fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{name} = {text:?} is not a socket address (like 0.0.0.0:443)"))
+}
+
+fn within<T: PartialOrd + std::fmt::Display + Copy>(
+    name: &str,
+    value: Option<T>,
+    default: T,
+    min: T,
+    max: T,
+) -> Result<T, String> {
+    let value = value.unwrap_or(default);
+    if value < min || value > max { Err(format!("{name} = {value} must be {min} to {max}")) } else { Ok(value) }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
+impl Config {
+    pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Fault::file(path, error).hint("type: holdfast config example --role xks > xks.toml"))?;
+        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
+        let optional = |name, text: Option<String>| text.map(|text| address(name, &text)).transpose();
+        if raw.listen.host_names.is_empty() {
+            return Err("listen.host_names must name at least one host".into());
+        }
+        if raw.silicon.kind != "software-insecure" {
+            return Err(format!("silicon.kind = {:?}: this version knows \"software-insecure\" only", raw.silicon.kind));
+        }
+        if !is_name(&raw.state.process) || raw.state.process == super::COMMAND {
+            return Err("state.process has up to 64 letters, digits, '-' and '_', and is not \"command\"".into());
+        }
+        let ekm_address = optional("listen.ekm_address", raw.listen.ekm_address)?;
+        if ekm_address.is_some() != raw.tls.ekm_client_ca_file.is_some() {
+            return Err("listen.ekm_address and tls.ekm_client_ca_file belong together".into());
+        }
+        if !raw.tls.client_subjects.is_empty() && raw.tls.client_ca_file.is_none() {
+            return Err("tls.client_subjects needs tls.client_ca_file".into());
+        }
+        if let Some(quorum) = &raw.quorum {
+            quorum.check().map_err(|error| format!("quorum: {error}"))?;
+        }
+        let hsms: Vec<HsmUser> = raw.hsms.into_iter().map(RawHsm::check).collect::<Result<_, _>>()?;
+        if hsms.iter().enumerate().any(|(at, hsm)| hsms[..at].iter().any(|other| other.name == hsm.name)) {
+            return Err("two hsms have the same name".into());
+        }
+        let (audit, limits) = (raw.audit, raw.limits);
+        let defaults = Limits::default();
+        let answer = within("limits.answer_millis", limits.answer_millis, 200, 20, 10_000)?;
+        let hsm = within("limits.hsm_millis", limits.hsm_millis, 150.min(answer), 10, answer)?;
+        let connections = ConnectionLimits::default();
+        Ok(Self {
+            address: address("listen.address", &raw.listen.address)?,
+            ekm_address,
+            metrics_address: optional("listen.metrics_address", raw.listen.metrics_address)?,
+            host_names: raw.listen.host_names,
+            tls: raw.tls,
+            state_dir: raw.state.directory,
+            process: raw.state.process,
+            silicon_root: raw.silicon.root_file,
+            quorum: raw.quorum,
+            hsms,
+            audit: Audit {
+                segment_bytes_max: within("audit.segment_mib", audit.segment_mib, 64, 1, 4096)? << 20,
+                segment_age_max: Duration::from_secs(
+                    60 * within("audit.segment_minutes", audit.segment_minutes, 60, 1, 60 * 24 * 7)?,
+                ),
+                accept_loss: audit.accept_loss,
+            },
+            connections: ConnectionLimits {
+                connections_max: within(
+                    "limits.connections",
+                    limits.connections,
+                    connections.connections_max,
+                    1,
+                    100_000,
+                )?,
+                ..connections
+            },
+            limits: Limits {
+                in_flight_max: within("limits.in_flight", limits.in_flight, defaults.in_flight_max, 1, 100_000)?,
+                answer_budget: Duration::from_millis(answer),
+                hsm_budget: Duration::from_millis(hsm),
+                ..defaults
+            },
+            log_json: raw.log.json,
+        })
+    }
+}
+
+impl RawHsm {
+    fn check(self) -> Result<HsmUser, String> {
+        let what = format!("hsms {:?}", self.name);
+        if !is_name(&self.name) {
+            return Err(format!("{what}: a name has up to 64 letters, digits, '-' and '_'"));
+        }
+        let health_key = self.health_key.as_deref().map(TokenObject::labelled);
+        if self.software_insecure {
+            return match self.module {
+                None => Ok(HsmUser { name: self.name, kind: HsmKind::Software, health_key }),
+                Some(_) => Err(format!("{what}: a software HSM has no module")),
+            };
+        }
+        let module = self.module.ok_or_else(|| format!("{what}: module is missing"))?;
+        let token = match (self.token_label, self.token_serial) {
+            (Some(label), None) => TokenSelector::Label(label),
+            (None, Some(serial)) => TokenSelector::Serial(serial),
+            _ => return Err(format!("{what}: needs either token_label or token_serial")),
+        };
+        let profile = match (self.profile, self.profile_file) {
+            (None, None) => None,
+            (Some(name), None) => {
+                Some(Profile::built_in(&name).ok_or_else(|| format!("{what}: there is no profile {name:?}"))?)
+            }
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+                Some(Profile::parse(&text).map_err(|error| format!("{}: {error}", file.display()))?)
+            }
+            (Some(_), Some(_)) => return Err(format!("{what}: either profile or profile_file")),
+        };
+        let secs = |name: &str, value, default, max| within(&format!("{what} {name}"), value, default, 1, max);
+        let config = Pkcs11Config {
+            name: self.name.clone(),
+            module,
+            token,
+            environment: self.environment.into_iter().collect(),
+            profile,
+            sessions: within(&format!("{what} sessions"), self.sessions, 8, 1, 512)?,
+            queue_max: within(&format!("{what} queue"), self.queue, 64, 0, 4096)?,
+            relist_interval: Duration::from_secs(secs("relist_secs", self.relist_secs, 30, 86_400)?),
+            hang_timeout: Duration::from_secs(secs("hang_secs", self.hang_secs, 5, 600)?),
+        };
+        Ok(HsmUser { name: self.name, kind: HsmKind::Pkcs11(Box::new(config)), health_key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_valid_and_mistakes_are_refused() {
+        let config = Config::parse(EXAMPLE).unwrap();
+        assert_eq!((config.limits.in_flight_max, config.hsms.len()), (512, 1));
+        for (from, to, why) in [
+            ("sessions = 8", "sesions = 8", "unknown field"),
+            ("sessions = 8", "sessions = 0", "must be"),
+            ("token_label = \"east\"", "# token_label", "token_label"),
+            ("threshold = 2", "threshold = 3", "threshold"),
+            ("# profile = \"luna\"", "profile = \"moon\"", "moon"),
+            ("kind = \"software-insecure\"", "kind = \"tpm\"", "software-insecure"),
+            ("# ekm_address", "ekm_address", "belong together"),
+            ("hsm_millis = 150", "hsm_millis = 300", "must be"),
+            ("process = \"a\"", "process = \"../a\"", "process"),
+        ] {
+            assert!(EXAMPLE.contains(from), "{from}");
+            let error = Config::parse(&EXAMPLE.replacen(from, to, 1)).err().unwrap();
+            assert!(error.contains(why), "{to}: {error}");
+        }
+    }
+}

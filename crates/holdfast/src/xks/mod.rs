@@ -1,0 +1,367 @@
+//! The xks-proxy role, wired: HSM users, shared state, listeners, control socket, and what goes on in the background.
+
+pub(crate) mod config;
+pub(crate) mod control;
+mod watch_state;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use config::{Config, HsmKind};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, Store, TokenObject};
+use holdfast_crypto::Rsa1_5Policy;
+use holdfast_engine::{Partition, PartitionPolicy};
+use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
+use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog};
+use holdfast_xks_proxy::{ClientCertificate, Door, Peer, Seams, XksProxy};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs, version};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::{
+    fault::Fault,
+    hsm::SoftExternalHsm,
+    instance::{self, AuditMarks, Opened, listen, listen_some, open_audit, plain, tls_identity, write_public},
+    server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
+};
+
+/// Name of the process that a command is when it changes the state by itself.
+pub(crate) const COMMAND: &str = "command";
+/// What the state's rows lie in; tells an instance from an empty directory.
+const RECORDS: &str = "rows.shared";
+
+/// Sockets, bound before anything is told to the world.
+pub(crate) struct Sockets {
+    xks: TcpListener,
+    ekm: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+impl Sockets {
+    pub(crate) async fn bind(config: &Config) -> Result<Self, Fault> {
+        Ok(Self {
+            xks: listen(config.address).await?,
+            ekm: listen_some(config.ekm_address).await?,
+            metrics: listen_some(config.metrics_address).await?,
+        })
+    }
+}
+
+/// A running process of the proxy.
+pub(crate) struct Running {
+    pub proxy: Arc<XksProxy>,
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    audit: Arc<AuditLog>,
+    marks: JoinHandle<AuditMarks>,
+    identity: Arc<TlsIdentity>,
+    /// Held as long as the process lives: nobody else has its name.
+    _alive: File,
+}
+
+/// State that is open, before anything listens.
+pub(crate) struct State {
+    opened: Opened,
+    engine: SharedEngine,
+    store: Arc<dyn Store>,
+}
+
+/// Directory of one process.
+pub(crate) fn process_dir(state_dir: &Path, process: &str) -> PathBuf {
+    state_dir.join("processes").join(process)
+}
+
+/// Opens the shared state, or founds it.
+pub(crate) fn open_state(config: &Config) -> Result<State, Fault> {
+    instance::create_private_dir(&config.state_dir).map_err(|error| Fault::file(&config.state_dir, error))?;
+    // Two processes that start at once must not found two instances.
+    let path = config.state_dir.join("open.lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(|error| Fault::file(&path, error))?;
+    lock.lock().map_err(|error| Fault::file(&path, error))?;
+    let opened = instance::open(&config.state_dir, &config.silicon_root, RECORDS)?;
+    let engine = SharedEngine::new(&config.state_dir);
+    let key = &opened.secrets.database_key;
+    let store = SealedStore::new(engine.clone(), opened.instance, key, Arc::clone(&opened.ambient));
+    Ok(State { engine, store: Arc::new(store.map_err(Fault::new)?), opened })
+}
+
+/// Takes a process's name; it is free again when the file is closed.
+fn take_name(directory: &Path, process: &str) -> Result<File, Fault> {
+    let path = directory.join("alive.lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(|error| Fault::file(&path, error))?;
+    file.try_lock().map_err(|_| {
+        Fault::unavailable(format!("a process {process:?} runs on this state already"))
+            .hint("give each process a name of its own: [state] process")
+    })?;
+    Ok(file)
+}
+
+impl State {
+    /// Opens the proxy on this state, for `process` to serve or for a command to change it.
+    pub(crate) async fn open_proxy(
+        &self,
+        config: &Config,
+        audit: Arc<dyn AuditSink>,
+        pins: &mut HashMap<String, watch::Sender<Pin>>,
+    ) -> Result<Arc<XksProxy>, Fault> {
+        let mut hsms: BTreeMap<String, Arc<dyn ExternalHsm>> = BTreeMap::new();
+        for user in &config.hsms {
+            let hsm: Arc<dyn ExternalHsm> = match &user.kind {
+                HsmKind::Pkcs11(pkcs11) => {
+                    let (sender, receiver) = watch::channel(None);
+                    pins.insert(user.name.clone(), sender);
+                    Pkcs11Hsm::start(pkcs11.as_ref().clone(), host_command()?, receiver)
+                }
+                HsmKind::Software => {
+                    let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
+                    let masking = &self.opened.secrets.masking_key;
+                    let partition = Partition::new(self.opened.instance, masking, policy).map_err(Fault::new)?;
+                    tracing::warn!(
+                        hsm = user.name,
+                        "a SOFTWARE HSM, for trying: whoever has this machine has its keys"
+                    );
+                    let ambient = Arc::clone(&self.opened.ambient);
+                    Arc::new(SoftExternalHsm::new(partition, Arc::clone(&self.store), ambient))
+                }
+            };
+            hsms.insert(user.name.clone(), hsm);
+        }
+        let ambient = Arc::clone(&self.opened.ambient);
+        let seams = Seams { hsms, store: Arc::clone(&self.store), audit, ambient };
+        XksProxy::open(seams, self.opened.instance, config.limits).await.map_err(Fault::new)
+    }
+
+    /// Builds every part, wires them, and serves.
+    pub(crate) async fn run(
+        self,
+        config: &Config,
+        sockets: Sockets,
+        metrics: PrometheusHandle,
+    ) -> Result<Running, Fault> {
+        let directory = process_dir(&config.state_dir, &config.process);
+        instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
+        let alive = take_name(&directory, &config.process)?;
+        let secrets = &self.opened.secrets;
+        let ambient = Arc::clone(&self.opened.ambient);
+        // How far each process's log had come lies apart: it changes every second, and the shared state should not.
+        let marks = SealedStore::new(
+            SharedEngine::new(&directory),
+            self.opened.instance,
+            &secrets.database_key,
+            Arc::clone(&ambient),
+        );
+        let marks: Arc<dyn Store> = Arc::new(marks.map_err(Fault::new)?);
+        let (audit, mark_version) = open_audit(
+            &config.audit,
+            directory.join("audit"),
+            marks.as_ref(),
+            self.opened.instance,
+            &secrets.audit_key,
+            &ambient,
+        )
+        .await?;
+        let mut pins = HashMap::new();
+        let proxy = self.open_proxy(config, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
+        found(&proxy, config).await?;
+        let State { opened, engine, .. } = self;
+        let keys = (opened.secrets.tls_key, opened.secrets.authority_key, opened.secrets.authority_certificate);
+        let names = config.host_names.clone();
+        let identity = tls_identity(config.tls.certificate_file.as_deref(), names, keys, ambient.as_ref())?;
+        write_public(&config.state_dir.join("ca.pem"), identity.authority_pem().as_bytes())?;
+        write_public(&config.state_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
+        let (shutdown, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        let serve = |name, socket, tls, handler| {
+            tokio::spawn(server::serve(name, socket, Some(tls), config.connections, handler, stopped.clone()))
+        };
+        tasks.push(serve("xks", sockets.xks, xks_tls(config, &identity)?, door(&proxy, Door::AwsXks)));
+        if let (Some(socket), Some(ca_file)) = (sockets.ekm, &config.tls.ekm_client_ca_file) {
+            tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm)));
+        }
+        if let Some(socket) = sockets.metrics {
+            let handler = health_handler(Arc::clone(&proxy), metrics);
+            let plain = None::<Tls>;
+            let serving = server::serve("metrics", socket, plain, config.connections, handler, stopped.clone());
+            tasks.push(tokio::spawn(serving));
+        }
+        let asked = Arc::clone(&proxy);
+        let process = config.process.clone();
+        let carry_out = move |request, uid, _| control::carry_out(Arc::clone(&asked), process.clone(), request, uid);
+        let socket = crate::control::bind(&directory)?;
+        tasks.push(tokio::spawn(crate::control::serve(socket, carry_out, stopped.clone())));
+        let health_keys: Vec<(String, TokenObject)> =
+            config.hsms.iter().filter_map(|user| Some((user.name.clone(), user.health_key.clone()?))).collect();
+        let watcher = watch_state::Watcher {
+            proxy: Arc::clone(&proxy),
+            engine,
+            processes: config.state_dir.join("processes"),
+            pins,
+            health_keys,
+            identity: Arc::clone(&identity),
+            ambient: Arc::clone(&ambient),
+        };
+        tasks.extend(watcher.start(&stopped)?);
+        let marks = AuditMarks::new(marks, Arc::clone(&audit), mark_version);
+        let marks = tokio::spawn(marks.keep(stopped));
+        Ok(Running { proxy, shutdown, tasks, audit, marks, identity, _alive: alive })
+    }
+}
+
+/// Puts the first operators in.
+async fn found(proxy: &Arc<XksProxy>, config: &Config) -> Result<(), Fault> {
+    if !proxy.governed().operators.operators.is_empty() {
+        return Ok(());
+    }
+    let Some(quorum) = &config.quorum else {
+        return Err(Fault::usage("a new proxy needs operators: [quorum] in the configuration")
+            .hint("type: holdfast quorum keygen FILE"));
+    };
+    proxy.found(quorum).await.map_err(Fault::new)?;
+    Ok(())
+}
+
+/// A host for one HSM user is this program again.
+fn host_command() -> Result<HostCommand, Fault> {
+    let program = std::env::current_exe().map_err(Fault::new)?;
+    Ok(HostCommand { program, arguments: vec!["pkcs11-host".into()] })
+}
+
+/// The suites that AWS asks for (fact sheet, section 7), and no others.
+const XKS_SUITES: &[CipherSuite] = &[
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+];
+/// The suites that Azure knows.
+const EKM_SUITES: &[CipherSuite] = &[CipherSuite::TLS13_AES_256_GCM_SHA384, CipherSuite::TLS13_AES_128_GCM_SHA256];
+
+fn provider(suites: &[CipherSuite]) -> Arc<rustls::crypto::CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| suites.contains(&suite.suite()));
+    Arc::new(provider)
+}
+
+fn finish(
+    builder: rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>,
+    identity: &Arc<TlsIdentity>,
+) -> Arc<ServerConfig> {
+    let mut config = builder.with_cert_resolver(Arc::clone(identity) as Arc<dyn rustls::server::ResolvesServerCert>);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+fn xks_tls(config: &Config, identity: &Arc<TlsIdentity>) -> Result<Tls, Fault> {
+    let provider = provider(XKS_SUITES);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+        .map_err(Fault::tls)?;
+    match &config.tls.client_ca_file {
+        None => Ok(Tls::from(finish(builder.with_no_client_auth(), identity))),
+        Some(file) => {
+            let verifier = ClientVerifier::new(file, &config.tls.client_subjects, &provider)?;
+            Ok(Tls::from(finish(builder.with_client_cert_verifier(verifier), identity)))
+        }
+    }
+}
+
+fn ekm_tls(ca_file: &Path, identity: &Arc<TlsIdentity>) -> Result<Tls, Fault> {
+    let provider = provider(EKM_SUITES);
+    // Which subject is let in is the policy's to say, and may change: see `authenticate_certificate`.
+    let verifier = ClientVerifier::new(ca_file, &[], &provider)?;
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(Fault::tls)?
+        .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn rustls::server::danger::ClientCertVerifier>);
+    Ok(Tls::identifying(finish(builder, identity), Arc::new(move |chain| verifier.identify(chain))))
+}
+
+/// One dialect, with the probe that load balancers ask.
+fn door(proxy: &Arc<XksProxy>, door: Door) -> server::Handler {
+    let proxy = Arc::clone(proxy);
+    server::handler(move |request: Request<Incoming>, address| {
+        let proxy = Arc::clone(&proxy);
+        async move {
+            if request.uri().path() == "/ping" {
+                return text("pong\n");
+            }
+            let certificate = request.extensions().get::<Arc<ClientCertificate>>().cloned();
+            let (parts, body) = request.into_parts();
+            proxy.handle(door, parts, body, &Peer { address: Some(address), certificate }).await
+        }
+    })
+}
+
+fn text(body: &'static str) -> Response<Full<bytes::Bytes>> {
+    plain(StatusCode::OK, "text/plain; charset=utf-8", body)
+}
+
+fn health_handler(proxy: Arc<XksProxy>, metrics: PrometheusHandle) -> server::Handler {
+    server::handler(move |request: Request<Incoming>, _| {
+        let (proxy, metrics) = (Arc::clone(&proxy), metrics.clone());
+        async move {
+            match request.uri().path() {
+                "/healthz" => text("ok\n"),
+                "/readyz" => {
+                    let status = control::status(&proxy);
+                    plain(StatusCode::OK, "application/json", format!("{status}\n"))
+                }
+                "/metrics" => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
+                _ => instance::not_found(),
+            }
+        }
+    })
+}
+
+impl Running {
+    /// The certificate authority that clients of this process trust.
+    pub(crate) fn authority_pem(&self) -> String {
+        self.identity.authority_pem()
+    }
+
+    /// Stops listening, lets requests in flight end, and closes the audit log.
+    pub(crate) async fn stop(self) {
+        let _ = self.shutdown.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let audit = self.audit;
+        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+        if let Ok(mut marks) = self.marks.await {
+            marks.write().await;
+        }
+    }
+}
+
+/// An audit log of nothing but what a command does by itself: see `holdfast xks kill --config`.
+pub(crate) async fn open_command_audit(
+    state: &State,
+    config: &Config,
+) -> Result<(Arc<AuditLog>, File), Fault> {
+    let directory = process_dir(&config.state_dir, COMMAND);
+    instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
+    let alive = take_name(&directory, COMMAND)?;
+    let ambient: &Arc<dyn Ambient> = &state.opened.ambient;
+    let secrets = &state.opened.secrets;
+    let marks = SealedStore::new(
+        SharedEngine::new(&directory),
+        state.opened.instance,
+        &secrets.database_key,
+        Arc::clone(ambient),
+    );
+    let marks = marks.map_err(Fault::new)?;
+    let audit = directory.join("audit");
+    let (audit, _) =
+        open_audit(&config.audit, audit, &marks, state.opened.instance, &secrets.audit_key, ambient).await?;
+    Ok((audit, alive))
+}

@@ -1,0 +1,191 @@
+//! What goes on in the background: the shared state is watched, HSMs are checked, gauges are kept.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_core::{Ambient, TokenObject};
+use holdfast_pkcs11::Pin;
+use holdfast_store::{FileStamp, SharedEngine};
+use holdfast_xks_proxy::XksProxy;
+use metrics::gauge;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+use crate::{fault::Fault, server::tls::TlsIdentity};
+
+/// A change is noticed after this time even if nobody tells of it; looking costs one `stat`.
+const WATCH_INTERVAL: Duration = Duration::from_millis(25);
+const SECOND: Duration = Duration::from_secs(1);
+const DEEP_INTERVAL: Duration = Duration::from_secs(15);
+const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 3600);
+/// The first look at the keys waits for the HSMs to get ready.
+const INSPECTION_DELAY: Duration = Duration::from_secs(2);
+
+pub(super) struct Watcher {
+    pub proxy: Arc<XksProxy>,
+    pub engine: SharedEngine,
+    pub processes: PathBuf,
+    pub pins: HashMap<String, watch::Sender<Pin>>,
+    pub health_keys: Vec<(String, TokenObject)>,
+    pub identity: Arc<TlsIdentity>,
+    pub ambient: Arc<dyn Ambient>,
+}
+
+/// True when it is time to stop; false after `wait`.
+async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
+    timeout(wait, stopped.wait_for(|stop| *stop)).await.is_ok()
+}
+
+impl Watcher {
+    /// Starts everything; the tasks end when `stopped` turns true.
+    pub(super) fn start(self, stopped: &watch::Receiver<bool>) -> Result<Vec<JoinHandle<()>>, Fault> {
+        let Self { proxy, engine, processes, pins, health_keys, identity, ambient } = self;
+        hand_out_pins(&proxy, &pins);
+        let mut tasks = vec![tokio::spawn(follow(Arc::clone(&proxy), engine, pins, stopped.clone()))];
+        for (name, object) in health_keys {
+            tasks.push(tokio::spawn(check_deeply(Arc::clone(&proxy), name, object, stopped.clone())));
+        }
+        tasks.push(tokio::spawn(inspect_once(Arc::clone(&proxy), stopped.clone())));
+        tasks.push(tokio::spawn(every_second(proxy, processes, identity, ambient, stopped.clone())));
+        Ok(tasks)
+    }
+}
+
+/// Takes each new state into force. An older one than was seen before is somebody's attempt to undo a change: nothing is served
+/// until it is gone.
+async fn follow(
+    proxy: Arc<XksProxy>,
+    engine: SharedEngine,
+    pins: HashMap<String, watch::Sender<Pin>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut seen: Option<FileStamp> = None;
+    let mut newest = 0;
+    while !stops(&mut stopped, WATCH_INTERVAL).await {
+        let stamp = match engine.stamp() {
+            Ok(stamp) if stamp == seen => continue,
+            Ok(stamp) => stamp,
+            Err(error) => {
+                tracing::error!(%error, "the shared state cannot be looked at");
+                proxy.distrust();
+                continue;
+            }
+        };
+        match engine.generation() {
+            Ok(generation) if generation >= newest => newest = generation,
+            Ok(generation) => {
+                tracing::error!(generation, newest, "THE SHARED STATE WENT BACK: nothing is served until it is put right");
+                proxy.distrust();
+                seen = stamp;
+                continue;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the shared state cannot be read");
+                proxy.distrust();
+                continue;
+            }
+        }
+        match proxy.reload().await {
+            Ok(()) => {
+                seen = stamp;
+                hand_out_pins(&proxy, &pins);
+            }
+            Err(error) => tracing::error!(%error, "the shared state cannot be read: nothing is served"),
+        }
+    }
+}
+
+fn hand_out_pins(proxy: &XksProxy, pins: &HashMap<String, watch::Sender<Pin>>) {
+    let governed = proxy.governed();
+    for (name, sender) in pins {
+        let pin = governed.pins.get(name).cloned();
+        sender.send_if_modified(|current| {
+            let same = match (&current, &pin) {
+                (None, None) => true,
+                (Some(current), Some(pin)) => current.ct_eq(pin.expose()),
+                _ => false,
+            };
+            if !same {
+                current.clone_from(&pin);
+            }
+            !same
+        });
+    }
+}
+
+async fn check_deeply(proxy: Arc<XksProxy>, name: String, object: TokenObject, mut stopped: watch::Receiver<bool>) {
+    loop {
+        proxy.check_deeply(&name, &object).await;
+        if stops(&mut stopped, DEEP_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+/// Says at the start what is wrong with keys, before a request finds out.
+async fn inspect_once(proxy: Arc<XksProxy>, mut stopped: watch::Receiver<bool>) {
+    if stops(&mut stopped, INSPECTION_DELAY).await {
+        return;
+    }
+    for report in proxy.inspect_keys().await {
+        let (key, version, hsm) = (report.key, report.version, report.hsm);
+        match report.problem {
+            Some(problem) => tracing::warn!(key, version, hsm, problem, "a key cannot be used"),
+            None if !report.accepted.is_empty() => {
+                tracing::warn!(key, version, hsm, accepted = report.accepted.join(", "), "a key is held badly, and accepted");
+            }
+            None => {}
+        }
+    }
+    for (hsm, keys) in proxy.foreign_keys().await {
+        tracing::warn!(hsm, keys, "the HSM user can use keys that the policy does not name for it");
+    }
+}
+
+async fn every_second(
+    proxy: Arc<XksProxy>,
+    processes: PathBuf,
+    identity: Arc<TlsIdentity>,
+    ambient: Arc<dyn Ambient>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut renewed = tokio::time::Instant::now();
+    loop {
+        proxy.set_fleet_size(count_alive(&processes));
+        proxy.update_gauges();
+        if let Some(days) = identity.days_to_expire(ambient.now()) {
+            gauge!("holdfast_xks_proxy_certificate_days_to_expire").set(days);
+        }
+        if stops(&mut stopped, SECOND).await {
+            return;
+        }
+        proxy.report_throttled().await;
+        if renewed.elapsed() >= CERTIFICATE_RENEWAL {
+            renewed = tokio::time::Instant::now();
+            if let Err(error) = identity.renew(ambient.now()) {
+                tracing::error!(%error, "the TLS certificate could not be renewed");
+            }
+        }
+    }
+}
+
+/// Processes whose name is taken.
+pub(super) fn alive(processes: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(processes).into_iter().flatten().flatten();
+    let taken = |path: &PathBuf| {
+        let file = std::fs::OpenOptions::new().write(true).open(path.join("alive.lock"));
+        // Whoever holds it lives; it is let go at once if nobody did.
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
+    };
+    let serves = |path: &PathBuf| path.file_name().is_some_and(|name| name != super::COMMAND);
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(serves).filter(taken).collect();
+    found.sort();
+    found
+}
+
+fn count_alive(processes: &Path) -> usize {
+    alive(processes).len()
+}
