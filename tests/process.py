@@ -22,14 +22,15 @@ def unb64(text: str) -> bytes:
 
 
 def free_ports() -> int:
-    """A port base with three free ports."""
+    """A port base with four free ports."""
     while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third, socket.socket() as fourth:
             first.bind(("127.0.0.1", 0))
             base = first.getsockname()[1]
             try:
                 second.bind(("127.0.0.1", base + 1))
                 third.bind(("127.0.0.1", base + 2))
+                fourth.bind(("127.0.0.1", base + 3))
             except (OSError, OverflowError):
                 continue
             if base < 65000:

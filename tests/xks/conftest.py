@@ -49,14 +49,16 @@ principals = ["arn:aws:iam::123456789012:user/Mallory"]
 KEYS = ["orders", "encrypt-only", "decrypt-only", "neither", "missing", "other"]
 
 
-# In the software HSM a key for nothing at all cannot be made: this one is for something else.
-ACCEPT = {"neither": 'accept = ["other-usage"]\n'}
+def keys_of(*hsms: str, accept: tuple[str, ...] = ()) -> str:
+    """All keys, each in each of `hsms`."""
+    names = ", ".join(f'"{hsm}"' for hsm in hsms)
 
-
-def keys_of(hsm: str, prefix: str = "") -> str:
-    keys = "".join(f'[[keys]]\nid = "{key}"\nhsms = ["{hsm}"]\nlabel = "{prefix}{key}"\n{ACCEPT.get(key, "")}' for key in KEYS)
+    def key(name: str, rest: str) -> str:
+        # In the software HSM a key for nothing at all cannot be made: this one is for something else.
+        accepted = [*accept, *(["other-usage"] if name == "neither" else [])]
+        return f'[[keys]]\nid = "{name}"\nhsms = [{names}]\naccept = {accepted}\n{rest}'.replace("'", '"')
     versions = "".join(f'[[keys.versions]]\nnumber = {n}\nlabel = "{label}"\n' for n, label in ((1, "other"), (2, "orders")))
-    return keys + f'[[keys]]\nid = "versioned"\nhsms = ["{hsm}"]\n' + versions
+    return "".join(key(name, f'label = "{name}"\n') for name in KEYS) + key("versioned", versions)
 
 
 def hsm_config(softhsm: SoftHsm, name: str, token: str, *, module: str = MODULE, environment: str = "", **more) -> str:
@@ -110,14 +112,14 @@ def proxy(request, softhsm, tmp_path_factory):
         usages = {"orders": "data", "other": "data", "encrypt-only": "encrypt", "decrypt-only": "decrypt", "neither": "keys"}
         for key, usage in usages.items():
             proxy.change("key-create", "--key-id", key, "--hsm", "east", "--label", key, "--usage", usage)
+    proxy.backend = request.param
     proxy.set_policy(POLICY + keys_of("east"))
     yield proxy
     check_end(proxy)
 
 
-@pytest.fixture(scope="session")
-def backend(request, proxy) -> str:
-    return request.node.callspec.params["proxy"] if hasattr(request.node, "callspec") else "softhsm"
+# For what only PKCS #11 itself can show: there is no other road to a key of the software HSM.
+softhsm_only = pytest.mark.parametrize("proxy", ["softhsm"], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import ssl
 import struct
 
 import pytest
+from conftest import softhsm_only
 from proxy import KMS_KEY, Credential, Kms, assert_refused, b64, unb64
 
 
@@ -49,10 +50,9 @@ def test_ivs_do_not_repeat(blue):
     assert len({blue.encrypt()["initializationVector"] for _ in range(400)}) == 400
 
 
-def test_the_aad_is_the_specifications(blue, softhsm, backend):
+@softhsm_only
+def test_the_aad_is_the_specifications(blue, softhsm):
     """Decrypted by PKCS #11 itself: u16(len A) || A || u8(len M) || M."""
-    if backend != "softhsm":
-        pytest.skip("there is no other road to a key of the software HSM; its vectors are unit tests")
     sealed = blue.encrypt(b"seen by the HSM", aad=b"tenant=blue")
     metadata = unb64(sealed["ciphertextMetadata"])
     aad = struct.pack(">H", 11) + b"tenant=blue" + bytes([len(metadata)]) + metadata
@@ -104,10 +104,9 @@ def test_versions(blue):
     assert_refused(blue.raw("decrypt", blue.decrypt_body(unknown), "versioned"), 400, "InvalidCiphertextException")
 
 
-def test_ciphertext_of_awss_sample_proxy(sample, softhsm, backend):
+@softhsm_only
+def test_ciphertext_of_awss_sample_proxy(sample, softhsm):
     """It hashes the AAD and may send no metadata: made here by PKCS #11, opened by a store in that mode."""
-    if backend != "softhsm":
-        pytest.skip("there is no other road to a key of the software HSM; the form is a unit test")
     iv = bytes(range(12))
     made = softhsm.directory / "sample.bin"
     for aad, metadata in ((b"tenant=blue", b""), (b"tenant=blue", b"key_version=1")):
@@ -149,7 +148,7 @@ def test_unknown_keys(blue, green):
     assert_refused(blue.raw("encrypt", body, "Orders"), 404, "KeyNotFoundException")
 
 
-def test_health(blue, proxy, backend):
+def test_health(blue, proxy):
     proxy.wait_for_hsm("east")
     body = {"requestMetadata": {"kmsRequestId": "x", "kmsOperation": "KmsHealthCheck"}}
     answer = blue.raw("health", body)
@@ -159,7 +158,7 @@ def test_health(blue, proxy, backend):
     assert health["xksProxyVendor"] == "Holdfast" and health["xksProxyModel"]
     (entry,) = health["ekmFleetDetails"]
     assert entry["id"] == "east" and entry["healthStatus"] == "ACTIVE"
-    assert ("SoftHSM" in health["ekmVendor"] + entry["model"]) == (backend == "softhsm")
+    assert ("SoftHSM" in health["ekmVendor"] + entry["model"]) == (proxy.backend == "softhsm")
 
 
 @pytest.mark.parametrize("operation", ["metadata", "encrypt", "decrypt", "health"])
@@ -245,7 +244,7 @@ def test_sizes_and_encodings(blue):
     assert_refused(blue.raw("decrypt", sixteen), 400, "InvalidCiphertextException")
 
 
-def test_beyond_what_is_taken(blue, backend):
+def test_beyond_what_is_taken(blue):
     assert_refused(blue.raw("encrypt", blue.encrypt_body(b"p" * 16385)), 501, "UnsupportedOperationException")
     assert_refused(blue.raw("encrypt", b"{" + b" " * 300_000), 501, "UnsupportedOperationException")
     # The longest AAD there is.

@@ -20,7 +20,9 @@ use crate::{
     config::{Config, EmbeddedIssuer},
     fault::Fault,
     hsm::SoftHsm,
-    instance::{AuditMarks, Opened, listen, listen_some, not_found, open_audit, plain, signalled, tls_identity, write_public},
+    instance::{
+        AuditMarks, Opened, listen, listen_some, not_found, open_audit, plain, signalled, tls_identity, write_public,
+    },
     issuer::{self, Issuer},
     server::{
         self,
@@ -287,6 +289,11 @@ impl Running {
         self.identity.authority_pem()
     }
 
+    /// The identity that this instance shows, for another role in the same process.
+    pub(crate) fn identity(&self) -> Arc<TlsIdentity> {
+        Arc::clone(&self.identity)
+    }
+
     /// TLS with this instance's identity, for another role in the same process.
     pub(crate) fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, Fault> {
         self.identity.server_config()
@@ -328,4 +335,3 @@ impl Running {
         Ok(())
     }
 }
-

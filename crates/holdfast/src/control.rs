@@ -129,7 +129,8 @@ pub(crate) async fn ask(
 ) -> Result<Value, Fault> {
     let path_file = directory.join(PATH_FILE);
     let unavailable = |error: io::Error| {
-        Fault::unavailable(format!("{}: {error}", directory.display())).hint("is the service running on this directory?")
+        Fault::unavailable(format!("{}: {error}", directory.display()))
+            .hint("is the service running on this directory?")
     };
     let path = PathBuf::from(fs::read_to_string(&path_file).map_err(unavailable)?);
     let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(&path)).await;

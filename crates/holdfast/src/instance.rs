@@ -126,7 +126,6 @@ impl Opened {
         // Marked as a version 8 UUID: made by our own rule (RFC 9562, section 5.8).
         format!("{}-{}-8{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
     }
-
 }
 
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Fault> {

@@ -19,7 +19,7 @@ use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use super::env_file;
+use super::{dev_xks::DevXks, env_file};
 use crate::{
     ambient::OsAmbient,
     compose::{self, Sockets},
@@ -41,7 +41,7 @@ pub(crate) struct DevArgs {
     /// Root of the software silicon that the state is sealed to; DIR.silicon by default
     #[arg(long, value_name = "FILE", requires = "data_dir")]
     silicon: Option<PathBuf>,
-    /// First port; the HSM listens on it, the issuer on the next, S3 on the one after
+    /// First port; the HSM listens on it, and on the next ones the issuer, S3 and the external key store proxy
     #[arg(long, value_name = "N", default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..=65_500))]
     port_base: u16,
     /// Write the variables as KEY=VALUE lines once everything is ready
@@ -123,13 +123,18 @@ impl DevArgs {
         let issuer_clients: HashMap<_, _> = issuer_clients.collect();
         let mut running = opened.run(&config, sockets, founding, issuer_clients, metrics.clone()).await?;
         let mut variables = self.variables(&config, &data_dir, &tenant, &clients)?;
-        let storage = DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, metrics };
+        let storage = DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, metrics: metrics.clone() };
         variables.extend(self.start_storage(&mut running, storage, &clients).await?);
+        let (port, identity) = (self.port_base + 3, running.identity());
+        let xks = DevXks { data_dir: &data_dir, silicon: &silicon, port, region: DEV_REGION, identity, metrics };
+        let (xks, more) = xks.start().await?;
+        variables.extend(more);
         print_welcome(&variables, &data_dir);
         if let Some(path) = &self.env_file {
             env_file::write(path, &variables)?;
         }
         let result = running.until_stopped().await;
+        xks.stop().await;
         if let Some(path) = &self.env_file {
             let _ = std::fs::remove_file(path);
         }
@@ -279,7 +284,7 @@ struct DevStorage<'a> {
 
 const DEV_REGION: &str = "us-east-1";
 
-fn path_text(path: &Path) -> Result<String, Fault> {
+pub(super) fn path_text(path: &Path) -> Result<String, Fault> {
     Ok(path.canonicalize().map_err(|error| Fault::file(path, error))?.display().to_string())
 }
 

@@ -3,6 +3,7 @@
 mod audit;
 mod config;
 mod dev;
+mod dev_xks;
 mod env_file;
 mod managed_hsm;
 mod operator_key;

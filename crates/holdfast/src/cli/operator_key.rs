@@ -20,7 +20,8 @@ pub(super) fn generate(path: &Path) -> Result<String, Fault> {
     let pkcs8 = PersonalKey::generate_ed25519().map_err(Fault::new)?;
     let public = PersonalKey::from_pkcs8(&pkcs8).and_then(|key| key.spki()).map_err(Fault::new)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
-        Fault::file(path, error).hint("an existing key is never overwritten: choose another name, or move the old one away")
+        Fault::file(path, error)
+            .hint("an existing key is never overwritten: choose another name, or move the old one away")
     })?;
     let mut body = STANDARD.encode(pkcs8.expose()).into_bytes();
     let written = file
@@ -36,8 +37,8 @@ pub(super) fn generate(path: &Path) -> Result<String, Fault> {
 /// Reads an operator's key: Ed25519 or P-256, PKCS #8, PEM, readable by its owner only.
 pub(super) fn load(path: &Path) -> Result<PersonalKey, Fault> {
     let failed = |error: &dyn std::fmt::Display| Fault::file(path, error);
-    let metadata = fs::metadata(path)
-        .map_err(|error| failed(&error).hint("make one with: holdfast quorum keygen FILE"))?;
+    let metadata =
+        fs::metadata(path).map_err(|error| failed(&error).hint("make one with: holdfast quorum keygen FILE"))?;
     if metadata.mode() & 0o077 != 0 {
         return Err(failed(&"the key is open to group or others").hint(format!("type: chmod 600 {}", path.display())));
     }

@@ -19,11 +19,7 @@ use crate::{
     fault::Fault,
     instance,
     server::ConnectionLimits,
-    storage::{
-        self, StorageSetup,
-        admin::AdminRequest,
-        config::Config,
-    },
+    storage::{self, StorageSetup, admin::AdminRequest, config::Config},
 };
 
 /// How much of a file `inspect` reads.

@@ -133,7 +133,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
     let metrics = instance::start_process(config.log_json)?;
     let state = xks::open_state(&config)?;
     let sockets = Sockets::bind(&config).await?;
-    let running = state.run(&config, sockets, metrics).await?;
+    let running = state.run(&config, sockets, metrics, None).await?;
     tracing::info!(address = %config.address, process = config.process, "ready");
     instance::signalled().await?;
     tracing::info!("stopping");

@@ -6,13 +6,13 @@ mod pool;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub(crate) use external::SoftExternalHsm;
 use holdfast_core::{
     Action, Ambient, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey, Operation, Outcome,
     Permit, Resource,
 };
 use holdfast_crypto::{CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes};
 use holdfast_engine::{BlobError, Keyed, Partition, Work};
-pub(crate) use external::SoftExternalHsm;
 pub(crate) use pool::CryptoPool;
 
 /// Threads and queues of the HSM.

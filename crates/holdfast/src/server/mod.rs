@@ -161,13 +161,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(
-        self,
-        stream: TcpStream,
-        tls: Option<Tls>,
-        handler: Handler,
-        shutdown: watch::Receiver<bool>,
-    ) {
+    async fn run(self, stream: TcpStream, tls: Option<Tls>, handler: Handler, shutdown: watch::Receiver<bool>) {
         // Replies are one write each; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
         let stream = Lingering::new(stream);
@@ -175,15 +169,17 @@ impl Connection {
         open.increment(1.0);
         match tls {
             None => self.http(TokioIo::new(stream), None, handler, shutdown).await,
-            Some(Tls { acceptor, identify }) => match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                    let client = identify.and_then(|identify| identify(shown));
-                    self.http(TokioIo::new(stream), client, handler, shutdown).await;
+            Some(Tls { acceptor, identify }) => {
+                match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                        let client = identify.and_then(|identify| identify(shown));
+                        self.http(TokioIo::new(stream), client, handler, shutdown).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
+                    Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
                 }
-                Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
-            },
+            }
         }
         open.decrement(1.0);
     }

@@ -83,7 +83,14 @@ pub(crate) async fn start(
             let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
             async move { answer }
         });
-        tasks.push(tokio::spawn(server::serve("metrics", socket, None::<server::Tls>, setup.connections, handler, stopped.clone())));
+        tasks.push(tokio::spawn(server::serve(
+            "metrics",
+            socket,
+            None::<server::Tls>,
+            setup.connections,
+            handler,
+            stopped.clone(),
+        )));
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
         let health = on_main.then(|| health.answer(request.uri().path())).flatten();

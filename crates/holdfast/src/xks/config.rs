@@ -179,7 +179,10 @@ impl Config {
             return Err("listen.host_names must name at least one host".into());
         }
         if raw.silicon.kind != "software-insecure" {
-            return Err(format!("silicon.kind = {:?}: this version knows \"software-insecure\" only", raw.silicon.kind));
+            return Err(format!(
+                "silicon.kind = {:?}: this version knows \"software-insecure\" only",
+                raw.silicon.kind
+            ));
         }
         if !is_name(&raw.state.process) || raw.state.process == super::COMMAND {
             return Err("state.process has up to 64 letters, digits, '-' and '_', and is not \"command\"".into());

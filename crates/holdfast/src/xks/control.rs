@@ -87,9 +87,7 @@ impl Explain {
 /// Does what is asked. `uid` is the user at the other end.
 pub(crate) async fn carry_out(proxy: Arc<XksProxy>, process: String, request: ControlRequest, uid: u32) -> Value {
     let result = match request {
-        ControlRequest::Hello => {
-            Ok(json!({"done": true, "instance": proxy.instance_id(), "process": process}))
-        }
+        ControlRequest::Hello => Ok(json!({"done": true, "instance": proxy.instance_id(), "process": process})),
         ControlRequest::Reload => proxy.reload().await.map(|()| json!({"done": true, "process": process})),
         ControlRequest::Kill { scope, reason } => {
             let by = format!("local user {uid}");
@@ -110,9 +108,9 @@ pub(crate) async fn carry_out(proxy: Arc<XksProxy>, process: String, request: Co
         ControlRequest::Keys => Ok(keys(&proxy).await),
         ControlRequest::Status => Ok(status(&proxy)),
     };
-    result.unwrap_or_else(|error| {
-        json!({"done": false, "error": error.to_string(), "denied": matches!(error, AdminError::Denied(_))})
-    })
+    result.unwrap_or_else(
+        |error| json!({"done": false, "error": error.to_string(), "denied": matches!(error, AdminError::Denied(_))}),
+    )
 }
 
 async fn propose(

@@ -62,7 +62,6 @@ pub(crate) struct Running {
     tasks: Vec<JoinHandle<()>>,
     audit: Arc<AuditLog>,
     marks: JoinHandle<AuditMarks>,
-    identity: Arc<TlsIdentity>,
     /// Held as long as the process lives: nobody else has its name.
     _alive: File,
 }
@@ -141,12 +140,13 @@ impl State {
         XksProxy::open(seams, self.opened.instance, config.limits).await.map_err(Fault::new)
     }
 
-    /// Builds every part, wires them, and serves.
+    /// Builds every part, wires them, and serves; under `identity`, if another role's is to be shown.
     pub(crate) async fn run(
         self,
         config: &Config,
         sockets: Sockets,
         metrics: PrometheusHandle,
+        identity: Option<Arc<TlsIdentity>>,
     ) -> Result<Running, Fault> {
         let directory = process_dir(&config.state_dir, &config.process);
         instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
@@ -176,7 +176,10 @@ impl State {
         let State { opened, engine, .. } = self;
         let keys = (opened.secrets.tls_key, opened.secrets.authority_key, opened.secrets.authority_certificate);
         let names = config.host_names.clone();
-        let identity = tls_identity(config.tls.certificate_file.as_deref(), names, keys, ambient.as_ref())?;
+        let identity = match identity {
+            Some(identity) => identity,
+            None => tls_identity(config.tls.certificate_file.as_deref(), names, keys, ambient.as_ref())?,
+        };
         write_public(&config.state_dir.join("ca.pem"), identity.authority_pem().as_bytes())?;
         write_public(&config.state_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
         let (shutdown, stopped) = watch::channel(false);
@@ -207,13 +210,13 @@ impl State {
             processes: config.state_dir.join("processes"),
             pins,
             health_keys,
-            identity: Arc::clone(&identity),
+            identity,
             ambient: Arc::clone(&ambient),
         };
         tasks.extend(watcher.start(&stopped)?);
         let marks = AuditMarks::new(marks, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
-        Ok(Running { proxy, shutdown, tasks, audit, marks, identity, _alive: alive })
+        Ok(Running { proxy, shutdown, tasks, audit, marks, _alive: alive })
     }
 }
 
@@ -324,11 +327,6 @@ fn health_handler(proxy: Arc<XksProxy>, metrics: PrometheusHandle) -> server::Ha
 }
 
 impl Running {
-    /// The certificate authority that clients of this process trust.
-    pub(crate) fn authority_pem(&self) -> String {
-        self.identity.authority_pem()
-    }
-
     /// Stops listening, lets requests in flight end, and closes the audit log.
     pub(crate) async fn stop(self) {
         let _ = self.shutdown.send(true);
@@ -344,10 +342,7 @@ impl Running {
 }
 
 /// An audit log of nothing but what a command does by itself: see `holdfast xks kill --config`.
-pub(crate) async fn open_command_audit(
-    state: &State,
-    config: &Config,
-) -> Result<(Arc<AuditLog>, File), Fault> {
+pub(crate) async fn open_command_audit(state: &State, config: &Config) -> Result<(Arc<AuditLog>, File), Fault> {
     let directory = process_dir(&config.state_dir, COMMAND);
     instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
     let alive = take_name(&directory, COMMAND)?;

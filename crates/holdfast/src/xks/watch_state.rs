@@ -77,7 +77,11 @@ async fn follow(
         match engine.generation() {
             Ok(generation) if generation >= newest => newest = generation,
             Ok(generation) => {
-                tracing::error!(generation, newest, "THE SHARED STATE WENT BACK: nothing is served until it is put right");
+                tracing::error!(
+                    generation,
+                    newest,
+                    "THE SHARED STATE WENT BACK: nothing is served until it is put right"
+                );
                 proxy.distrust();
                 seen = stamp;
                 continue;
@@ -135,7 +139,13 @@ async fn inspect_once(proxy: Arc<XksProxy>, mut stopped: watch::Receiver<bool>) 
         match report.problem {
             Some(problem) => tracing::warn!(key, version, hsm, problem, "a key cannot be used"),
             None if !report.accepted.is_empty() => {
-                tracing::warn!(key, version, hsm, accepted = report.accepted.join(", "), "a key is held badly, and accepted");
+                tracing::warn!(
+                    key,
+                    version,
+                    hsm,
+                    accepted = report.accepted.join(", "),
+                    "a key is held badly, and accepted"
+                );
             }
             None => {}
         }

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use holdfast_core::{
-    Action, Decision, ExternalKeyId, Intent, Policy as _, Principal, RecordKey, Resource,
-    TokenObject, Write, authorize,
+    Action, Decision, ExternalKeyId, Intent, Policy as _, Principal, RecordKey, Resource, TokenObject, Write, authorize,
 };
 use holdfast_crypto::{ImportedKey, SecretBytes, kdf};
 
