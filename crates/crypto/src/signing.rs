@@ -85,7 +85,7 @@ impl PersonalKey {
     pub fn generate_ed25519() -> Result<SecretBytes, CryptoError> {
         const FAILED: CryptoError = CryptoError::Library("Ed25519 key generation");
         let pair = Ed25519KeyPair::generate().map_err(|_| FAILED)?;
-        pair.to_pkcs8().map(|pkcs8| SecretBytes::copy_of(pkcs8.as_ref())).map_err(|_| FAILED)
+        pair.to_pkcs8v1().map(|pkcs8| SecretBytes::copy_of(pkcs8.as_ref())).map_err(|_| FAILED)
     }
 
     /// The public half, SubjectPublicKeyInfo.

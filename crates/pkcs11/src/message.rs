@@ -273,11 +273,12 @@ fn profile_text(profile: &Profile) -> String {
     };
     format!(
         "name = {:?}\nmatches = {:?}\ngcm-iv = {iv:?}\ngcm-aad-bytes-max = {}\naes-wrap = {wrap:?}\nkwp-mechanism = {}\n\
-         rejected = {:?}\nrejected-if-well = {:?}\n",
+         kwp-whole-blocks-only = {}\nrejected = {:?}\nrejected-if-well = {:?}\n",
         profile.name,
         profile.matches,
         profile.gcm_aad_bytes_max,
         profile.kwp_mechanism,
+        profile.kwp_whole_blocks_only,
         profile.rejected,
         profile.rejected_if_well
     )

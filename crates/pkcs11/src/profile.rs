@@ -18,6 +18,8 @@ pub struct Profile {
     pub aes_wrap: AesWrap,
     /// The number of the padded key wrap (RFC 5649): 0x210A in PKCS #11 2.40, 0x210B in 3.0.
     pub kwp_mechanism: u64,
+    /// Whether it wraps whole blocks of eight bytes only as RFC 5649 has it: then other lengths are refused.
+    pub kwp_whole_blocks_only: bool,
     /// Return codes of a decryption that mean: the ciphertext is not authentic.
     pub rejected: Vec<String>,
     /// Return codes of a decryption that mean that too, if the session is found well afterwards.

@@ -128,8 +128,9 @@ impl XksProxy {
                 return self.refuse(operation, None, error).await;
             };
             let mut proposal = Proposal::decode(&record.value)?;
-            let governed = self.governed();
-            let heard = proposal.hear(operator, approve, signature, &governed.operators, self.ambient.now());
+            let now = self.ambient.now();
+            // Not held beyond this statement: a reload waits for those who hold an old state.
+            let heard = proposal.hear(operator, approve, signature, &self.governed().operators, now);
             if let Err(error) = heard {
                 return self.refuse(operation, Some(&proposal), error).await;
             }
@@ -158,6 +159,7 @@ impl XksProxy {
         let (yes, no) = proposal.count(&governed.operators);
         let operators = governed.operators.operators.len();
         if yes < governed.operators.threshold && operators - no >= governed.operators.threshold {
+            drop(governed);
             self.reload().await?;
             return Ok(proposal);
         }

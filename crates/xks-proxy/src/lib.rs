@@ -23,7 +23,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,7 +33,7 @@ use arc_swap::ArcSwap;
 pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_id, is_secret_access_key};
 pub use error::AdminError;
 pub use health::DeepHealth;
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError};
 use limit::Quotas;
 pub use service::{Door, Peer};
 use state::Governed;
@@ -47,9 +47,14 @@ pub struct Seams {
     pub store: Arc<dyn Store>,
     /// The audit log.
     pub audit: Arc<dyn AuditSink>,
+    /// How many changes the stored state has seen: it never goes down, unless somebody puts an older state back.
+    pub generation: Generation,
     /// Clock and entropy.
     pub ambient: Arc<dyn Ambient>,
 }
+
+/// Tells the generation of the stored state.
+pub type Generation = Box<dyn Fn() -> Result<u64, StoreError> + Send + Sync>;
 
 /// Bounds on what requests may take.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +87,8 @@ pub struct XksProxy {
     store: Arc<dyn Store>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
+    generation: Generation,
+    newest: AtomicU64,
     governed: ArcSwap<Governed>,
     /// The state went back to an older one, or cannot be read: nothing is done until it is mended.
     untrusted: AtomicBool,
@@ -100,7 +107,8 @@ impl XksProxy {
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
-        let Seams { hsms, store, audit, ambient } = seams;
+        let Seams { hsms, store, audit, generation, ambient } = seams;
+        let newest = AtomicU64::new(generation()?);
         let governed = Governed::load(store.as_ref()).await?;
         Ok(Arc::new(Self {
             instance,
@@ -108,6 +116,8 @@ impl XksProxy {
             store,
             audit,
             ambient,
+            generation,
+            newest,
             governed: ArcSwap::from_pointee(governed),
             untrusted: AtomicBool::new(false),
             limits,
@@ -139,7 +149,7 @@ impl XksProxy {
     /// [`AdminError`]; then nothing is served until a reload succeeds.
     pub async fn reload(&self) -> Result<(), AdminError> {
         let _turn = self.reloading.lock().await;
-        let governed = match Governed::load(self.store.as_ref()).await {
+        let governed = match self.load().await {
             Ok(governed) => governed,
             Err(error) => {
                 self.distrust();
@@ -154,9 +164,22 @@ impl XksProxy {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let longest = self.limits.answer_budget + self.limits.body_timeout;
-        let _ = tokio::time::timeout(longest, drained).await;
+        if tokio::time::timeout(self.limits.answer_budget * 2, drained).await.is_err() {
+            tracing::warn!("some requests that were judged by the old state take longer than they should");
+        }
         Ok(())
+    }
+
+    /// The stored state, unless it is older than one that was seen before: somebody's attempt to undo a change.
+    async fn load(&self) -> Result<Governed, AdminError> {
+        let generation = (self.generation)()?;
+        let newest = self.newest.fetch_max(generation, Ordering::AcqRel);
+        if generation < newest {
+            return Err(AdminError::Record(format!(
+                "THE STATE WENT BACK from generation {newest} to {generation}: nothing is served until it is put right"
+            )));
+        }
+        Governed::load(self.store.as_ref()).await
     }
 
     /// Refuses everything from now on: the state on disk is not to be trusted.

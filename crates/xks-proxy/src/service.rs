@@ -117,8 +117,8 @@ impl XksProxy {
         let started = Instant::now();
         let mut trace = Trace { operation: "Unknown", ..Trace::default() };
         // Held to the end: a change of state waits for those who were judged by the old one.
-        let governed = self.governed();
-        let result = self.serve(door, &governed, &parts, body, peer, started, &mut trace).await;
+        let mut judged_by = None;
+        let result = self.serve(door, &parts, body, peer, started, &mut trace, &mut judged_by).await;
         let labels = [
             ("store", trace.store.clone().unwrap_or_else(|| "none".into())),
             ("operation", trace.operation.to_owned()),
@@ -157,12 +157,12 @@ impl XksProxy {
     async fn serve<B>(
         &self,
         door: Door,
-        governed: &Governed,
         parts: &Parts,
         body: B,
         peer: &Peer,
         started: Instant,
         trace: &mut Trace,
+        judged_by: &mut Option<Arc<Governed>>,
     ) -> Result<Bytes, Refusal>
     where
         B: Body<Data = Bytes> + Send,
@@ -178,8 +178,7 @@ impl XksProxy {
                 (target.prefix, Operation::Ekm(target.operation), target.key)
             }
         };
-        let store = governed.policy.store_at(prefix).filter(|store| store.is_xks() == (door == Door::AwsXks));
-        let store = store.ok_or(Refusal::UnknownPath)?;
+        let store = store_at(&self.governed(), prefix, door)?;
         trace.operation = operation.name();
         trace.store = Some(store.name.clone());
         trace.key = key.as_ref().map(ToString::to_string);
@@ -188,6 +187,9 @@ impl XksProxy {
         }
         let _place = self.in_flight.try_acquire().map_err(|_| Refusal::Throttled("the proxy has no capacity left"))?;
         let body = self.read_body(body).await?;
+        // A body may take its time; what counts is the state now.
+        let governed: &Governed = judged_by.insert(self.governed());
+        let store = &store_at(governed, prefix, door)?;
         let principal = match &store.dialect {
             Dialect::AwsXks { region, .. } => {
                 let credentials = governed.credentials_of(&store.name);
@@ -339,6 +341,12 @@ impl XksProxy {
             }
         }
     }
+}
+
+/// The store at a prefix, if it speaks this dialect.
+fn store_at(governed: &Governed, prefix: &str, door: Door) -> Result<Arc<KeyStore>, Refusal> {
+    let store = governed.policy.store_at(prefix).filter(|store| store.is_xks() == (door == Door::AwsXks));
+    store.cloned().ok_or(Refusal::UnknownPath)
 }
 
 enum Operation {

@@ -136,7 +136,9 @@ impl State {
             hsms.insert(user.name.clone(), hsm);
         }
         let ambient = Arc::clone(&self.opened.ambient);
-        let seams = Seams { hsms, store: Arc::clone(&self.store), audit, ambient };
+        let engine = self.engine.clone();
+        let generation = Box::new(move || engine.generation());
+        let seams = Seams { hsms, store: Arc::clone(&self.store), audit, generation, ambient };
         XksProxy::open(seams, self.opened.instance, config.limits).await.map_err(Fault::new)
     }
 

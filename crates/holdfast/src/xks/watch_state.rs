@@ -54,8 +54,7 @@ impl Watcher {
     }
 }
 
-/// Takes each new state into force. An older one than was seen before is somebody's attempt to undo a change: nothing is served
-/// until it is gone.
+/// Takes each new state into force, whoever made it.
 async fn follow(
     proxy: Arc<XksProxy>,
     engine: SharedEngine,
@@ -63,7 +62,6 @@ async fn follow(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut seen: Option<FileStamp> = None;
-    let mut newest = 0;
     while !stops(&mut stopped, WATCH_INTERVAL).await {
         let stamp = match engine.stamp() {
             Ok(stamp) if stamp == seen => continue,
@@ -74,30 +72,16 @@ async fn follow(
                 continue;
             }
         };
-        match engine.generation() {
-            Ok(generation) if generation >= newest => newest = generation,
-            Ok(generation) => {
-                tracing::error!(
-                    generation,
-                    newest,
-                    "THE SHARED STATE WENT BACK: nothing is served until it is put right"
-                );
-                proxy.distrust();
-                seen = stamp;
-                continue;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the shared state cannot be read");
-                proxy.distrust();
-                continue;
-            }
-        }
         match proxy.reload().await {
             Ok(()) => {
                 seen = stamp;
                 hand_out_pins(&proxy, &pins);
             }
-            Err(error) => tracing::error!(%error, "the shared state cannot be read: nothing is served"),
+            Err(error) => {
+                // Said once for each state.
+                seen = stamp;
+                tracing::error!(%error, "the shared state is not to be trusted: nothing is served");
+            }
         }
     }
 }

@@ -338,6 +338,10 @@ impl Worker {
         if !found.key.usage.contains(KeyOperation::WrapKey) {
             return Err(HsmError::OperationNotAllowed.into());
         }
+        let whole_blocks_only = padding == WrapPadding::Padded && self.token.profile().kwp_whole_blocks_only;
+        if whole_blocks_only && !key.len().is_multiple_of(8) {
+            return Err(HsmError::InvalidInput(words::NO_MECHANISM).into());
+        }
         let (mechanism, kind) = self.aes_wrap_mechanism(padding);
         match self.token.profile().aes_wrap {
             AesWrap::Encrypt => {
@@ -346,14 +350,7 @@ impl Worker {
             }
             AesWrap::Object => {
                 self.require(kind, MechanismInfo::wrap)?;
-                let mut template = session_object();
-                template.push(Attribute::Value(key.expose().to_vec()));
-                let handle = self.session.create_object(&template);
-                erase(&mut template);
-                let handle = handle?;
-                let wrapped = self.session.wrap_key(&mechanism, found.handle, handle);
-                self.discard(handle);
-                Ok(Answer::Wrapped(wrapped?))
+                Ok(Answer::Wrapped(self.wrap_object(&mechanism, found.handle, key.expose())?))
             }
         }
     }
@@ -392,6 +389,17 @@ impl Worker {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn wrap_object(&self, mechanism: &Mechanism<'_>, key: ObjectHandle, value: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut template = session_object();
+        template.push(Attribute::Value(value.to_vec()));
+        let handle = self.session.create_object(&template);
+        erase(&mut template);
+        let handle = handle?;
+        let wrapped = self.session.wrap_key(mechanism, key, handle);
+        self.discard(handle);
+        wrapped
     }
 
     fn unwrap_object(&self, mechanism: &Mechanism<'_>, key: ObjectHandle, wrapped: &[u8]) -> Result<Vec<u8>, Error> {
