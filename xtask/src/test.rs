@@ -24,6 +24,7 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     azure.env("HOLDFAST_AZ", az.join("bin/az"));
     step("Azure SDKs and az", azure)?;
     step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "--durations=5"]))?;
+    step("external key stores over SoftHSM2", program(&pytest, &["tests/xks", "-q", "--durations=5"]))?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
     step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
@@ -43,6 +44,12 @@ fn install_tools() -> Result<(), String> {
     }
     if !works("rclone", &["version"]) {
         packages.push("rclone");
+    }
+    if !works("softhsm2-util", &["--version"]) {
+        packages.push("softhsm2");
+    }
+    if !works("openssl", &["version"]) {
+        packages.push("openssl");
     }
     if !works("python3", &["-c", "import venv, ensurepip"]) {
         packages.extend(["python3", "python3-venv"]);

@@ -1,8 +1,8 @@
 //! Signatures of people: Ed25519 (RFC 8032) and ECDSA P-256 with SHA-256 (FIPS 186-5), over whole messages.
 
 use aws_lc_rs::{
+    digest::{SHA256, digest},
     encoding::AsDer,
-    rand::SystemRandom,
     signature::{
         ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ED25519, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
         ParsedPublicKey,
@@ -111,7 +111,7 @@ impl PersonalKey {
         match self {
             Self::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
             Self::P256(pair) => pair
-                .sign(&SystemRandom::new(), message)
+                .sign_digest(&digest(&SHA256, message))
                 .map(|signature| signature.as_ref().to_vec())
                 .map_err(|_| CryptoError::Library("ECDSA")),
         }
