@@ -80,7 +80,8 @@ def start(directory, keys, *, software=False, rate=1_000_000, module=MODULE, env
         softhsm = SoftHsm(directory / "softhsm")
         softhsm.init_token("east")
         softhsm.aes_many("east", keys)
-        options = {"sessions": 8, "relist_secs": 60} | options
+        # SoftHSM computes on these cores: more sessions than cores only contend.
+        options = {"sessions": os.cpu_count(), "relist_secs": 60} | options
         proxy = Proxy(directory / "proxy", hsm_config(softhsm, "east", "east", module=str(module), environment=environment, **options)).start()
         if pinned:
             # Before the PIN is entered, so that the host is pinned with it.

@@ -1,4 +1,5 @@
 """Starts the real binary, for the end-to-end tests and the crash loops."""
+import atexit
 import base64
 import os
 import pathlib
@@ -41,6 +42,8 @@ def start(command: list, log: pathlib.Path, ready, seconds: float = 30) -> subpr
     """Starts a process and waits until `ready()` holds."""
     with open(log, "ab") as out:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=out)
+    # A test that fails half-way leaves nothing behind.
+    atexit.register(lambda: process.poll() is None and process.kill())
     deadline = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, log.read_text()

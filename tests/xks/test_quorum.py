@@ -303,3 +303,61 @@ def test_state_on_another_machine_does_not_open(own, tmp_path):
     (tmp_path / "stolen.toml").write_text(config)
     stolen = own.holdfast("xks", "serve", "--config", tmp_path / "stolen.toml", check=False)
     assert stolen.returncode != 0 and "silicon" in stolen.stderr
+
+
+def test_a_pin_is_typed_without_echo(own):
+    """At a terminal, twice; never as an argument, never shown."""
+    import os
+    import pty
+    from process import BINARY
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(BINARY, [str(BINARY), "quorum", "propose", "--state-dir", str(own.state), "--operator", "ann", "--key", str(own.keys["ann"]), "hsm-pin", "--hsm", "east"])
+    shown = b""
+    for answer in (b"typed-pin-1\n", b"typed-pin-1\n"):
+        while not shown.endswith(b": "):
+            shown += os.read(terminal, 1024)
+        os.write(terminal, answer)
+        shown += b"|"
+    try:
+        while chunk := os.read(terminal, 1024):
+            shown += chunk
+    except OSError:
+        pass
+    os.waitpid(pid, 0)
+    assert b"typed-pin" not in shown and b"1 of 2" in shown, shown
+    done = subprocess.run([BINARY, "quorum", "propose", "--state-dir", own.state, "--operator", "ann", "--key", own.keys["ann"], "hsm-pin", "--hsm", "east"],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2 and "--secret-fd" in done.stderr
+
+
+def test_kill_9_in_the_middle_of_changes(own):
+    """Whatever was said to be done is done after the crash; nothing is half done."""
+    import signal
+    carried_out = []
+    for round_ in range(8):
+        stop = threading.Event()
+
+        def change(round_=round_, stop=stop):
+            number = 0
+            while not stop.is_set():
+                key = f"crash-{round_}-{number}"
+                number += 1
+                proposal = own.propose("ann", "key-create", "--key-id", key, "--hsm", "east", "--label", key, check=False)
+                if proposal.returncode == 0 and "executed" in own.decide("approve", "ben", proposal.stdout.split()[0], check=False).stdout:
+                    carried_out.append(key)
+        thread = threading.Thread(target=change)
+        thread.start()
+        time.sleep(0.2 + 0.05 * round_)
+        own.stop("a", signal.SIGKILL)
+        own.stop("b", signal.SIGKILL)
+        stop.set()
+        thread.join()
+        own.start("a")
+        own.start("b")
+    assert len(carried_out) > 8
+    policy = POLICY.replace('keys = ["orders", ', f'keys = {json.dumps(carried_out)[:-1]}, "orders", ') + keys_of("east")
+    own.set_policy(policy + "".join(f'[[keys]]\nid = "{key}"\nhsms = ["east"]\nlabel = "{key}"\n' for key in carried_out))
+    report = json.loads(own.holdfast("xks", "keys", "--state-dir", own.state, "--json").stdout)
+    problems = {key["key"]: key["problem"] for key in report["keys"]}
+    assert [problems[key] for key in carried_out] == [None] * len(carried_out)

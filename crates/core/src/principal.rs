@@ -50,6 +50,19 @@ impl Principal {
         }))
     }
 
+    /// The same for callers whose names are compared to the letter, of an authority by that name.
+    #[must_use]
+    pub fn verified_exactly(kind: PrincipalKind, authority: &str, name: &str) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            tenant: authority.to_owned(),
+            object_id: name.to_owned(),
+            application_id: None,
+            display_name: None,
+            groups: Vec::new(),
+        }))
+    }
+
     /// The service acting on its own account.
     #[must_use]
     pub fn system() -> Self {

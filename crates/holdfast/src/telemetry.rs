@@ -52,6 +52,33 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
         "Uses of an expired DEK while the key service was away"
     );
     describe_counter!("holdfast_storage_bodies_cut_total", "Bodies cut in the middle: revoked, unavailable or damaged");
+    describe_histogram!(
+        "holdfast_xks_proxy_latency_seconds",
+        Unit::Seconds,
+        "From a request's head to its answer, audit included, by store and operation (XksProxyLatency)"
+    );
+    describe_counter!(
+        "holdfast_xks_proxy_errors_total",
+        "Errors answered, by store, operation and name (XksProxyErrors)"
+    );
+    describe_counter!(
+        "holdfast_external_key_store_throttle_total",
+        "Requests throttled, by store and operation (ExternalKeyStoreThrottle)"
+    );
+    describe_gauge!(
+        "holdfast_xks_proxy_certificate_days_to_expire",
+        "Days that the proxy's certificate is still valid (XksProxyCertificateDaysToExpire)"
+    );
+    describe_gauge!(
+        "holdfast_xks_proxy_credential_age_days",
+        "Age of a store's newest credential (XksProxyCredentialAge)"
+    );
+    describe_gauge!(
+        "holdfast_xks_external_key_manager_states",
+        "1 for the state that an HSM user is in: active, degraded, unavailable (XksExternalKeyManagerStates)"
+    );
+    describe_gauge!("holdfast_xks_kill_switches", "Kill switches that are pulled");
+    describe_counter!("holdfast_hsm_host_starts_total", "Processes started for an HSM user");
     describe_gauge!("holdfast_connections", "Open connections");
     describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");

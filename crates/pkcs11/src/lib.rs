@@ -12,6 +12,7 @@
 mod client;
 mod host;
 mod message;
+mod names;
 mod profile;
 
 use std::{path::PathBuf, time::Duration};

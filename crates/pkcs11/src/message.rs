@@ -7,8 +7,8 @@ use crate::{Pkcs11Config, Profile, TokenSelector};
 
 /// Longest packet. The kernel's default send buffer takes it.
 pub(crate) const PACKET_BYTES_MAX: usize = 160 * 1024;
-/// Keys in one answer to [`Call::List`].
-pub(crate) const LIST_PAGE: usize = 256;
+/// Keys in one answer to [`Call::List`]: so few that a session is not kept from other calls for long.
+pub(crate) const LIST_PAGE: usize = 64;
 
 /// What a host is started with.
 pub(crate) struct Setup {
@@ -45,14 +45,42 @@ pub(crate) struct Request {
 
 /// What a host is asked.
 pub(crate) enum Call {
-    Create { object: TokenObject, usage: KeyOperations, value: Option<SecretBytes> },
-    Decrypt { object: TokenObject, iv: Vec<u8>, aad: Vec<u8>, ciphertext: Vec<u8>, tag: Vec<u8> },
-    Describe { object: TokenObject },
-    Encrypt { object: TokenObject, plaintext: SecretBytes, aad: Vec<u8>, integrity: Option<Vec<u8>> },
-    List { offset: u32 },
+    Create {
+        object: TokenObject,
+        usage: KeyOperations,
+        value: Option<SecretBytes>,
+    },
+    Decrypt {
+        object: TokenObject,
+        iv: Vec<u8>,
+        aad: Vec<u8>,
+        ciphertext: Vec<u8>,
+        tag: Vec<u8>,
+    },
+    Describe {
+        object: TokenObject,
+    },
+    Encrypt {
+        object: TokenObject,
+        plaintext: SecretBytes,
+        aad: Vec<u8>,
+        integrity: Option<Vec<u8>>,
+    },
+    /// One page of all keys. The first one looks at the token, the others go on from there.
+    List {
+        page: u32,
+    },
     Probe,
-    Unwrap { object: TokenObject, wrap: ExternalWrap, wrapped: Vec<u8> },
-    Wrap { object: TokenObject, wrap: ExternalWrap, key: SecretBytes },
+    Unwrap {
+        object: TokenObject,
+        wrap: ExternalWrap,
+        wrapped: Vec<u8>,
+    },
+    Wrap {
+        object: TokenObject,
+        wrap: ExternalWrap,
+        key: SecretBytes,
+    },
 }
 
 /// What a host answers.
@@ -71,25 +99,36 @@ pub(crate) enum Answer {
 #[error("a message between proxy and HSM host is malformed")]
 pub(crate) struct Malformed;
 
-/// Fields, written one after the other. What it holds may be secret: it is erased when dropped.
+/// Fields, written one after the other. What it holds may be secret: a buffer that is too small is erased when it is left.
 struct Fields(Vec<u8>);
 
 impl Fields {
     fn new(kind: u8) -> Self {
-        Self(vec![kind])
+        let mut bytes = Vec::with_capacity(512);
+        bytes.push(kind);
+        Self(bytes)
+    }
+    fn push(&mut self, bytes: &[u8]) {
+        if self.0.capacity() - self.0.len() < bytes.len() {
+            let mut larger = Vec::with_capacity((self.0.len() + bytes.len()).next_power_of_two());
+            larger.extend_from_slice(&self.0);
+            holdfast_crypto::secret::erase(&mut self.0);
+            self.0 = larger;
+        }
+        self.0.extend_from_slice(bytes);
     }
     fn byte(mut self, value: u8) -> Self {
-        self.0.push(value);
+        self.push(&[value]);
         self
     }
     fn number(mut self, value: u64) -> Self {
-        self.0.extend_from_slice(&value.to_be_bytes());
+        self.push(&value.to_be_bytes());
         self
     }
     fn bytes(mut self, value: &[u8]) -> Self {
         // Longer than a packet is refused when it is sent.
-        self.0.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
-        self.0.extend_from_slice(value);
+        self.push(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
+        self.push(value);
         self
     }
     fn optional(self, value: Option<&[u8]>) -> Self {
@@ -330,7 +369,7 @@ impl Request {
             Call::Encrypt { object, plaintext, aad, integrity } => {
                 begin(4).object(object).bytes(plaintext.expose()).bytes(aad).optional(integrity.as_deref())
             }
-            Call::List { offset } => begin(5).number(u64::from(*offset)),
+            Call::List { page } => begin(5).number(u64::from(*page)),
             Call::Probe => begin(6),
             Call::Unwrap { object, wrap, wrapped } => begin(7).object(object).byte(wrap_code(*wrap)).bytes(wrapped),
             Call::Wrap { object, wrap, key } => begin(8).object(object).byte(wrap_code(*wrap)).bytes(key.expose()),
@@ -362,7 +401,7 @@ impl Request {
                 aad: fields.bytes()?,
                 integrity: fields.optional(Reader::bytes)?,
             },
-            5 => Call::List { offset: u32::try_from(fields.number()?).map_err(|_| Malformed)? },
+            5 => Call::List { page: u32::try_from(fields.number()?).map_err(|_| Malformed)? },
             6 => Call::Probe,
             7 => Call::Unwrap { object: fields.object()?, wrap: wrap_of(fields.byte()?)?, wrapped: fields.bytes()? },
             8 => Call::Wrap { object: fields.object()?, wrap: wrap_of(fields.byte()?)?, key: fields.secret()? },
@@ -507,7 +546,7 @@ mod tests {
                 aad: vec![],
                 integrity: Some(vec![]),
             },
-            Call::List { offset: 256 },
+            Call::List { page: 256 },
             Call::Probe,
             Call::Unwrap { object: object(), wrap: ExternalWrap::Aes(WrapPadding::Padded), wrapped: vec![9] },
             Call::Wrap {

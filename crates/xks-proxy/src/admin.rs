@@ -1,10 +1,11 @@
 //! What operators ask: proposals, verdicts, kill switches. Every one of them is an event.
 
-use holdfast_core::{AuditEvent, AuditOutcome, StoreError, Write};
+use holdfast_core::{AuditEvent, AuditOutcome, Principal, StoreError, Write};
 use holdfast_crypto::secret::erase;
 
 use crate::{
     XksProxy,
+    authn::person,
     error::AdminError,
     quorum::{self, BlindedSecret, Proposal, Status, kill_key, operators_key, proposal_key, secret_key},
     state::{KillScope, KillSwitch, OperatorsRecord, encode, put},
@@ -32,7 +33,7 @@ impl XksProxy {
         }
         let who = operators.operators.iter().map(|operator| operator.name.as_str()).collect::<Vec<_>>().join(", ");
         let context = vec![("operators", who), ("threshold", operators.threshold.to_string())];
-        self.note("Found", AuditOutcome::Allowed, None, context).await?;
+        self.note("Found", None, AuditOutcome::Allowed, None, context).await?;
         self.reload().await?;
         Ok(true)
     }
@@ -153,8 +154,10 @@ impl XksProxy {
         operator: &str,
         proposal: Proposal,
     ) -> Result<Proposal, AdminError> {
-        let context = context_of(&proposal, operator);
-        self.note(operation, AuditOutcome::Allowed, Some(proposal.request().change.summary()), context.clone()).await?;
+        let context = context_of(&proposal);
+        let who = Some(person("operators", operator));
+        let summary = Some(proposal.request().change.summary());
+        self.note(operation, who, AuditOutcome::Allowed, summary, context.clone()).await?;
         let governed = self.governed();
         let (yes, no) = proposal.count(&governed.operators);
         let operators = governed.operators.operators.len();
@@ -189,7 +192,7 @@ impl XksProxy {
             Status::Executing | Status::Failed | Status::Open => ("QuorumExecute", AuditOutcome::Failed),
         };
         let reason = done.outcome.clone().unwrap_or_else(|| done.request().change.summary());
-        self.note(operation, outcome, Some(reason), context).await?;
+        self.note(operation, None, outcome, Some(reason), context).await?;
         Ok(done)
     }
 
@@ -217,8 +220,9 @@ impl XksProxy {
                 other => other?,
             }
             self.reload().await?;
-            let context = vec![("by", by.to_owned()), ("scope", scope.to_string())];
-            return self.note("Kill", AuditOutcome::Allowed, Some(reason.to_owned()), context).await;
+            let context = vec![("scope", scope.to_string())];
+            let who = Some(person("this machine", by));
+            return self.note("Kill", who, AuditOutcome::Allowed, Some(reason.to_owned()), context).await;
         }
         Err(AdminError::Store(StoreError::Conflict))
     }
@@ -229,13 +233,14 @@ impl XksProxy {
         proposal: Option<&Proposal>,
         error: AdminError,
     ) -> Result<T, AdminError> {
-        let context = proposal.map(|proposal| context_of(proposal, &proposal.request().proposer)).unwrap_or_default();
+        // Who it was is not known if a signature did not hold; who it claims to be stands in the reason.
+        let context = proposal.map(context_of).unwrap_or_default();
         let outcome = match error {
             AdminError::Denied(_) => AuditOutcome::Denied,
             _ => AuditOutcome::Failed,
         };
         tracing::warn!(operation, %error, "an administrator's request was refused");
-        self.note(operation, outcome, Some(error.to_string()), context).await?;
+        self.note(operation, None, outcome, Some(error.to_string()), context).await?;
         Err(error)
     }
 
@@ -243,6 +248,7 @@ impl XksProxy {
     pub(crate) async fn note(
         &self,
         operation: &'static str,
+        principal: Option<Principal>,
         outcome: AuditOutcome,
         reason: Option<String>,
         context: Vec<(&'static str, String)>,
@@ -250,7 +256,7 @@ impl XksProxy {
         let event = AuditEvent {
             time: self.ambient.now(),
             operation,
-            principal: None,
+            principal,
             key: None,
             key_version: None,
             algorithm: None,
@@ -348,6 +354,6 @@ pub struct KeyReport {
     pub accepted: Vec<&'static str>,
 }
 
-fn context_of(proposal: &Proposal, operator: &str) -> Vec<(&'static str, String)> {
-    vec![("operator", operator.to_owned()), ("proposal", proposal.id())]
+fn context_of(proposal: &Proposal) -> Vec<(&'static str, String)> {
+    vec![("proposal", proposal.id()), ("proposer", proposal.request().proposer.clone())]
 }

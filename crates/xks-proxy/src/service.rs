@@ -185,8 +185,10 @@ impl XksProxy {
         if parts.method != Method::POST {
             return Err(Refusal::MethodNotAllowed);
         }
-        let _place = self.in_flight.try_acquire().map_err(|_| Refusal::Throttled("the proxy has no capacity left"))?;
         let body = self.read_body(body).await?;
+        // Not before the body is there: who sends slowly would keep others out.
+        let place = self.in_flight.try_acquire();
+        let _place = place.map_err(|_| Refusal::Throttled("the proxy has no capacity left"))?;
         // A body may take its time; what counts is the state now.
         let governed: &Governed = judged_by.insert(self.governed());
         let store = &store_at(governed, prefix, door)?;
@@ -336,7 +338,7 @@ impl XksProxy {
     pub async fn report_throttled(&self) {
         for (store, count) in self.quotas.take_refused() {
             let context = vec![("count", count.to_string()), ("store", store)];
-            if let Err(error) = self.note("Throttled", AuditOutcome::Failed, None, context).await {
+            if let Err(error) = self.note("Throttled", None, AuditOutcome::Failed, None, context).await {
                 tracing::error!(%error, "the audit log could not be written");
             }
         }

@@ -65,13 +65,13 @@ impl Use<'_> {
     }
 
     /// The HSM users that have the key, the well ones first.
-    fn hsms(&self) -> Vec<(&str, &Arc<dyn ExternalHsm>)> {
+    fn hsms(&self) -> Vec<(String, Arc<dyn ExternalHsm>)> {
         let mut hsms: Vec<_> = self
             .key
             .hsms
             .iter()
             .filter_map(|name| self.proxy.hsms.get_key_value(name))
-            .map(|(name, hsm)| (name.as_str(), hsm))
+            .map(|(name, hsm)| (name.clone(), Arc::clone(hsm)))
             .collect();
         if hsms.len() > 1 {
             hsms.sort_by_key(|(_, hsm)| hsm.health().state == HsmState::Unavailable);
@@ -98,7 +98,7 @@ impl Use<'_> {
             match hsm.describe(object, budget).await {
                 Ok(described) => {
                     check_hygiene(self.key, &described)?;
-                    self.told.hsm = Some((*name).to_owned());
+                    self.told.hsm = Some(name.clone());
                     return Ok(described);
                 }
                 Err(error) if passes_on(&error) => last = error.into(),
@@ -116,11 +116,9 @@ impl Use<'_> {
     ) -> Result<ExternalOutcome, Refusal> {
         let explanation = self.judge()?;
         let mut last = no_hsm();
-        let candidates = self.hsms().len();
-        for at in 0..candidates {
-            let others = candidates - at - 1;
-            let (name, hsm) = self.hsms()[at];
-            let (name, hsm) = (name.to_owned(), Arc::clone(hsm));
+        let hsms = self.hsms();
+        for (at, (name, hsm)) in hsms.iter().enumerate() {
+            let others = hsms.len() - at - 1;
             let described = match hsm.describe(object, self.budget(others)?).await {
                 Ok(described) => described,
                 Err(error) if passes_on(&error) => {
@@ -135,7 +133,7 @@ impl Use<'_> {
             let intent = Intent { action: operation.action(), resource: Resource::ExternalKey(self.key.id.clone()) };
             let permit = authorize(&Asked(&explanation), self.principal, intent)
                 .map_err(|denial| Refusal::Denied(denial.reason))?;
-            self.told.hsm = Some(name);
+            self.told.hsm = Some(name.clone());
             let budget = self.budget(others)?;
             match hsm.perform(permit, &self.key.id, object, operation, budget).await {
                 Ok(outcome) => return Ok(outcome),

@@ -264,6 +264,8 @@ async fn kill_without_process(config: &Config, scope: &KillScope, reason: &str) 
 pub(crate) fn pkcs11_host() -> Result<(), Fault> {
     crate::telemetry::start_logging(false);
     crate::hardening::apply();
+    // A thread may hang in the vendor's library and never see that the proxy has ended.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Fault::new)?;
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(Fault::new)?;
     if rustix::net::sockopt::socket_type(&socket).is_err() {
         return Err(Fault::usage("this is started by `holdfast xks serve`, not by people"));

@@ -19,11 +19,12 @@ use holdfast_core::{
 };
 use holdfast_crypto::{CryptoError, ImportedKey, SecretBytes};
 use link::Link;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     Pkcs11Config,
-    message::{Answer, Call},
+    message::{Answer, Call, words},
+    names,
 };
 
 /// Keys whose description is remembered.
@@ -47,6 +48,9 @@ pub struct Pkcs11Hsm {
     link: ArcSwapOption<Link>,
     health: Mutex<HsmHealth>,
     known: Mutex<HashMap<TokenObject, Known>>,
+    listing: tokio::sync::Mutex<()>,
+    /// A host has just got ready.
+    ready: Arc<Notify>,
 }
 
 /// What was last seen of a key.
@@ -66,6 +70,8 @@ impl Pkcs11Hsm {
             link: ArcSwapOption::empty(),
             health: Mutex::new(health),
             known: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
+            ready: Arc::default(),
         });
         tokio::spawn(supervise::supervise(Arc::downgrade(&hsm), command, pin));
         tokio::spawn(relist(Arc::downgrade(&hsm)));
@@ -126,34 +132,43 @@ fn unexpected() -> HsmError {
     HsmError::Unavailable("the HSM host answered something else".into())
 }
 
-/// Looks at every known key again and again, so that requests need not.
+/// Lists the token's keys again and again, so that requests need not look.
 async fn relist(hsm: std::sync::Weak<Pkcs11Hsm>) {
     loop {
-        let Some(interval) = hsm.upgrade().map(|hsm| hsm.config.relist_interval) else { return };
-        tokio::time::sleep(interval / 2).await;
-        let Some(hsm) = hsm.upgrade() else { return };
-        let objects: Vec<TokenObject> =
-            hsm.known.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
-        for object in objects {
-            let before = hsm.known.lock().unwrap_or_else(PoisonError::into_inner).get(&object).map(Known::summary);
-            let after = hsm.describe_now(&object, interval).await;
-            if let (Some(before), Ok(_) | Err(HsmError::NotFound)) = (before, &after)
-                && before != summary(&after)
-            {
-                tracing::warn!(hsm = hsm.config.name, %object, "a key was changed in the HSM");
+        let Some(strong) = hsm.upgrade() else { return };
+        let interval = strong.config.relist_interval;
+        let listed = strong.list(interval).await;
+        match &listed {
+            Ok(keys) => strong.take_listing(keys),
+            Err(error) => tracing::debug!(hsm = strong.config.name, %error, "the keys could not be listed"),
+        }
+        let ready = Arc::clone(&strong.ready);
+        drop(strong);
+        // Soon again if the HSM was away; at once when a host gets ready.
+        let wait = if listed.is_ok() { interval / 2 } else { (interval / 2).min(Duration::from_secs(1)) };
+        let _ = tokio::time::timeout(wait, ready.notified()).await;
+    }
+}
+
+impl Pkcs11Hsm {
+    /// Replaces what is known by what is there now.
+    fn take_listing(&self, keys: &[(TokenObject, ExternalKey)]) {
+        let seen = Instant::now();
+        let arcs = keys.iter().map(|(object, key)| (object.clone(), Arc::new(key.clone())));
+        let index = names::index(arcs);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for (object, before) in known.iter() {
+            let after = index.get(object).and_then(Option::as_deref);
+            if before.result.as_deref().ok().is_some_and(|before| Some(before) != after) {
+                tracing::warn!(hsm = self.config.name, %object, "a key was changed in the HSM");
             }
         }
+        let entries = index.into_iter().take(KNOWN_MAX).map(|(object, key)| {
+            let result = key.ok_or(HsmError::InvalidInput(words::AMBIGUOUS));
+            (object, Known { result, seen })
+        });
+        *known = entries.collect();
     }
-}
-
-impl Known {
-    fn summary(&self) -> Option<ExternalKey> {
-        summary(&self.result)
-    }
-}
-
-fn summary(result: &Result<Arc<ExternalKey>, HsmError>) -> Option<ExternalKey> {
-    result.as_ref().ok().map(|key| ExternalKey::clone(key))
 }
 
 #[async_trait]
@@ -211,17 +226,18 @@ impl ExternalHsm for Pkcs11Hsm {
     }
 
     async fn list(&self, budget: Duration) -> Result<Vec<(TokenObject, ExternalKey)>, HsmError> {
-        let mut all = Vec::new();
+        // One at a time: the host keeps one listing.
+        let _turn = self.listing.lock().await;
+        let (mut all, mut page) = (Vec::new(), 0);
         loop {
-            let offset = u32::try_from(all.len()).unwrap_or(u32::MAX);
-            let Answer::Keys { keys, more } = self.call(Call::List { offset }, budget).await? else {
+            let Answer::Keys { keys, more } = self.call(Call::List { page }, budget).await? else {
                 return Err(unexpected());
             };
-            let none = keys.is_empty();
             all.extend(keys);
-            if !more || none {
+            if !more {
                 return Ok(all);
             }
+            page += 1;
         }
     }
 

@@ -153,6 +153,7 @@ async fn run(hsm: &Weak<Pkcs11Hsm>, host: Host, pin: &mut watch::Receiver<Pin>) 
     let Some(hang_timeout) = hsm.upgrade().map(|strong| {
         strong.set_health(well, Some(&host.model), host.warning.clone());
         strong.link.store(Some(Arc::clone(&host.link)));
+        strong.ready.notify_one();
         strong.config.hang_timeout
     }) else {
         return Down::Passing("stopped".into());

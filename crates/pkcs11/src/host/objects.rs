@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{PoisonError, RwLock},
+    sync::{Mutex, PoisonError, RwLock},
 };
 
 use cryptoki::{
@@ -13,6 +13,9 @@ use cryptoki::{
 use holdfast_core::{ExternalKey, ExternalKeySpec, KeyOperation, KeyOperations, TokenObject};
 use holdfast_crypto::RsaPublicKey;
 
+use super::fault::{Fault, classify};
+use crate::names;
+
 /// A key that was found.
 #[derive(Clone)]
 pub(super) struct Found {
@@ -20,9 +23,18 @@ pub(super) struct Found {
     pub key: ExternalKey,
 }
 
-/// Keys that were found, by the names they were asked for by.
+/// Keys that were found, by the names they answer to; and a listing that is under way.
 #[derive(Default)]
-pub(super) struct ObjectCache(RwLock<HashMap<TokenObject, Found>>);
+pub(super) struct ObjectCache {
+    found: RwLock<HashMap<TokenObject, Found>>,
+    listing: Mutex<Listing>,
+}
+
+#[derive(Default)]
+struct Listing {
+    handles: Vec<ObjectHandle>,
+    read: Vec<(TokenObject, Found)>,
+}
 
 /// What a search gave.
 pub(super) enum Search {
@@ -33,22 +45,57 @@ pub(super) enum Search {
 
 impl ObjectCache {
     pub(super) fn cached(&self, object: &TokenObject) -> Option<Found> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(object).cloned()
+        self.found.read().unwrap_or_else(PoisonError::into_inner).get(object).cloned()
     }
 
     pub(super) fn evict(&self, object: &TokenObject) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(object);
+        self.found.write().unwrap_or_else(PoisonError::into_inner).remove(object);
     }
 
     /// Looks in the token, and remembers what is there now.
     pub(super) fn search(&self, session: &Session, object: &TokenObject) -> Result<Search, Error> {
         let search = search(session, object)?;
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.found.write().unwrap_or_else(PoisonError::into_inner);
         match &search {
             Search::One(found) => known.insert(object.clone(), found.clone()),
             Search::None | Search::Several => known.remove(object),
         };
         Ok(search)
+    }
+
+    /// One page of all keys, and whether there are more. After the last one everything known is as it is in the token now.
+    pub(super) fn list(
+        &self,
+        session: &Session,
+        page: usize,
+        page_len: usize,
+    ) -> Result<(Vec<(TokenObject, ExternalKey)>, bool), Error> {
+        let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        if page == 0 {
+            *listing = Listing { handles: handles(session)?, read: Vec::new() };
+        }
+        let Listing { handles, read: entries } = &mut *listing;
+        let first = page.saturating_mul(page_len).min(handles.len());
+        let last = (first + page_len).min(handles.len());
+        let mut keys = Vec::with_capacity(last - first);
+        for handle in handles[first..last].iter().copied() {
+            match read(session, handle) {
+                Ok((object, key)) => {
+                    entries.push((object.clone(), Found { handle, key: key.clone() }));
+                    keys.push((object, key));
+                }
+                // Deleted since the listing began.
+                Err(error) if classify(&error) == Fault::StaleObject => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let more = last < handles.len();
+        if !more {
+            let index = names::index(std::mem::take(entries));
+            let found = index.into_iter().filter_map(|(name, found)| Some((name, found?))).collect();
+            *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
+        }
+        Ok((keys, more))
     }
 }
 
@@ -72,17 +119,16 @@ fn search(session: &Session, object: &TokenObject) -> Result<Search, Error> {
 }
 
 /// Every secret and private key.
-pub(super) fn handles(session: &Session) -> Result<Vec<ObjectHandle>, Error> {
+fn handles(session: &Session) -> Result<Vec<ObjectHandle>, Error> {
     let mut handles = Vec::new();
     for class in [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY] {
         handles.extend(session.find_objects(&[Attribute::Class(class), Attribute::Token(true)])?);
     }
-    handles.sort_by_key(|handle| format!("{handle}"));
     Ok(handles)
 }
 
 /// What the token says of a key. An attribute that it does not tell counts as the worse of its values.
-pub(super) fn read(session: &Session, handle: ObjectHandle) -> Result<(TokenObject, ExternalKey), Error> {
+fn read(session: &Session, handle: ObjectHandle) -> Result<(TokenObject, ExternalKey), Error> {
     const ASKED: [AttributeType; 19] = [
         AttributeType::Label,
         AttributeType::Id,

@@ -18,7 +18,7 @@ use holdfast_crypto::{EncryptionPadding, SecretBytes, WrapPadding, kdf};
 
 use super::{
     fault::{Fault, brief, classify, code_name},
-    objects::{self, Found, ObjectCache, Search},
+    objects::{Found, ObjectCache, Search},
     token::Token,
 };
 use crate::{
@@ -151,7 +151,10 @@ impl Worker {
             Call::Encrypt { object, plaintext, aad, integrity } => {
                 self.encrypt(object, plaintext, aad, integrity.as_deref())
             }
-            Call::List { offset } => self.list(*offset as usize),
+            Call::List { page } => {
+                let (keys, more) = self.objects.list(&self.session, *page as usize, LIST_PAGE)?;
+                Ok(Answer::Keys { keys, more })
+            }
             Call::Probe => {
                 if self.is_well() {
                     Ok(Answer::Done)
@@ -274,16 +277,6 @@ impl Worker {
         let Some(name) = code_name(error) else { return false };
         let profile = self.token.profile();
         profile.rejected.contains(&name) || (profile.rejected_if_well.contains(&name) && self.is_well())
-    }
-
-    fn list(&self, offset: usize) -> Result<Answer, Failure> {
-        let handles = objects::handles(&self.session)?;
-        let page = handles.iter().skip(offset).take(LIST_PAGE);
-        let mut keys = Vec::new();
-        for handle in page {
-            keys.push(objects::read(&self.session, *handle)?);
-        }
-        Ok(Answer::Keys { more: offset + keys.len() < handles.len(), keys })
     }
 
     fn create(

@@ -53,5 +53,10 @@ pub(crate) struct Rejection(pub(crate) &'static str);
 
 /// A key service that has proved itself for a store.
 fn key_service(store: &str, name: &str) -> Principal {
-    Principal::verified(PrincipalKind::Service, store, name, None, None, &[])
+    Principal::verified_exactly(PrincipalKind::Service, store, name)
+}
+
+/// A person whose signature holds, or whom the operating system vouches for.
+pub(crate) fn person(authority: &'static str, name: &str) -> Principal {
+    Principal::verified_exactly(PrincipalKind::User, authority, name)
 }
