@@ -263,3 +263,29 @@ def test_mutual_tls(tmp_path):
     refused = subprocess.run(command, input=b"", capture_output=True)
     assert b"handshake failure" in refused.stderr, refused.stderr
     check_end(proxy)
+
+
+def test_keys_made_and_imported_in_an_hsm_by_quorum(tmp_path):
+    softhsm = SoftHsm(tmp_path / "softhsm")
+    softhsm.init_token("east")
+    proxy = Proxy(tmp_path / "proxy", hsm_config(softhsm, "east", "east")).start()
+    proxy.change("hsm-pin", "--hsm", "east", secret=PIN)
+    proxy.wait_for_hsm("east")
+    proxy.change("key-create", "--key-id", "made", "--hsm", "east", "--label", "made")
+    proxy.change("key-import", "--key-id", "known", "--hsm", "east", "--label", "known", secret=bytes(range(32)).hex())
+    keys = "".join(f'[[keys]]\nid = "{key}"\nhsms = ["east"]\nlabel = "{key}"\n' for key in ("made", "known"))
+    policy = 'version = 1\n[[stores]]\nname = "s"\nregion = "us-east-1"\nmode = "trust-provider"\nkeys = ["made", "known"]\n' + keys
+    proxy.set_policy(policy)
+    kms = Kms(proxy, proxy.add_credential("s"))
+    assert kms.decrypt(kms.encrypt(key="made", cdiv=True), key="made") == b"k" * 32
+    # A key that came in could have been anywhere: it is refused until the policy accepts that of it by name.
+    assert "was-extractable" in assert_refused(kms.raw("encrypt", kms.encrypt_body(), "known"), 400, "InvalidStateException")
+    proxy.set_policy(policy + 'accept = ["was-extractable"]\n')
+    sealed = {"ciphertext": "rn0QQSrrVdAQCePy", "authenticationTag": "poy+Gi04m2JKwC7JnEnnBg==",
+              "initializationVector": base64.b64encode(bytes(range(0xA0, 0xAC))).decode()}
+    assert kms.decrypt(sealed, key="known", aad=None) == b"Hello World!", "the vector of the fact sheet, out of a real token"
+    # A name is taken once.
+    proposal = proxy.propose("ann", "key-create", "--key-id", "made", "--hsm", "east", "--label", "made").stdout.split()[0]
+    done = proxy.decide("approve", "ben", proposal).stdout
+    assert "failed" in done and "name already" in done
+    check_end(proxy)

@@ -13,7 +13,7 @@ use crate::{
 
 /// More open proposals are a mistake, or an attack.
 const OPEN_PROPOSALS_MAX: usize = 64;
-/// Decided and expired proposals are kept as long as there are fewer; the audit log has them all.
+/// Expired proposals are kept as long as there are fewer; the audit log has them all.
 const PROPOSALS_KEPT: usize = 256;
 /// Times that a change is tried when others change the same.
 const ATTEMPTS: usize = 8;
@@ -88,9 +88,10 @@ impl XksProxy {
             let value = [secret.blind.as_slice(), secret.secret.expose()].concat();
             batch.push(put(self.store.as_ref(), secret_key(&id), Some(value)).await?);
         }
-        // The oldest that nothing can come of any more make room; an expired one's secret goes with it.
-        let done: Vec<&Proposal> = governed.proposals.iter().filter(|known| !known.is_open(now)).collect();
-        for old in done.iter().take(done.len().saturating_sub(PROPOSALS_KEPT)) {
+        // What has expired makes room. What has not must stay, though it is decided: its signatures would be good for it once more.
+        let expired: Vec<&Proposal> =
+            governed.proposals.iter().filter(|known| known.request().expires <= now.unix_secs()).collect();
+        for old in expired.iter().take(expired.len().saturating_sub(PROPOSALS_KEPT)) {
             batch.push(put(self.store.as_ref(), proposal_key(&old.id()), None).await?);
         }
         for expired in governed.proposals.iter().filter(|known| known.status == Status::Open && !known.is_open(now)) {
