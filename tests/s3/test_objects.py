@@ -215,6 +215,22 @@ def test_customer_keys(s3, bucket):
     refused("AccessDenied", 403, s3.upload_part, Bucket=bucket, Key="m", UploadId=upload, PartNumber=1, Body=b"x", **other)
 
 
+@pytest.mark.parametrize("args, code", [
+    ({"ACL": "public-read"}, "AccessControlListNotSupported"),
+    ({"GrantRead": "id=somebody"}, "AccessControlListNotSupported"),
+    ({"ObjectLockLegalHoldStatus": "ON"}, "InvalidRequest"),
+    ({"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": "2099-01-01T00:00:00Z"}, "InvalidRequest"),
+])
+def test_access_for_others_and_locks_are_refused_not_passed_over(s3, bucket, args, code):
+    s3.put_object(Bucket=bucket, Key="source", Body=b"x", ACL="private")
+    refused(code, 400, s3.put_object, Bucket=bucket, Key="k", Body=b"x", **args)
+    refused(code, 400, s3.copy_object, Bucket=bucket, Key="k", CopySource=f"{bucket}/source", **args)
+    refused(code, 400, s3.create_multipart_upload, Bucket=bucket, Key="k", **args)
+    assert "k" not in [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    if "ACL" in args:
+        refused(code, 400, s3.create_bucket, Bucket=bucket + "-public", **args)
+
+
 def test_principals_have_buckets_of_their_own(s3, storage, bucket):
     bob = storage.client("bob")
     s3.put_object(Bucket=bucket, Key="k", Body=b"alice's")

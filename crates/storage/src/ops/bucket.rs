@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use holdfast_core::IndexWrite;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::{answer, caller, owner, timestamp, versions::is_empty};
+use super::{answer, caller, owner, refuse_unkept, timestamp, versions::is_empty};
 use crate::{
     Storage,
     error::{damaged, error, invalid_argument, not_implemented},
@@ -17,6 +17,7 @@ pub(crate) async fn create_bucket(
     storage: &Arc<Storage>,
     request: S3Request<dto::CreateBucketInput>,
 ) -> S3Result<S3Response<dto::CreateBucketOutput>> {
+    refuse_unkept(&request.headers)?;
     let owner = caller(&request);
     let input = request.input;
     if input.object_lock_enabled_for_bucket == Some(true) {

@@ -11,7 +11,7 @@ use super::{
     get::Opened,
     multipart::OpenUpload,
     place::{new_version, place},
-    source_customer, tagging, timestamp, whole_seconds,
+    refuse_unkept, source_customer, tagging, timestamp, whole_seconds,
 };
 use crate::{
     Storage,
@@ -56,6 +56,7 @@ pub(crate) async fn copy_object(
     request: S3Request<dto::CopyObjectInput>,
 ) -> S3Result<S3Response<dto::CopyObjectOutput>> {
     refuse_unknown(&request.headers)?;
+    refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;

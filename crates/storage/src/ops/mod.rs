@@ -15,9 +15,10 @@ pub(crate) mod versions;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use s3s::{S3Request, S3Response, S3Result, dto};
+use http::HeaderMap;
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use crate::error::invalid_argument;
+use crate::error::{error, invalid_argument, invalid_request};
 
 /// Longest key in bytes.
 const KEY_BYTES_MAX: usize = 1024;
@@ -42,6 +43,21 @@ pub(crate) fn check_key(key: &str) -> S3Result<()> {
 
 pub(crate) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
     Ok(S3Response::new(output))
+}
+
+/// Refuses headers that promise what is not kept here: access for others, and locks. As a bucket of S3's does that has neither.
+pub(crate) fn refuse_unkept(headers: &HeaderMap) -> S3Result<()> {
+    /// What is so anyway: a bucket and all in it are its owner's.
+    const OWNERS: &[&[u8]] = &[b"private", b"bucket-owner-full-control", b"bucket-owner-read"];
+    let acl = headers.get_all("x-amz-acl").iter().any(|acl| !OWNERS.contains(&acl.as_bytes()));
+    let named = |prefix: &str| headers.keys().any(|name| name.as_str().starts_with(prefix));
+    if acl || named("x-amz-grant-") {
+        return Err(error(S3ErrorCode::AccessControlListNotSupported, "The bucket does not allow ACLs"));
+    }
+    if named("x-amz-object-lock-") {
+        return Err(invalid_request("Bucket is missing Object Lock Configuration"));
+    }
+    Ok(())
 }
 
 /// Who asks.

@@ -15,7 +15,7 @@ use super::{
     list::{common_prefix, page_size, url_encoded, wants_url},
     owner,
     place::{new_version, place},
-    tagging, timestamp, whole_seconds,
+    refuse_unkept, tagging, timestamp, whole_seconds,
 };
 use crate::{
     Storage,
@@ -39,6 +39,7 @@ pub(crate) async fn create_multipart_upload(
     request: S3Request<dto::CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<dto::CreateMultipartUploadOutput>> {
     refuse_unknown(&request.headers)?;
+    refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;

@@ -9,7 +9,7 @@ use super::{
     conditions::Conditions,
     content,
     place::{new_version, place},
-    tagging,
+    refuse_unkept, tagging,
 };
 use crate::{
     Storage,
@@ -23,6 +23,7 @@ pub(crate) async fn put_object(
     mut request: S3Request<dto::PutObjectInput>,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
     refuse_unknown(&request.headers)?;
+    refuse_unkept(&request.headers)?;
     let mut claims = Claims::from_headers(&request.headers, request.trailing_headers.take())?;
     let mut input = request.input;
     check_key(&input.key)?;
