@@ -214,6 +214,14 @@ def test_two_hsms_stand_in_for_each_other(shim, tmp_path):
     assert [entry["id"] for entry in health] == ["one", "two"]
     bench.tell("two", "hang")
     assert bench.outcome() in DEPENDENCY
+    # A key that only the one that is away may have is not "not found".
+    bench.tell("two", "")
+    bench.softhsm["two"].delete("two", "other")
+    deadline = time.monotonic() + 8
+    while (answer := bench.kms.raw("encrypt", bench.kms.encrypt_body(), "other")).status_code == 200 or answer.json()["errorName"] == "InvalidStateException":
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.1)
+    assert (answer.status_code, answer.json()["errorName"]) in DEPENDENCY, answer.text
     bench.tell("one", "")
     bench.tell("two", "")
     bench.returns()

@@ -92,7 +92,7 @@ impl Use<'_> {
     pub(crate) async fn describe(&mut self, object: &TokenObject) -> Result<Arc<ExternalKey>, Refusal> {
         self.judge()?;
         let hsms = self.hsms();
-        let mut last = no_hsm();
+        let mut failure = None;
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let budget = self.budget(hsms.len() - at - 1)?;
             match hsm.describe(object, budget).await {
@@ -101,11 +101,11 @@ impl Use<'_> {
                     self.told.hsm = Some(name.clone());
                     return Ok(described);
                 }
-                Err(error) if passes_on(&error) => last = error.into(),
+                Err(error) if passes_on(&error) => failure = Some(graver(failure, error.into())),
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(last)
+        Err(failure.unwrap_or_else(no_hsm))
     }
 
     /// Uses the key. `operation` is made anew for each HSM that is tried.
@@ -115,14 +115,14 @@ impl Use<'_> {
         operation: impl Fn() -> ExternalOperation,
     ) -> Result<ExternalOutcome, Refusal> {
         let explanation = self.judge()?;
-        let mut last = no_hsm();
+        let mut failure = None;
         let hsms = self.hsms();
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let others = hsms.len() - at - 1;
             let described = match hsm.describe(object, self.budget(others)?).await {
                 Ok(described) => described,
                 Err(error) if passes_on(&error) => {
-                    last = error.into();
+                    failure = Some(graver(failure, error.into()));
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -137,11 +137,19 @@ impl Use<'_> {
             let budget = self.budget(others)?;
             match hsm.perform(permit, &self.key.id, object, operation, budget).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(error) if passes_on(&error) => last = error.into(),
+                Err(error) if passes_on(&error) => failure = Some(graver(failure, error.into())),
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(last)
+        Err(failure.unwrap_or_else(no_hsm))
+    }
+}
+
+/// Of two HSMs' failures the one to tell: a key is not missing as long as one that may have it is away.
+fn graver(before: Option<Refusal>, now: Refusal) -> Refusal {
+    match (before, now) {
+        (Some(before), Refusal::KeyNotFound) => before,
+        (_, now) => now,
     }
 }
 

@@ -347,6 +347,13 @@ aws --endpoint-url $HOLDFAST_S3_URL s3 mb s3://first
 aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/
 aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/own-dek --sse aws:kms --sse-kms-key-id $HOLDFAST_S3_KEY_1
 
+# curl, as AWS KMS calls an external key store; then the plug pulled (back by: holdfast quorum propose ... lift --all)
+curl -s --cacert $HOLDFAST_CA_FILE --aws-sigv4 "aws:amz:$HOLDFAST_XKS_REGION:kms-xks-proxy" -H "Content-Type: application/json" \
+  --user "$HOLDFAST_XKS_ACCESS_KEY_ID:$HOLDFAST_XKS_SECRET_ACCESS_KEY" \
+  $HOLDFAST_XKS_URL$HOLDFAST_XKS_PREFIX/kms/xks/v1/keys/$HOLDFAST_XKS_KEY_ID/metadata \
+  -d '{"requestMetadata":{"awsPrincipalArn":"arn:aws:iam::111122223333:user/alice","kmsOperation":"CreateKey","kmsRequestId":"1"}}'
+holdfast xks kill --state-dir $HOLDFAST_XKS_STATE_DIR --all
+
 # az (see README.md for its one-time set-up)
 az keyvault key show --id $HOLDFAST_HSM_URL/keys/kek
 "#;

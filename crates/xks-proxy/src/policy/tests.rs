@@ -147,3 +147,25 @@ fn nonsense_is_refused_by_name() {
         assert!(error.0.contains(why), "{to}: {error}");
     }
 }
+
+/// What the manual shows is a policy.
+#[test]
+fn the_example_of_the_manual_is_valid() {
+    let manual = include_str!("../../../../docs/policy.md");
+    let example: String =
+        manual.lines().filter_map(|line| line.strip_prefix("    ")).flat_map(|line| [line, "\n"]).collect();
+    let policy = Policy::parse(&example).unwrap();
+    assert_eq!((policy.stores().len(), policy.keys().count()), (2, 2));
+    let question = Question {
+        principal: "arn:aws:sts::111122223333:assumed-role/orders-7/i-1",
+        operation: "Decrypt",
+        kms_key: Some("arn:aws:kms:eu-central-1:111122223333:key/1"),
+        via_service: Some("ebs"),
+        source_vpc: Some("vpc-0abc"),
+        source_vpce: Some("vpce-0abc"),
+    };
+    assert_eq!(
+        policy.explain("prod", &key("orders"), &question).reason,
+        "rule \"order-service\"; through HSM user east, then west"
+    );
+}
