@@ -7,7 +7,7 @@ use holdfast_crypto::{EncryptionPadding, RsaPublicKey, SecretBytes, WrapPadding}
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Refusal, policy::Question, service::Call};
+use crate::{call::Call, error::Refusal, policy::Question};
 
 const API_VERSION: &str = "0.1-preview";
 /// Longest key that is wrapped; nothing near it is a key.

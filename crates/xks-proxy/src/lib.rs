@@ -6,6 +6,7 @@
 
 mod admin;
 mod authn;
+mod call;
 mod ekm;
 mod error;
 #[cfg(fuzzing)]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use holdfast_core::{AuditEvent, AuditOutcome, ExternalKeyId, Principal};
+use holdfast_core::{AuditEvent, AuditOutcome, Principal};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
@@ -16,11 +16,12 @@ use metrics::{counter, histogram};
 use crate::{
     XksProxy,
     authn::{ClientCertificate, authenticate_certificate, authenticate_sigv4},
+    call::Call,
     ekm,
     error::Refusal,
-    policy::{Dialect, KeyStore, PolicyKey, Question},
+    policy::{Dialect, KeyStore},
     state::Governed,
-    using::{Told, Use},
+    using::Told,
     xks,
 };
 
@@ -61,51 +62,6 @@ struct Trace {
     client_request_id: Option<String>,
     told: Told,
     context: Vec<(&'static str, String)>,
-}
-
-/// An authenticated request on its way through a dialect.
-pub(crate) struct Call<'a> {
-    pub proxy: &'a XksProxy,
-    pub governed: &'a Governed,
-    pub store: &'a Arc<KeyStore>,
-    pub body: &'a [u8],
-    key: Option<ExternalKeyId>,
-    principal: Principal,
-    deadline: Instant,
-    told: &'a mut Told,
-    context: &'a mut Vec<(&'static str, String)>,
-}
-
-impl<'a> Call<'a> {
-    /// The key that the path names, if this store offers it and no switch stops it.
-    pub(crate) fn key(&self) -> Result<Arc<PolicyKey>, Refusal> {
-        let id = self.key.as_ref().ok_or(Refusal::UnknownPath)?;
-        let key = self.governed.policy.key(id).filter(|_| self.store.offers(id));
-        key.cloned().ok_or(Refusal::KeyNotFound)
-    }
-
-    pub(crate) fn principal_name(&self) -> String {
-        self.principal.object_id().to_owned()
-    }
-
-    /// Tells the audit log something more.
-    pub(crate) fn tell(&mut self, name: &'static str, value: &str) {
-        self.context.push((name, value.to_owned()));
-    }
-
-    pub(crate) fn using<'b>(&'b mut self, key: &'b PolicyKey, question: Question<'b>, version: u32) -> Use<'b> {
-        self.told.version = Some(version);
-        Use {
-            proxy: self.proxy,
-            governed: self.governed,
-            store: self.store,
-            key,
-            principal: &self.principal,
-            question,
-            deadline: self.deadline,
-            told: self.told,
-        }
-    }
 }
 
 impl XksProxy {

@@ -19,7 +19,10 @@ use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use super::{dev_xks::DevXks, env_file};
+use super::{
+    dev_xks::DevXks,
+    env_file::{self, beside, path_text},
+};
 use crate::{
     ambient::OsAmbient,
     compose::{self, Sockets},
@@ -97,7 +100,7 @@ impl DevArgs {
         check_client_names(&self.clients)?;
         let temporary = tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(Fault::new)?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
-        let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir));
+        let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir, "silicon"));
         let opened = instance::open(&data_dir, &silicon, "records.redb")?;
         let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
         let storage = DevClient::new(&opened, "HOLDFAST_STORAGE".into(), "storage");
@@ -284,10 +287,6 @@ struct DevStorage<'a> {
 
 const DEV_REGION: &str = "us-east-1";
 
-pub(super) fn path_text(path: &Path) -> Result<String, Fault> {
-    Ok(path.canonicalize().map_err(|error| Fault::file(path, error))?.display().to_string())
-}
-
 const NAME_UNDER_LOCALHOST: &str = "hsm.localhost";
 
 fn check_client_names(names: &[String]) -> Result<(), Fault> {
@@ -297,13 +296,6 @@ fn check_client_names(names: &[String]) -> Result<(), Fault> {
         None => Ok(()),
         Some(name) => Err(Fault::usage(format!("{name:?} is not a client name: letters, digits and hyphens"))),
     }
-}
-
-/// `DIR.silicon`: beside the state, so that a copy of the state alone does not open.
-fn beside(data_dir: &Path) -> PathBuf {
-    let mut name = data_dir.file_name().unwrap_or_default().to_os_string();
-    name.push(".silicon");
-    data_dir.with_file_name(name)
 }
 
 #[expect(clippy::print_stdout, reason = "the command's data")]

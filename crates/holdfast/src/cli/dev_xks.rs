@@ -16,7 +16,11 @@ use holdfast_xks_proxy::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::{operator_key, quorum::new_credential};
+use super::{
+    env_file::{beside, path_text},
+    operator_key,
+    quorum::new_credential,
+};
 use crate::{
     ambient::OsAmbient,
     config::Audit,
@@ -49,9 +53,9 @@ impl DevXks<'_> {
         self.data_dir.join("xks")
     }
 
-    /// The operator's key; made on first start.
+    /// The operator's key; made on first start, beside the state: it is a person's, and a copy of the state alone must hold no secret.
     fn operator_key(&self) -> Result<(PathBuf, PersonalKey), Fault> {
-        let path = self.data_dir.join("xks-operator.key");
+        let path = beside(self.data_dir, "operator.key");
         if !path.exists() {
             operator_key::generate(&path)?;
         }
@@ -119,9 +123,9 @@ impl DevXks<'_> {
             ("HOLDFAST_XKS_ACCESS_KEY_ID", access_key_id),
             ("HOLDFAST_XKS_SECRET_ACCESS_KEY", secret_text),
             ("HOLDFAST_XKS_KEY_ID", KEY.to_owned()),
-            ("HOLDFAST_XKS_STATE_DIR", super::dev::path_text(&self.state_dir())?),
+            ("HOLDFAST_XKS_STATE_DIR", path_text(&self.state_dir())?),
             ("HOLDFAST_XKS_OPERATOR", OPERATOR.to_owned()),
-            ("HOLDFAST_XKS_OPERATOR_KEY", super::dev::path_text(&key_file)?),
+            ("HOLDFAST_XKS_OPERATOR_KEY", path_text(&key_file)?),
         ];
         let variables = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Ok((running, variables))

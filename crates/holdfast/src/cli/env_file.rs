@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write,
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::fault::Fault;
@@ -37,4 +37,17 @@ impl EnvFile {
         let found = self.0.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str()).ok_or_else(|| Fault::usage(format!("the env file has no {name}")))
     }
+}
+
+/// A path as a variable has it.
+pub(crate) fn path_text(path: &Path) -> Result<String, Fault> {
+    Ok(path.canonicalize().map_err(|error| Fault::file(path, error))?.display().to_string())
+}
+
+/// `DIR.NAME`: beside the state, so that a copy of the state alone is of no use.
+pub(crate) fn beside(data_dir: &Path, name: &str) -> PathBuf {
+    let mut whole = data_dir.file_name().unwrap_or_default().to_os_string();
+    whole.push(".");
+    whole.push(name);
+    data_dir.with_file_name(whole)
 }

@@ -1,5 +1,6 @@
 //! One TOML file: read raw, checked into [`Config`]. Unknown fields are refused; secrets come by file.
 
+pub(crate) mod parts;
 mod raw;
 
 use std::{

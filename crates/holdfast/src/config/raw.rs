@@ -1,13 +1,14 @@
 //! The file as written.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_managed_hsm::{HostPort, IssuerConfig, Limits};
 use serde::Deserialize;
 
+use super::parts::{RawAudit, RawLog, address, within};
 use super::{
-    Audit, DEFAULT_AUDIENCE, EmbeddedClient, EmbeddedIssuer, HsmConfig, Identity, IssuerSource, Listen, default_threads,
+    DEFAULT_AUDIENCE, EmbeddedClient, EmbeddedIssuer, HsmConfig, Identity, IssuerSource, Listen, default_threads,
 };
 use crate::server::ConnectionLimits;
 
@@ -110,15 +111,6 @@ struct RawEmbeddedClient {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawAudit {
-    segment_mib: Option<u64>,
-    segment_minutes: Option<u64>,
-    #[serde(default)]
-    accept_loss: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawLimits {
     connections: Option<usize>,
     header_kib: Option<usize>,
@@ -132,17 +124,6 @@ struct RawLimits {
     private_key_queue: Option<usize>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLog {
-    #[serde(default)]
-    json: bool,
-}
-
-fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{name} = {text:?} is not a socket address (like 0.0.0.0:8443)"))
-}
-
 fn https(name: &str, url: String) -> Result<String, String> {
     // Commas and `=` would break the challenge header, which has no escapes.
     if url.starts_with("https://") && !url.contains([',', '=', '"', ' ']) {
@@ -150,18 +131,6 @@ fn https(name: &str, url: String) -> Result<String, String> {
     } else {
         Err(format!("{name} = {url:?} must be an https URL"))
     }
-}
-
-/// Refuses bounds that would turn the service off or let it run out of everything.
-fn within<T: PartialOrd + std::fmt::Display + Copy>(
-    name: &str,
-    value: Option<T>,
-    default: T,
-    min: T,
-    max: T,
-) -> Result<T, String> {
-    let value = value.unwrap_or(default);
-    if value < min || value > max { Err(format!("{name} = {value} must be {min} to {max}")) } else { Ok(value) }
 }
 
 fn host_port(text: &str) -> Result<HostPort, String> {
@@ -252,18 +221,6 @@ impl RawEmbeddedIssuer {
             url: https("embedded_issuer.url", self.url)?,
             tenant: self.tenant,
             clients: clients.collect(),
-        })
-    }
-}
-
-impl RawAudit {
-    fn check(self) -> Result<Audit, String> {
-        Ok(Audit {
-            segment_bytes_max: within("audit.segment_mib", self.segment_mib, 64, 1, 4096)? << 20,
-            segment_age_max: Duration::from_secs(
-                60 * within("audit.segment_minutes", self.segment_minutes, 60, 1, 60 * 24 * 7)?,
-            ),
-            accept_loss: self.accept_loss,
         })
     }
 }

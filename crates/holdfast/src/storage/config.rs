@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use super::CloudBlobsConfig;
 use crate::{
+    config::parts::{RawLog, address},
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
 };
@@ -99,13 +100,6 @@ struct RawKeyService {
     client_secret_file: PathBuf,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLog {
-    #[serde(default)]
-    json: bool,
-}
-
 /// Everything checked; secrets are read when the service starts.
 pub(crate) struct Config {
     pub address: SocketAddr,
@@ -118,10 +112,6 @@ pub(crate) struct Config {
     access_keys: Vec<RawAccessKey>,
     key_service: RawKeyService,
     blobs: Option<RawBlobs>,
-}
-
-fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{name} = {text:?} is not a socket address (like 0.0.0.0:9000)"))
 }
 
 fn secs(name: &str, value: Option<u64>, default: u64, min: u64, max: u64) -> Result<Duration, String> {

@@ -12,7 +12,14 @@ use holdfast_pkcs11::{Pkcs11Config, Profile, TokenSelector};
 use holdfast_xks_proxy::{Limits, state::OperatorsRecord};
 use serde::Deserialize;
 
-use crate::{config::Audit, fault::Fault, server::ConnectionLimits};
+use crate::{
+    config::{
+        Audit,
+        parts::{RawAudit, RawLog, address, within},
+    },
+    fault::Fault,
+    server::ConnectionLimits,
+};
 
 /// The commented example: `holdfast config example --role xks`.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");
@@ -123,42 +130,11 @@ struct RawHsm {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawAudit {
-    segment_mib: Option<u64>,
-    segment_minutes: Option<u64>,
-    #[serde(default)]
-    accept_loss: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawLimits {
     connections: Option<usize>,
     in_flight: Option<usize>,
     answer_millis: Option<u64>,
     hsm_millis: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawLog {
-    #[serde(default)]
-    json: bool,
-}
-
-fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{name} = {text:?} is not a socket address (like 0.0.0.0:443)"))
-}
-
-fn within<T: PartialOrd + std::fmt::Display + Copy>(
-    name: &str,
-    value: Option<T>,
-    default: T,
-    min: T,
-    max: T,
-) -> Result<T, String> {
-    let value = value.unwrap_or(default);
-    if value < min || value > max { Err(format!("{name} = {value} must be {min} to {max}")) } else { Ok(value) }
 }
 
 fn is_name(name: &str) -> bool {
@@ -201,7 +177,7 @@ impl Config {
         if hsms.iter().enumerate().any(|(at, hsm)| hsms[..at].iter().any(|other| other.name == hsm.name)) {
             return Err("two hsms have the same name".into());
         }
-        let (audit, limits) = (raw.audit, raw.limits);
+        let limits = raw.limits;
         let defaults = Limits::default();
         let answer = within("limits.answer_millis", limits.answer_millis, 200, 20, 10_000)?;
         let hsm = within("limits.hsm_millis", limits.hsm_millis, 150.min(answer), 10, answer)?;
@@ -217,13 +193,7 @@ impl Config {
             silicon_root: raw.silicon.root_file,
             quorum: raw.quorum,
             hsms,
-            audit: Audit {
-                segment_bytes_max: within("audit.segment_mib", audit.segment_mib, 64, 1, 4096)? << 20,
-                segment_age_max: Duration::from_secs(
-                    60 * within("audit.segment_minutes", audit.segment_minutes, 60, 1, 60 * 24 * 7)?,
-                ),
-                accept_loss: audit.accept_loss,
-            },
+            audit: raw.audit.check()?,
             connections: ConnectionLimits {
                 connections_max: within(
                     "limits.connections",

@@ -17,9 +17,9 @@ use super::{
 use crate::{
     XksProxy,
     authn::{ProofClaims, verify_proof},
+    call::Call,
     error::Refusal,
     policy::{AadForm, CallerProof, Dialect, KeyStore, Question},
-    service::Call,
 };
 
 /// More entries are not taken (fact sheet, section 2).
