@@ -283,7 +283,7 @@ def test_keys_made_and_imported_in_an_hsm_by_quorum(tmp_path):
     proxy.set_policy(policy + 'accept = ["was-extractable"]\n')
     sealed = {"ciphertext": "rn0QQSrrVdAQCePy", "authenticationTag": "poy+Gi04m2JKwC7JnEnnBg==",
               "initializationVector": base64.b64encode(bytes(range(0xA0, 0xAC))).decode()}
-    assert kms.decrypt(sealed, key="known", aad=None) == b"Hello World!", "the vector of the fact sheet, out of a real token"
+    assert kms.decrypt(sealed, key="known", aad=None) == b"Hello World!", "a vector under a known key, out of a real token"
     # A name is taken once.
     proposal = proxy.propose("ann", "key-create", "--key-id", "made", "--hsm", "east", "--label", "made").stdout.split()[0]
     done = proxy.decide("approve", "ben", proposal).stdout

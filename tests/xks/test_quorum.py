@@ -182,7 +182,7 @@ def test_a_world_readable_key_is_refused(own):
 
 
 def test_import_of_a_known_key(own, kms):
-    """The vector of the fact sheet: a ciphertext that other software made under a known key."""
+    """A ciphertext that other software made under a known key."""
     own.change("key-import", "--key-id", "orders", "--hsm", "east", "--label", "imported", secret=bytes(range(32)).hex())
     own.set_policy((POLICY + keys_of("east")).replace('label = "orders"\n[[keys]]\nid = "encrypt-only"', 'label = "imported"\n[[keys]]\nid = "encrypt-only"'))
     from proxy import b64

@@ -193,7 +193,7 @@ impl XksProxy {
             Status::Executing | Status::Failed | Status::Open => ("QuorumExecute", AuditOutcome::Failed),
         };
         let reason = done.outcome.clone().unwrap_or_else(|| done.request().change.summary());
-        self.note(operation, None, outcome, Some(reason), context).await?;
+        self.note(operation, Some(Principal::system()), outcome, Some(reason), context).await?;
         Ok(done)
     }
 

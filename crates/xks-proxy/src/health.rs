@@ -14,7 +14,7 @@ use metrics::gauge;
 
 use crate::XksProxy;
 
-/// A result older than this says nothing any more (fact sheet, section 10).
+/// A result older than this says nothing any more (XKS proxy API 1.0.3).
 const AGE_MAX: Duration = Duration::from_secs(60);
 const PLAINTEXT: &[u8] = b"holdfast health check";
 

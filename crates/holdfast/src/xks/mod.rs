@@ -241,7 +241,7 @@ fn host_command() -> Result<HostCommand, Fault> {
     Ok(HostCommand { program, arguments: vec!["pkcs11-host".into()] })
 }
 
-/// The suites that AWS asks for (fact sheet, section 7), and no others.
+/// The suites that AWS asks for (XKS proxy API 1.0.3), and no others.
 const XKS_SUITES: &[CipherSuite] = &[
     CipherSuite::TLS13_AES_256_GCM_SHA384,
     CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,

@@ -33,7 +33,7 @@ impl Credential {
     }
 }
 
-/// Access key ids: 20 to 30 of `A-Z 2-7` (fact sheet, section 6).
+/// Access key ids: 20 to 30 of `A-Z 2-7` (XKS proxy API 1.0.3).
 #[must_use]
 pub fn is_access_key_id(text: &str) -> bool {
     (20..=30).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))

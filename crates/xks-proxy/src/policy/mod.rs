@@ -67,7 +67,7 @@ pub enum Dialect {
     },
 }
 
-/// What of the additional authenticated data the HSM sees (fact sheet, section 3).
+/// What of the additional authenticated data the HSM sees (XKS proxy API 1.0.3).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum AadForm {
     /// The data itself.

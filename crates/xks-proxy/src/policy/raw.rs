@@ -12,7 +12,7 @@ use super::{
     AadForm, CallerProof, Dialect, InvalidPolicy, KeyStore, Mode, POLICY_BYTES_MAX, Pattern, Policy, PolicyKey, Rule,
 };
 
-/// `/kms/xks/v1` of an external key store; with the prefix at most 128 characters (fact sheet, section 1).
+/// `/kms/xks/v1` of an external key store; with the prefix at most 128 characters (XKS proxy API 1.0.3).
 const XKS_PREFIX_BYTES_MAX: usize = 117;
 const EKM_PREFIX_BYTES_MAX: usize = 64;
 const EKM_KEY_BYTES_MAX: usize = 64;

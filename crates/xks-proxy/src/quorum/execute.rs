@@ -21,7 +21,7 @@ use crate::{
 
 /// An HSM may take its time over a new key.
 const KEY_BUDGET: Duration = Duration::from_secs(30);
-/// More than two live at once only by neglect (fact sheet, section 6: at least two).
+/// More than two live at once only by neglect (XKS proxy API 1.0.3: at least two).
 const CREDENTIALS_PER_STORE_MAX: usize = 5;
 
 /// A secret that belongs to an act, with what blinds the commitment to it.

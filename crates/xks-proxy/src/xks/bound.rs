@@ -18,7 +18,7 @@ pub(super) fn key_version(metadata: &[u8]) -> Option<u32> {
     rest.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// `u16(len A) || A || u8(len M) || M` (fact sheet, section 3). In the form of AWS's sample proxy SHA-256(A) stands in A's place,
+/// `u16(len A) || A || u8(len M) || M` (XKS proxy API 1.0.3). In the form of AWS's sample proxy SHA-256(A) stands in A's place,
 /// with A's own length before it, and nothing if A is absent. `aad` has at most 65,535 bytes, `metadata` at most 20.
 pub(super) fn full_aad(form: AadForm, aad: Option<&[u8]>, metadata: &[u8]) -> Vec<u8> {
     let plain = aad.unwrap_or_default();
@@ -46,7 +46,7 @@ mod tests {
 
     use super::*;
 
-    /// The vectors of the fact sheet, section 4.
+    /// Vectors under a known key, reckoned apart from this program.
     #[test]
     fn vectors() {
         let key = AesKey::new(SecretBytes::copy_of(&(0..32).collect::<Vec<u8>>())).unwrap();

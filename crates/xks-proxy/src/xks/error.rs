@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::Refusal;
 
-/// Longest `errorMessage` (fact sheet, section 5: under 512).
+/// Longest `errorMessage` (XKS proxy API 1.0.3: under 512).
 const MESSAGE_CHARS_MAX: usize = 511;
 
 /// Status and name of a refusal.

@@ -22,7 +22,7 @@ use crate::{
     policy::{AadForm, CallerProof, Dialect, KeyStore, Question},
 };
 
-/// More entries are not taken (fact sheet, section 2).
+/// More entries are not taken (XKS proxy API 1.0.3).
 const FLEET_DETAILS_MAX: usize = 10;
 
 /// What any request says of itself, if it can be read at all: for the log.

@@ -2,7 +2,7 @@
 
 use holdfast_core::ExternalKeyId;
 
-/// Longest path and query together (fact sheet, section 1).
+/// Longest path and query together (XKS proxy API 1.0.3).
 const URI_BYTES_MAX: usize = 256;
 const ROOT: &str = "/kms/xks/v1/";
 

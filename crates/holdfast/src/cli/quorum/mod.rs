@@ -192,7 +192,7 @@ async fn propose(state: &StateArg, operator: &OperatorArgs, hours: u16, change: 
     Ok(())
 }
 
-/// What the AWS console takes (fact sheet, section 6).
+/// What the AWS console takes (XKS proxy API 1.0.3).
 async fn write_handover(
     process: &Path,
     path: &Path,
