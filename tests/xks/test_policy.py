@@ -193,6 +193,35 @@ def test_keys_that_the_hsm_holds_badly(tmp_path):
     check_end(proxy)
 
 
+def test_an_hsm_user_that_can_use_more_than_its_own_keys(tmp_path):
+    """With own_keys_only it is not used at all, until the other key is gone from its reach or in the policy."""
+    softhsm = SoftHsm(tmp_path / "softhsm")
+    softhsm.init_token("east")
+    for key in ("orders", "holdfast-health", "foreign"):
+        softhsm.aes("east", key)
+    config = hsm_config(softhsm, "east", "east", health_key="holdfast-health") + "own_keys_only = true\n"
+    proxy = Proxy(tmp_path / "proxy", config).start()
+    proxy.change("hsm-pin", "--hsm", "east", secret=PIN)
+    proxy.wait_for_hsm("east")
+    policy = 'version = 1\n[[stores]]\nname = "s"\nregion = "us-east-1"\nmode = "trust-provider"\nkeys = ["orders"]\n[[keys]]\nid = "orders"\nhsms = ["east"]\nlabel = "orders"\n'
+    proxy.set_policy(policy)
+    kms = Kms(proxy, proxy.add_credential("s"))
+
+    def until(status: int, error: str | None, text: str = "") -> None:
+        deadline = time.monotonic() + 8
+        while (answer := kms.raw("encrypt", kms.encrypt_body())).status_code != status or answer.json().get("errorName") != error or text not in answer.text:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.1)
+    until(400, "InvalidStateException", "can use 1 keys")
+    proxy.set_policy(policy + '[[keys]]\nid = "foreign"\nhsms = ["east"]\nlabel = "foreign"\n')
+    until(200, None)
+    proxy.set_policy(policy)
+    until(400, "InvalidStateException")
+    softhsm.delete("east", "foreign")
+    until(200, None)
+    check_end(proxy)
+
+
 def test_a_key_of_another_kind(tmp_path):
     softhsm = SoftHsm(tmp_path / "softhsm")
     softhsm.init_token("east")

@@ -303,6 +303,7 @@ def test_a_pin_is_typed_without_echo(own):
     """At a terminal, twice; never as an argument, never shown."""
     import os
     import pty
+    import termios
     from process import BINARY
     pid, terminal = pty.fork()
     if pid == 0:
@@ -311,6 +312,9 @@ def test_a_pin_is_typed_without_echo(own):
     for answer in (b"typed-pin-1\n", b"typed-pin-1\n"):
         while not shown.endswith(b": "):
             shown += os.read(terminal, 1024)
+        # The prompt comes a moment before the echo goes.
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.005)
         os.write(terminal, answer)
         shown += b"|"
     try:

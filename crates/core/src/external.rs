@@ -313,7 +313,7 @@ pub trait ExternalHsm: Send + Sync {
         budget: Duration,
     ) -> Result<ExternalOutcome, HsmError>;
 
-    /// Every secret and private key that this user sees.
+    /// Every secret and private key that this user sees, as it was within the configured time.
     ///
     /// # Errors
     /// As [`Self::describe`].

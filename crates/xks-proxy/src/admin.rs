@@ -314,28 +314,6 @@ impl XksProxy {
         }
         reports
     }
-
-    /// Keys that an HSM user can use although the policy does not name them there: a user with few keys is better.
-    pub async fn foreign_keys(&self) -> Vec<(String, usize)> {
-        let governed = self.governed();
-        let mut found = Vec::new();
-        for (name, hsm) in &self.hsms {
-            let Ok(all) = hsm.list(self.limits.body_timeout).await else { continue };
-            let named = |label: &Option<String>, id: &Option<Vec<u8>>| {
-                governed.policy.keys().filter(|key| key.hsms.contains(name)).flat_map(|key| key.versions()).any(
-                    |(_, object)| {
-                        object.label.as_ref().is_none_or(|wanted| label.as_ref() == Some(wanted))
-                            && object.id.as_ref().is_none_or(|wanted| id.as_ref() == Some(wanted))
-                    },
-                )
-            };
-            let foreign = all.iter().filter(|(object, _)| !named(&object.label, &object.id)).count();
-            if foreign > 0 {
-                found.push((name.clone(), foreign));
-            }
-        }
-        found
-    }
 }
 
 /// How one HSM holds one version of a key.

@@ -15,13 +15,14 @@ mod health;
 mod limit;
 pub mod policy;
 pub mod quorum;
+mod reach;
 mod service;
 pub mod state;
 mod using;
 mod xks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -34,7 +35,7 @@ use arc_swap::ArcSwap;
 pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_id, is_secret_access_key};
 pub use error::AdminError;
 pub use health::DeepHealth;
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError, TokenObject};
 use limit::Quotas;
 pub use service::{Door, Peer};
 use state::Governed;
@@ -44,6 +45,10 @@ use tokio::sync::Semaphore;
 pub struct Seams {
     /// HSM users by name.
     pub hsms: BTreeMap<String, Arc<dyn ExternalHsm>>,
+    /// HSM users that are not used while they could use keys that the policy does not name for them.
+    pub own_keys_only: BTreeSet<String>,
+    /// The proxy's own keys in them, for health checks.
+    pub health_keys: BTreeMap<String, TokenObject>,
     /// Durable state, shared by all processes of the instance.
     pub store: Arc<dyn Store>,
     /// The audit log.
@@ -85,6 +90,10 @@ impl Default for Limits {
 pub struct XksProxy {
     instance: PartitionId,
     hsms: BTreeMap<String, Arc<dyn ExternalHsm>>,
+    own_keys_only: BTreeSet<String>,
+    health_keys: BTreeMap<String, TokenObject>,
+    /// Keys of others that an HSM user could use, as far as was last seen.
+    foreign: Mutex<BTreeMap<String, usize>>,
     store: Arc<dyn Store>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
@@ -108,12 +117,15 @@ impl XksProxy {
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
-        let Seams { hsms, store, audit, generation, ambient } = seams;
+        let Seams { hsms, own_keys_only, health_keys, store, audit, generation, ambient } = seams;
         let newest = AtomicU64::new(generation()?);
         let governed = Governed::load(store.as_ref()).await?;
         Ok(Arc::new(Self {
             instance,
             hsms,
+            own_keys_only,
+            health_keys,
+            foreign: Mutex::default(),
             store,
             audit,
             ambient,

@@ -95,6 +95,7 @@ impl Use<'_> {
         let mut failure = None;
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let budget = self.budget(hsms.len() - at - 1)?;
+            self.proxy.check_reach(name)?;
             match hsm.describe(object, budget).await {
                 Ok(described) => {
                     check_hygiene(self.key, &described)?;
@@ -119,6 +120,7 @@ impl Use<'_> {
         let hsms = self.hsms();
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let others = hsms.len() - at - 1;
+            self.proxy.check_reach(name)?;
             let described = match hsm.describe(object, self.budget(others)?).await {
                 Ok(described) => described,
                 Err(error) if passes_on(&error) => {

@@ -76,7 +76,7 @@ impl DevXks<'_> {
             process: "dev".into(),
             silicon_root: self.silicon.into(),
             quorum: Some(OperatorsRecord { threshold: 1, operators: vec![operator] }),
-            hsms: vec![HsmUser { name: HSM.into(), kind: HsmKind::Software, health_key: None }],
+            hsms: vec![HsmUser { name: HSM.into(), kind: HsmKind::Software, health_key: None, own_keys_only: false }],
             audit: Audit::default(),
             connections: ConnectionLimits::default(),
             limits: Limits::default(),

@@ -57,6 +57,7 @@ pub(crate) struct HsmUser {
     pub name: String,
     pub kind: HsmKind,
     pub health_key: Option<TokenObject>,
+    pub own_keys_only: bool,
 }
 
 /// What is behind it.
@@ -126,6 +127,8 @@ struct RawHsm {
     environment: BTreeMap<String, String>,
     #[serde(default)]
     software_insecure: bool,
+    #[serde(default)]
+    own_keys_only: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -222,9 +225,10 @@ impl RawHsm {
             return Err(format!("{what}: a name has up to 64 letters, digits, '-' and '_'"));
         }
         let health_key = self.health_key.as_deref().map(TokenObject::labelled);
+        let own_keys_only = self.own_keys_only;
         if self.software_insecure {
             return match self.module {
-                None => Ok(HsmUser { name: self.name, kind: HsmKind::Software, health_key }),
+                None => Ok(HsmUser { name: self.name, kind: HsmKind::Software, health_key, own_keys_only }),
                 Some(_) => Err(format!("{what}: a software HSM has no module")),
             };
         }
@@ -257,7 +261,7 @@ impl RawHsm {
             relist_interval: Duration::from_secs(secs("relist_secs", self.relist_secs, 30, 86_400)?),
             hang_timeout: Duration::from_secs(secs("hang_secs", self.hang_secs, 5, 600)?),
         };
-        Ok(HsmUser { name: self.name, kind: HsmKind::Pkcs11(Box::new(config)), health_key })
+        Ok(HsmUser { name: self.name, kind: HsmKind::Pkcs11(Box::new(config)), health_key, own_keys_only })
     }
 }
 

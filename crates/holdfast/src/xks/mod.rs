@@ -138,7 +138,12 @@ impl State {
         let ambient = Arc::clone(&self.opened.ambient);
         let engine = self.engine.clone();
         let generation = Box::new(move || engine.generation());
-        let seams = Seams { hsms, store: Arc::clone(&self.store), audit, generation, ambient };
+        let own_keys_only =
+            config.hsms.iter().filter(|user| user.own_keys_only).map(|user| user.name.clone()).collect();
+        let health_keys =
+            config.hsms.iter().filter_map(|user| Some((user.name.clone(), user.health_key.clone()?))).collect();
+        let seams =
+            Seams { hsms, own_keys_only, health_keys, store: Arc::clone(&self.store), audit, generation, ambient };
         XksProxy::open(seams, self.opened.instance, config.limits).await.map_err(Fault::new)
     }
 

@@ -134,9 +134,6 @@ async fn inspect_once(proxy: Arc<XksProxy>, mut stopped: watch::Receiver<bool>) 
             None => {}
         }
     }
-    for (hsm, keys) in proxy.foreign_keys().await {
-        tracing::warn!(hsm, keys, "the HSM user can use keys that the policy does not name for it");
-    }
 }
 
 async fn every_second(
@@ -147,9 +144,17 @@ async fn every_second(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut renewed = tokio::time::Instant::now();
+    let mut told = Vec::new();
     loop {
         proxy.set_fleet_size(count_alive(&processes));
         proxy.update_gauges();
+        let foreign = proxy.foreign_keys().await;
+        if foreign != told {
+            for (hsm, keys) in &foreign {
+                tracing::warn!(hsm, keys, "the HSM user can use keys that the policy does not name for it");
+            }
+            told = foreign;
+        }
         if let Some(days) = identity.days_to_expire(ambient.now()) {
             gauge!("holdfast_xks_proxy_certificate_days_to_expire").set(days);
         }

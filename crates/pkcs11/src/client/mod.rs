@@ -49,9 +49,13 @@ pub struct Pkcs11Hsm {
     health: Mutex<HsmHealth>,
     known: Mutex<HashMap<TokenObject, Known>>,
     listing: tokio::sync::Mutex<()>,
+    listed: Mutex<Option<Listed>>,
     /// A host has just got ready.
     ready: Arc<Notify>,
 }
+
+/// The last listing, and when it was made.
+type Listed = (Instant, Arc<Vec<(TokenObject, ExternalKey)>>);
 
 /// What was last seen of a key.
 struct Known {
@@ -71,6 +75,7 @@ impl Pkcs11Hsm {
             health: Mutex::new(health),
             known: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
+            listed: Mutex::default(),
             ready: Arc::default(),
         });
         tokio::spawn(supervise::supervise(Arc::downgrade(&hsm), command, pin));
@@ -137,22 +142,44 @@ async fn relist(hsm: std::sync::Weak<Pkcs11Hsm>) {
     loop {
         let Some(strong) = hsm.upgrade() else { return };
         let interval = strong.config.relist_interval;
-        let listed = strong.list(interval).await;
-        match &listed {
-            Ok(keys) => strong.take_listing(keys),
-            Err(error) => tracing::debug!(hsm = strong.config.name, %error, "the keys could not be listed"),
-        }
+        let well = match strong.list_now(interval).await {
+            Ok(keys) => {
+                strong.take_listing(keys);
+                true
+            }
+            Err(error) => {
+                tracing::debug!(hsm = strong.config.name, %error, "the keys could not be listed");
+                false
+            }
+        };
         let ready = Arc::clone(&strong.ready);
         drop(strong);
         // Soon again if the HSM was away; at once when a host gets ready.
-        let wait = if listed.is_ok() { interval / 2 } else { (interval / 2).min(Duration::from_secs(1)) };
+        let wait = if well { interval / 2 } else { (interval / 2).min(Duration::from_secs(1)) };
         let _ = tokio::time::timeout(wait, ready.notified()).await;
     }
 }
 
 impl Pkcs11Hsm {
+    /// Looks at every key in the token.
+    async fn list_now(&self, budget: Duration) -> Result<Vec<(TokenObject, ExternalKey)>, HsmError> {
+        // One at a time: the host keeps one listing.
+        let _turn = self.listing.lock().await;
+        let (mut all, mut page) = (Vec::new(), 0);
+        loop {
+            let Answer::Keys { keys, more } = self.call(Call::List { page }, budget).await? else {
+                return Err(unexpected());
+            };
+            all.extend(keys);
+            if !more {
+                return Ok(all);
+            }
+            page += 1;
+        }
+    }
+
     /// Replaces what is known by what is there now.
-    fn take_listing(&self, keys: &[(TokenObject, ExternalKey)]) {
+    fn take_listing(&self, keys: Vec<(TokenObject, ExternalKey)>) {
         let seen = Instant::now();
         let arcs = keys.iter().map(|(object, key)| (object.clone(), Arc::new(key.clone())));
         let index = names::index(arcs);
@@ -168,6 +195,7 @@ impl Pkcs11Hsm {
             (object, Known { result, seen })
         });
         *known = entries.collect();
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((seen, Arc::new(keys)));
     }
 }
 
@@ -226,18 +254,10 @@ impl ExternalHsm for Pkcs11Hsm {
     }
 
     async fn list(&self, budget: Duration) -> Result<Vec<(TokenObject, ExternalKey)>, HsmError> {
-        // One at a time: the host keeps one listing.
-        let _turn = self.listing.lock().await;
-        let (mut all, mut page) = (Vec::new(), 0);
-        loop {
-            let Answer::Keys { keys, more } = self.call(Call::List { page }, budget).await? else {
-                return Err(unexpected());
-            };
-            all.extend(keys);
-            if !more {
-                return Ok(all);
-            }
-            page += 1;
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match listed {
+            Some((seen, keys)) if seen.elapsed() <= self.config.relist_interval => Ok(keys.as_ref().clone()),
+            _ => self.list_now(budget).await,
         }
     }
 
