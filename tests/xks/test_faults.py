@@ -281,3 +281,22 @@ def test_a_second_process_is_killed(softhsm, tmp_path):
     again = proxy.holdfast("xks", "serve", "--config", proxy.directory / "b.toml", check=False)
     assert again.returncode != 0
     check_end(proxy)
+
+
+def test_a_store_has_a_quota_of_its_own(tmp_path):
+    """What is over it is throttled at once, counted once, and does not touch another store."""
+    proxy = Proxy(tmp_path, '[[hsms]]\nname = "east"\nsoftware_insecure = true\n').start()
+    for key in ("orders", "other"):
+        proxy.change("key-create", "--key-id", key, "--hsm", "east", "--label", key)
+    proxy.set_policy((POLICY + keys_of("east")).replace("requests_per_sec = 100000", "requests_per_sec = 1", 1))
+    blue, green = Kms(proxy, proxy.add_credential("blue")), Kms(proxy, proxy.add_credential("green"), key="other")
+    answers = [blue.raw("encrypt", blue.encrypt_body()) for _ in range(60)]
+    throttled = [answer for answer in answers if answer.status_code == 429]
+    assert 20 < len(throttled) < 40, "32 may come at once"
+    assert all(answer.json()["errorName"] == "ThrottlingException" and answer.headers["Retry-After"] for answer in throttled)
+    assert green.encrypt()
+    time.sleep(1.3)
+    events = [event for event in proxy.events() if event["operation"] == "Throttled"]
+    assert sum(int(event["context"]["count"]) for event in events) == len(throttled)
+    assert proxy.metric("holdfast_external_key_store_throttle_total", store="blue") == len(throttled)
+    check_end(proxy)
