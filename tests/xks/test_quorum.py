@@ -206,6 +206,8 @@ def test_the_plug(own, kms, scope, what):
     health = kms[0].raw("health", {"requestMetadata": kms[0].metadata("KmsHealthCheck")})
     assert (health.status_code == 200) == (scope[0] == "--key-id")
     assert events(own, "Kill")[-1]["reason"] == "drill"
+    refusal = next(event for event in reversed(own.events("a")) if event.get("error") == "InvalidStateException")
+    assert refusal["client_request_id"].startswith("request-") and refusal["context"]["kmsOperation"]
     # Durable over restarts.
     own.stop("b")
     own.start("b")

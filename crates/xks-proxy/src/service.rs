@@ -156,6 +156,8 @@ impl XksProxy {
             Dialect::AzureEkm { .. } => authenticate_certificate(peer.certificate.as_deref(), store)?,
         };
         trace.principal = Some(principal.clone());
+        // Before anything is refused: the provider's id of the request joins its log with ours.
+        trace.client_request_id = tell_claims(door, &body, &mut trace.context);
         if !self.quotas.admit(&store.name, store.requests_per_sec, started) {
             return Err(Refusal::Throttled("the quota of the external key store is used up"));
         }
@@ -176,12 +178,10 @@ impl XksProxy {
             told: &mut trace.told,
             context: &mut trace.context,
         };
-        let answer = match operation {
+        match operation {
             Operation::Xks(operation) => xks::answer(&mut call, operation).await,
             Operation::Ekm(operation) => ekm::answer(&mut call, operation, parts.uri.query()).await,
-        };
-        trace.client_request_id = tell_claims(door, &body, &mut trace.context);
-        answer
+        }
     }
 
     async fn read_body<B>(&self, body: B) -> Result<Bytes, Refusal>
