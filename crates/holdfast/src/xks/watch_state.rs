@@ -62,6 +62,7 @@ async fn follow(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut seen: Option<FileStamp> = None;
+    let mut complained_of = None;
     while !stops(&mut stopped, WATCH_INTERVAL).await {
         let stamp = match engine.stamp() {
             Ok(stamp) if stamp == seen => continue,
@@ -78,9 +79,11 @@ async fn follow(
                 hand_out_pins(&proxy, &pins);
             }
             Err(error) => {
-                // Said once for each state.
-                seen = stamp;
-                tracing::error!(%error, "the shared state is not to be trusted: nothing is served");
+                // Tried again, since the disk may only have failed for a moment; said once for each state.
+                if complained_of != Some(stamp) {
+                    complained_of = Some(stamp);
+                    tracing::error!(%error, "the shared state is not to be trusted: nothing is served");
+                }
             }
         }
     }
