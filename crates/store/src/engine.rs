@@ -4,6 +4,8 @@ mod embedded;
 mod memory;
 mod shared;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
 use holdfast_core::StoreError;
@@ -59,4 +61,22 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Failed`].
     async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError>;
+}
+
+/// Rows in memory: version and ciphertext by name.
+type Rows = BTreeMap<RowName, (u64, Vec<u8>)>;
+
+/// Applies a batch to rows in memory, all or nothing.
+fn apply(rows: &mut Rows, batch: Vec<RowWrite>) -> Result<(), StoreError> {
+    let current = |name| rows.get(name).map_or(0, |(version, _)| *version);
+    if batch.iter().any(|write| current(&write.name) != write.expected_version) {
+        return Err(StoreError::Conflict);
+    }
+    for write in batch {
+        match write.sealed {
+            Some(sealed) => rows.insert(write.name, (write.expected_version + 1, sealed)),
+            None => rows.remove(&write.name),
+        };
+    }
+    Ok(())
 }

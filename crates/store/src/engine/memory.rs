@@ -1,21 +1,18 @@
 //! The in-memory twin: the same contract, nothing durable.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use holdfast_core::StoreError;
 
-use super::{Engine, Row, RowName, RowWrite};
+use super::{Engine, Row, RowName, RowWrite, Rows, apply};
 
 /// Rows in a map.
 #[derive(Default)]
-pub struct MemoryEngine(Mutex<BTreeMap<RowName, (u64, Vec<u8>)>>);
+pub struct MemoryEngine(Mutex<Rows>);
 
 impl MemoryEngine {
-    fn rows(&self) -> MutexGuard<'_, BTreeMap<RowName, (u64, Vec<u8>)>> {
+    fn rows(&self) -> MutexGuard<'_, Rows> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -46,16 +43,6 @@ impl Engine for MemoryEngine {
 
     async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
         let mut rows = self.rows();
-        let current = |name| rows.get(name).map_or(0, |(version, _)| *version);
-        if batch.iter().any(|write| current(&write.name) != write.expected_version) {
-            return Err(StoreError::Conflict);
-        }
-        for write in batch {
-            match write.sealed {
-                Some(sealed) => rows.insert(write.name, (write.expected_version + 1, sealed)),
-                None => rows.remove(&write.name),
-            };
-        }
-        Ok(())
+        apply(&mut rows, batch)
     }
 }

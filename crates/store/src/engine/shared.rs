@@ -4,7 +4,6 @@
 //! and right for hundreds of rows that change a few times a day: policies, credentials, kill switches.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -15,13 +14,11 @@ use async_trait::async_trait;
 use holdfast_core::StoreError;
 use holdfast_crypto::kdf;
 
-use super::{Engine, Row, RowName, RowWrite};
+use super::{Engine, Row, RowName, RowWrite, Rows, apply};
 
 const MAGIC: &[u8; 5] = b"HFSR\x01";
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-type Rows = BTreeMap<RowName, (u64, Vec<u8>)>;
 
 /// Rows in one file, shared by processes.
 #[derive(Clone)]
@@ -81,16 +78,7 @@ impl SharedEngine {
         // Released when the file is closed, by a crash too.
         lock.lock().map_err(|error| failed(&error))?;
         let (generation, mut rows) = self.load()?;
-        let current = |name| rows.get(name).map_or(0, |(version, _)| *version);
-        if batch.iter().any(|write| current(&write.name) != write.expected_version) {
-            return Err(StoreError::Conflict);
-        }
-        for write in batch {
-            match write.sealed {
-                Some(sealed) => rows.insert(write.name, (write.expected_version + 1, sealed)),
-                None => rows.remove(&write.name),
-            };
-        }
+        apply(&mut rows, batch)?;
         let bytes = encode(generation + 1, &rows);
         if bytes.len() as u64 > BYTES_MAX {
             return Err(StoreError::Failed("the shared state is full".into()));
