@@ -19,6 +19,7 @@ use crate::{
     call::Call,
     ekm,
     error::Refusal,
+    hex::hex,
     policy::{Dialect, KeyStore},
     state::Governed,
     using::Told,
@@ -287,7 +288,7 @@ impl XksProxy {
 
     pub(crate) fn request_id(&self) -> String {
         let bytes: [u8; 16] = self.ambient.random();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&bytes)
     }
 
     /// Tells the log how many requests were throttled since the last time.

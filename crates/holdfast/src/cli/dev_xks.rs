@@ -7,11 +7,10 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::Ambient;
-use holdfast_crypto::{PersonalKey, kdf};
+use holdfast_crypto::PersonalKey;
 use holdfast_xks_proxy::{
     Limits, XksProxy,
-    quorum::{Act, BlindedSecret, KeyUse, Request, Status, statement},
+    quorum::{Act, BlindedSecret, KeyUse, Request, Status},
     state::{OperatorRecord, OperatorsRecord},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -112,10 +111,10 @@ impl DevXks<'_> {
         }
         let (access_key_id, secret) = new_credential();
         let secret_text = String::from_utf8_lossy(secret.expose()).into_owned();
-        let blind: [u8; 32] = (&OsAmbient as &dyn Ambient).random();
-        let commitment = hex(&kdf::sha256(&[&blind, secret.expose()]));
+        let secret = BlindedSecret::new(secret, &OsAmbient);
+        let commitment = secret.commitment();
         let add = Act::CredentialAdd { store: STORE.into(), access_key_id: access_key_id.clone(), commitment };
-        change(proxy, &key, add, Some(BlindedSecret { blind: blind.to_vec(), secret })).await?;
+        change(proxy, &key, add, Some(secret)).await?;
         let pairs = [
             ("HOLDFAST_XKS_URL", format!("https://localhost:{}", self.port)),
             ("HOLDFAST_XKS_PREFIX", PREFIX.to_owned()),
@@ -132,24 +131,10 @@ impl DevXks<'_> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Asks for a change as the one operator, which carries it out.
 async fn change(proxy: &XksProxy, key: &PersonalKey, change: Act, secret: Option<BlindedSecret>) -> Result<(), Fault> {
-    let now = OsAmbient.now().unix_secs();
-    let nonce: [u8; 16] = (&OsAmbient as &dyn Ambient).random();
-    let request = Request {
-        instance: proxy.instance_id(),
-        proposer: OPERATOR.into(),
-        created: now,
-        expires: now + 60,
-        nonce: hex(&nonce),
-        change,
-    };
-    let text = serde_json::to_string(&request).map_err(Fault::new)?;
-    let signature = key.sign(statement(&text, true).as_bytes()).map_err(Fault::new)?;
+    let request = Request::new(&proxy.instance_id(), OPERATOR, change, 60, &OsAmbient);
+    let (text, signature) = request.sign(key).map_err(Fault::new)?;
     let done = proxy.propose(text, &signature, secret).await.map_err(Fault::new)?;
     match done.status {
         Status::Executed => Ok(()),

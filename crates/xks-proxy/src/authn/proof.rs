@@ -16,8 +16,9 @@ use serde::Deserialize;
 
 use super::{
     Rejection,
-    sigv4::{Authorization, day_key, hex, push_canonical, string_to_sign},
+    sigv4::{Authorization, day_key, push_canonical, string_to_sign},
 };
+use crate::hex::hex;
 
 /// Statements remembered, so that none is used again; far more than come within the minutes that one is good for.
 const REMEMBERED_MAX: usize = 200_000;

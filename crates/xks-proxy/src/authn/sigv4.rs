@@ -10,6 +10,7 @@ use holdfast_crypto::{HashAlgorithm, SecretBytes, kdf, kdf::MacKey, secret::ct_e
 use http::{HeaderMap, header, request::Parts};
 
 use super::{Credential, Rejection, key_service};
+use crate::hex::{hex, unhex};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 pub(super) const SERVICE: &str = "kms-xks-proxy";
@@ -55,7 +56,7 @@ impl<'a> Authorization<'a> {
         if signed_headers.len() > SIGNED_HEADERS_MAX {
             return Err(MALFORMED);
         }
-        let signature = signature.and_then(unhex).ok_or(MALFORMED)?;
+        let signature = signature.and_then(unhex).and_then(|bytes| bytes.try_into().ok()).ok_or(MALFORMED)?;
         Ok(Self { access_key_id, day, region, service, signed_headers, signature })
     }
 
@@ -78,24 +79,6 @@ impl<'a> Authorization<'a> {
         }
         Ok(())
     }
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    let mut out = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
-        let [high, low] = pair.map(|digit| (digit as char).to_digit(16));
-        *byte = (high? << 4 | low?) as u8;
-    }
-    Some(out)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| DIGITS[usize::from(digit)] as char).collect()
 }
 
 /// `YYYYMMDD'T'HHMMSS'Z'`.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{
     AadForm, CallerProof, Dialect, InvalidPolicy, KeyStore, Mode, POLICY_BYTES_MAX, Pattern, Policy, PolicyKey, Rule,
 };
+use crate::hex::unhex;
 
 /// `/kms/xks/v1` of an external key store; with the prefix at most 128 characters (XKS proxy API 1.0.3).
 const XKS_PREFIX_BYTES_MAX: usize = 117;
@@ -168,19 +169,14 @@ fn check_rules(raw: &RawPolicy, keys: &BTreeMap<ExternalKeyId, Arc<PolicyKey>>) 
 fn token_object(what: &str, label: Option<&String>, id: Option<&String>) -> Checked<TokenObject> {
     let id = match id {
         None => None,
-        Some(hex) => Some(from_hex(hex).ok_or_else(|| InvalidPolicy(format!("{what}: object_id is hex")))?),
+        Some(hex) => Some(
+            unhex(hex).filter(|id| !id.is_empty()).ok_or_else(|| InvalidPolicy(format!("{what}: object_id is hex")))?,
+        ),
     };
     if label.is_none() && id.is_none() {
         return wrong(format!("{what}: needs label, object_id, or both"));
     }
     Ok(TokenObject { label: label.cloned(), id })
-}
-
-fn from_hex(hex: &str) -> Option<Vec<u8>> {
-    if hex.is_empty() || !hex.len().is_multiple_of(2) || !hex.is_ascii() {
-        return None;
-    }
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
 }
 
 impl RawKey {
@@ -293,7 +289,7 @@ impl RawStore {
                 if self.region.is_some() || self.aad.is_some() || self.caller_proof.is_some() {
                     return wrong(format!("{what}: region, aad and caller_proof are of aws-xks"));
                 }
-                let ca = self.client_ca_sha256.as_deref().and_then(from_hex).and_then(|ca| ca.try_into().ok());
+                let ca = self.client_ca_sha256.as_deref().and_then(unhex).and_then(|ca| ca.try_into().ok());
                 match (&self.client_subject, ca) {
                     (Some(subject), Some(client_ca_sha256)) => {
                         Ok(Dialect::AzureEkm { client_subject: subject.clone(), client_ca_sha256 })

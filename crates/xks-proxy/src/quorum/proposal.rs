@@ -1,13 +1,14 @@
 //! A request, what was said of it, and where it stands.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::Timestamp;
-use holdfast_crypto::kdf;
+use holdfast_core::{Ambient, Timestamp};
+use holdfast_crypto::{PersonalKey, kdf};
 use serde::{Deserialize, Serialize};
 
 use super::Act;
 use crate::{
     error::AdminError,
+    hex::hex,
     state::{Operators, encode},
 };
 
@@ -92,8 +93,32 @@ pub fn statement(text: &str, approve: bool) -> String {
     format!("holdfast quorum v1\n{verdict}\n{}\n", hex(&kdf::sha256(&[text.as_bytes()])))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+impl Request {
+    /// A request of `proposer` to the instance of this hex id, open for `life_secs`.
+    #[must_use]
+    pub fn new(instance: &str, proposer: &str, change: Act, life_secs: i64, ambient: &dyn Ambient) -> Self {
+        let created = ambient.now().unix_secs();
+        let nonce: [u8; 16] = ambient.random();
+        Self {
+            instance: instance.to_owned(),
+            proposer: proposer.to_owned(),
+            created,
+            expires: created + life_secs,
+            nonce: hex(&nonce),
+            change,
+        }
+    }
+
+    /// Its text, and its proposer's approval of exactly that.
+    ///
+    /// # Errors
+    /// [`AdminError::Invalid`] if it cannot be written or signed.
+    pub fn sign(&self, key: &PersonalKey) -> Result<(String, Vec<u8>), AdminError> {
+        let failed = |error: &dyn std::fmt::Display| AdminError::Invalid(error.to_string());
+        let text = serde_json::to_string(self).map_err(|error| failed(&error))?;
+        let signature = key.sign(statement(&text, true).as_bytes()).map_err(|error| failed(&error))?;
+        Ok((text, signature))
+    }
 }
 
 impl Proposal {

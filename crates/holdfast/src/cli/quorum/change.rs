@@ -5,9 +5,9 @@ use std::{fs, path::PathBuf};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand, ValueEnum};
 use holdfast_core::Ambient;
-use holdfast_crypto::{SecretBytes, kdf};
+use holdfast_crypto::SecretBytes;
 use holdfast_xks_proxy::{
-    quorum::{Act, KeyUse},
+    quorum::{Act, BlindedSecret, KeyUse},
     state::OperatorsRecord,
 };
 
@@ -130,34 +130,16 @@ pub(crate) enum Change {
     },
 }
 
-/// A secret with what blinds the commitment to it.
-pub(super) struct Blinded {
-    pub blind: [u8; 32],
-    pub secret: SecretBytes,
-}
-
-impl Blinded {
-    fn new(secret: SecretBytes) -> Self {
-        let mut blind = [0; 32];
-        OsAmbient.fill(&mut blind);
-        Self { blind, secret }
-    }
-
-    fn commitment(&self) -> String {
-        hex(&kdf::sha256(&[&self.blind, self.secret.expose()]))
-    }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// An act with what belongs to it.
 pub(super) struct Asked {
     pub act: Act,
-    pub secret: Option<Blinded>,
+    pub secret: Option<BlindedSecret>,
     /// Where the file for the AWS console goes, and the access key id in it.
     pub handover: Option<(PathBuf, String)>,
+}
+
+fn blinded(secret: SecretBytes) -> BlindedSecret {
+    BlindedSecret::new(secret, &OsAmbient)
 }
 
 /// Reads what the command line names, and asks for secrets.
@@ -166,21 +148,21 @@ pub(super) fn read(change: Change) -> Result<Asked, Fault> {
     let with = |act, secret| Ok(Asked { act, secret: Some(secret), handover: None });
     match change {
         Change::CallerAdd { access_key_id, principal, secret_fd } => {
-            let secret = Blinded::new(operator_key::read_secret("the caller's secret access key", secret_fd)?);
+            let secret = blinded(operator_key::read_secret("the caller's secret access key", secret_fd)?);
             let commitment = secret.commitment();
             with(Act::CallerAdd { access_key_id, principal_arn: principal, commitment }, secret)
         }
         Change::CallerRemove { access_key_id } => plain(Act::CallerRemove { access_key_id }),
         Change::CredentialAdd { store, handover } => {
             let (access_key_id, secret) = new_credential();
-            let secret = Blinded::new(secret);
+            let secret = blinded(secret);
             let act =
                 Act::CredentialAdd { store, access_key_id: access_key_id.clone(), commitment: secret.commitment() };
             Ok(Asked { act, secret: Some(secret), handover: Some((handover, access_key_id)) })
         }
         Change::CredentialRemove { store, access_key_id } => plain(Act::CredentialRemove { store, access_key_id }),
         Change::HsmPin { hsm, secret_fd } => {
-            let secret = Blinded::new(operator_key::read_secret("the PIN", secret_fd)?);
+            let secret = blinded(operator_key::read_secret("the PIN", secret_fd)?);
             with(Act::HsmPin { hsm, commitment: secret.commitment() }, secret)
         }
         Change::KeyCreate { key: KeyArgs { id, hsm, label, usage } } => {
@@ -188,7 +170,7 @@ pub(super) fn read(change: Change) -> Result<Asked, Fault> {
         }
         Change::KeyImport { key: KeyArgs { id, hsm, label, usage }, secret_fd } => {
             let text = operator_key::read_secret("the key, 64 hex digits", secret_fd)?;
-            let secret = Blinded::new(unhex(&text)?);
+            let secret = blinded(unhex(&text)?);
             let commitment = secret.commitment();
             with(Act::KeyImport { key: id, hsm, label, usage: usage.into(), commitment }, secret)
         }

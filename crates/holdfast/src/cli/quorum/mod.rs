@@ -11,15 +11,14 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
-use holdfast_core::Ambient;
 use holdfast_crypto::{PersonalKey, SecretBytes};
 use holdfast_xks_proxy::{
-    quorum::{Act, Request, statement},
+    quorum::{Act, BlindedSecret, Request, statement},
     state::KillScope,
 };
 use serde_json::Value;
 
-use change::{Asked, Blinded, Change, hex};
+use change::{Asked, Change};
 
 use super::operator_key;
 use crate::{
@@ -152,23 +151,13 @@ async fn send(
     operator: (&str, &PersonalKey),
     hours: u16,
     act: Act,
-    secret: Option<&Blinded>,
+    secret: Option<&BlindedSecret>,
 ) -> Result<Value, Fault> {
     let hello = control::ask(process, &ControlRequest::Hello, |_| ()).await?;
-    let now = OsAmbient.now().unix_secs();
-    let mut nonce = [0; 16];
-    OsAmbient.fill(&mut nonce);
-    let request = Request {
-        instance: hello["instance"].as_str().unwrap_or_default().to_owned(),
-        proposer: operator.0.to_owned(),
-        created: now,
-        expires: now + i64::from(hours) * 3600,
-        nonce: hex(&nonce),
-        change: act,
-    };
-    let text = serde_json::to_string(&request).map_err(Fault::new)?;
-    let signature = operator.1.sign(statement(&text, true).as_bytes()).map_err(Fault::new)?;
-    let secret = secret.map(|Blinded { blind, secret }| ControlSecret {
+    let instance = hello["instance"].as_str().unwrap_or_default();
+    let request = Request::new(instance, operator.0, act, i64::from(hours) * 3600, &OsAmbient);
+    let (text, signature) = request.sign(operator.1).map_err(Fault::new)?;
+    let secret = secret.map(|BlindedSecret { blind, secret }| ControlSecret {
         blind: STANDARD.encode(blind),
         secret: STANDARD.encode(secret.expose()),
     });
