@@ -61,8 +61,15 @@ impl XksProxy {
         health
     }
 
-    /// Encrypts and decrypts under `object`, a key of the proxy's own in that HSM, and remembers how it went.
-    pub async fn check_deeply(&self, name: &str, object: &TokenObject) {
+    /// HSM users in which the proxy has a key of its own.
+    #[must_use]
+    pub fn hsms_with_health_key(&self) -> Vec<String> {
+        self.health_keys.keys().cloned().collect()
+    }
+
+    /// Encrypts and decrypts under the proxy's own key in an HSM, and remembers how it went.
+    pub async fn check_deeply(&self, name: &str) {
+        let Some(object) = self.health_keys.get(name) else { return };
         let result = self.round_trip(name, object).await;
         let failure = result.err().map(|error| format!("the health key: {error}"));
         let deep = DeepHealth { checked: Instant::now(), failure };

@@ -13,7 +13,7 @@ use std::{
 };
 
 use config::{Config, HsmKind};
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, Store, TokenObject};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
@@ -209,18 +209,15 @@ impl State {
         let carry_out = move |request, uid, _| control::carry_out(Arc::clone(&asked), process.clone(), request, uid);
         let socket = crate::control::bind(&directory)?;
         tasks.push(tokio::spawn(crate::control::serve(socket, carry_out, stopped.clone())));
-        let health_keys: Vec<(String, TokenObject)> =
-            config.hsms.iter().filter_map(|user| Some((user.name.clone(), user.health_key.clone()?))).collect();
         let watcher = watch_state::Watcher {
             proxy: Arc::clone(&proxy),
             engine,
             processes: config.state_dir.join("processes"),
             pins,
-            health_keys,
             identity,
             ambient: Arc::clone(&ambient),
         };
-        tasks.extend(watcher.start(&stopped)?);
+        tasks.extend(watcher.start(&stopped));
         let marks = AuditMarks::new(marks, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { proxy, shutdown, tasks, audit, marks, _alive: alive })

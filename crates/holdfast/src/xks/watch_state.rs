@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::{Ambient, TokenObject};
+use holdfast_core::Ambient;
 use holdfast_pkcs11::Pin;
 use holdfast_store::{FileStamp, SharedEngine};
 use holdfast_xks_proxy::XksProxy;
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use crate::{fault::Fault, server::tls::TlsIdentity};
+use crate::server::tls::TlsIdentity;
 
 /// A change is noticed after this time even if nobody tells of it; looking costs one `stat`.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
@@ -29,7 +29,6 @@ pub(super) struct Watcher {
     pub engine: SharedEngine,
     pub processes: PathBuf,
     pub pins: HashMap<String, watch::Sender<Pin>>,
-    pub health_keys: Vec<(String, TokenObject)>,
     pub identity: Arc<TlsIdentity>,
     pub ambient: Arc<dyn Ambient>,
 }
@@ -41,16 +40,16 @@ async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
 
 impl Watcher {
     /// Starts everything; the tasks end when `stopped` turns true.
-    pub(super) fn start(self, stopped: &watch::Receiver<bool>) -> Result<Vec<JoinHandle<()>>, Fault> {
-        let Self { proxy, engine, processes, pins, health_keys, identity, ambient } = self;
+    pub(super) fn start(self, stopped: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
+        let Self { proxy, engine, processes, pins, identity, ambient } = self;
         hand_out_pins(&proxy, &pins);
         let mut tasks = vec![tokio::spawn(follow(Arc::clone(&proxy), engine, pins, stopped.clone()))];
-        for (name, object) in health_keys {
-            tasks.push(tokio::spawn(check_deeply(Arc::clone(&proxy), name, object, stopped.clone())));
+        for name in proxy.hsms_with_health_key() {
+            tasks.push(tokio::spawn(check_deeply(Arc::clone(&proxy), name, stopped.clone())));
         }
         tasks.push(tokio::spawn(inspect_once(Arc::clone(&proxy), stopped.clone())));
         tasks.push(tokio::spawn(every_second(proxy, processes, identity, ambient, stopped.clone())));
-        Ok(tasks)
+        tasks
     }
 }
 
@@ -107,9 +106,9 @@ fn hand_out_pins(proxy: &XksProxy, pins: &HashMap<String, watch::Sender<Pin>>) {
     }
 }
 
-async fn check_deeply(proxy: Arc<XksProxy>, name: String, object: TokenObject, mut stopped: watch::Receiver<bool>) {
+async fn check_deeply(proxy: Arc<XksProxy>, name: String, mut stopped: watch::Receiver<bool>) {
     loop {
-        proxy.check_deeply(&name, &object).await;
+        proxy.check_deeply(&name).await;
         if stops(&mut stopped, DEEP_INTERVAL).await {
             return;
         }
@@ -149,7 +148,7 @@ async fn every_second(
     let mut renewed = tokio::time::Instant::now();
     let mut told = Vec::new();
     loop {
-        proxy.set_fleet_size(count_alive(&processes));
+        proxy.set_fleet_size(alive(&processes).len());
         proxy.update_gauges();
         let foreign = proxy.foreign_keys().await;
         if foreign != told {
@@ -186,8 +185,4 @@ pub(super) fn alive(processes: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(serves).filter(taken).collect();
     found.sort();
     found
-}
-
-fn count_alive(processes: &Path) -> usize {
-    alive(processes).len()
 }

@@ -83,12 +83,6 @@ impl Pkcs11Hsm {
         hsm
     }
 
-    /// Its name in the configuration.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.config.name
-    }
-
     fn set_health(&self, state: HsmState, model: Option<&str>, detail: impl Into<String>) {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let detail = detail.into();
