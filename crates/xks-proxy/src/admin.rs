@@ -159,34 +159,20 @@ impl XksProxy {
         let who = Some(person("operators", operator));
         let summary = Some(proposal.request().change.summary());
         self.note(operation, who, AuditOutcome::Allowed, summary, context.clone()).await?;
-        let governed = self.governed();
-        let (yes, no) = proposal.count(&governed.operators);
-        let operators = governed.operators.operators.len();
-        if yes < governed.operators.threshold && operators - no >= governed.operators.threshold {
-            drop(governed);
-            self.reload().await?;
-            return Ok(proposal);
+        let mut settled = Err(AdminError::Store(StoreError::Conflict));
+        for _ in 0..ATTEMPTS {
+            settled = self.count_and_carry_out(&proposal).await;
+            // Another change was a moment faster; an approved one must not be left lying for that.
+            if !matches!(settled, Err(AdminError::Store(StoreError::Conflict))) {
+                break;
+            }
         }
-        let id = proposal.id();
-        let Some(record) = self.store.read(&proposal_key(&id)).await? else { return Ok(proposal) };
-        let mut current = Proposal::decode(&record.value)?;
-        if current.status != Status::Open {
-            // Another process was a moment faster.
-            return Ok(current);
-        }
-        let done = if yes >= governed.operators.threshold {
-            self.execute(&governed, current, record.version).await?
-        } else {
-            current.status = Status::Rejected;
-            let write =
-                Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
-            let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
-            self.store.commit(vec![write, forget]).await?;
-            current
-        };
-        // In force before it is told; and the state that it was judged by is let go first.
-        drop(governed);
+        // In force before it is told.
         self.reload().await?;
+        let (done, acted) = settled?;
+        if !acted {
+            return Ok(done);
+        }
         let (operation, outcome) = match done.status {
             Status::Executed => ("QuorumExecute", AuditOutcome::Allowed),
             Status::Rejected => ("QuorumRejected", AuditOutcome::Denied),
@@ -195,6 +181,33 @@ impl XksProxy {
         let reason = done.outcome.clone().unwrap_or_else(|| done.request().change.summary());
         self.note(operation, Some(Principal::system()), outcome, Some(reason), context).await?;
         Ok(done)
+    }
+
+    /// Does what the words heard so far amount to, and says whether it did anything: more words may be needed, or another process
+    /// may have done it.
+    async fn count_and_carry_out(&self, proposal: &Proposal) -> Result<(Proposal, bool), AdminError> {
+        // Today's operators, whoever changed them.
+        self.reload().await?;
+        let governed = self.governed();
+        let id = proposal.id();
+        let Some(record) = self.store.read(&proposal_key(&id)).await? else { return Ok((proposal.clone(), false)) };
+        let mut current = Proposal::decode(&record.value)?;
+        if current.status != Status::Open {
+            return Ok((current, false));
+        }
+        let (yes, no) = current.count(&governed.operators);
+        let (operators, threshold) = (governed.operators.operators.len(), governed.operators.threshold);
+        if yes >= threshold {
+            return self.execute(&governed, current, record.version).await.map(|done| (done, true));
+        }
+        if operators - no >= threshold {
+            return Ok((current, false));
+        }
+        current.status = Status::Rejected;
+        let write = Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
+        let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
+        self.store.commit(vec![write, forget]).await?;
+        Ok((current, true))
     }
 
     /// Pulls a kill switch: stored, in force in this process, and no request at work under the old state when it returns.
