@@ -107,6 +107,12 @@ fn record_key(label: &str) -> RecordKey {
 }
 
 /// Format, version id (16), operations (2), masked key.
+fn encode(version: &KeyVersion, masked: &MaskedKey) -> Vec<u8> {
+    let operations = version.attributes.operations.bits().to_be_bytes();
+    [&[FORMAT], version.id.as_bytes().as_slice(), &operations, &masked.0].concat()
+}
+
+/// Reads what [`encode`] writes.
 fn decode(label: &str, value: &[u8]) -> Option<(KeyVersion, MaskedKey)> {
     let rest = value.strip_prefix(&[FORMAT])?;
     let (id, rest) = rest.split_first_chunk::<16>()?;
@@ -218,11 +224,7 @@ impl ExternalHsm for SoftExternalHsm {
             return Err(HsmError::InvalidInput("only AES-256 keys are kept here"));
         }
         let new = self.partition.mask(&version, material, self.ambient.random()).map_err(refuse)?;
-        let mut value = vec![FORMAT];
-        value.extend_from_slice(version.id.as_bytes());
-        value.extend_from_slice(&usage.bits().to_be_bytes());
-        value.extend_from_slice(&new.masked.0);
-        let write = Write { key: record_key(label), expected_version: 0, value: Some(value) };
+        let write = Write { key: record_key(label), expected_version: 0, value: Some(encode(&version, &new.masked)) };
         self.store.commit(vec![write]).await.map_err(|error| match error {
             holdfast_core::StoreError::Conflict => HsmError::InvalidInput("there is a key of this label already"),
             other => failed(&other),
@@ -231,5 +233,21 @@ impl ExternalHsm for SoftExternalHsm {
 
     fn health(&self) -> HsmHealth {
         HsmHealth { state: HsmState::Active, model: "Holdfast software HSM".into(), detail: String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 1 wrote must be readable for ever; the masked key in it has a golden file of its own.
+    #[test]
+    fn golden_record() {
+        let golden = [&[1], [7; 16].as_slice(), &[0, 0b101], b"masked"].concat();
+        let (version, masked) = decode("a", &golden).unwrap();
+        assert_eq!(version.id, KeyVersionId::from_bytes([7; 16]));
+        assert_eq!(version.attributes.operations.bits(), 0b101);
+        assert_eq!(encode(&version, &masked), golden);
+        assert!(decode("a", &golden[..18]).is_none() && decode("a", &[&[2], &golden[1..]].concat()).is_none());
     }
 }

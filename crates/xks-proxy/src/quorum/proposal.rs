@@ -235,3 +235,23 @@ impl Proposal {
         (yes.len(), no.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 1 wrote must be readable for ever.
+    #[test]
+    fn golden_record() {
+        let text = r#"{"instance":"00","proposer":"ann","created":1,"expires":2,"nonce":"n","change":{"act":"lift","scope":{"kind":"all"}}}"#;
+        let golden = serde_json::json!({"v": 1, "text": text, "status": "open",
+            "verdicts": [{"operator": "ann", "approve": true, "signature": "AA==", "time": 1}], "outcome": null});
+        let proposal = Proposal::decode(golden.to_string().as_bytes()).unwrap();
+        assert_eq!(proposal.id(), "dc10499f62512a7b");
+        assert_eq!(proposal.request().change, Act::Lift { scope: crate::state::KillScope::All });
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&proposal.encode().unwrap()).unwrap(), golden);
+        // The text is signed to the letter: reading and writing it must not change it.
+        assert_eq!(serde_json::to_string(proposal.request()).unwrap(), text);
+        assert!(Proposal::decode(golden.to_string().replace("\"v\":1", "\"v\":2").as_bytes()).is_err());
+    }
+}

@@ -167,6 +167,14 @@ mod tests {
     }
 
     #[test]
+    fn golden_kill_switch() {
+        let golden = br#"{"v":1,"scope":{"kind":"store","name":"s"},"by":"local user 0","reason":"drill","time":7}"#;
+        let kill: crate::state::KillSwitch = decode(golden).unwrap();
+        assert_eq!(kill.scope, crate::state::KillScope::Store("s".into()));
+        assert_eq!(encode(&kill).unwrap(), golden);
+    }
+
+    #[test]
     fn operators_are_distinct_people() {
         let key = |number: u8| {
             let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
