@@ -19,10 +19,15 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
     ("holdfast-engine", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-enclave", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-store", &["holdfast-core", "holdfast-crypto"], &[]),
-    ("holdfast-managed-hsm", &["holdfast-core", "holdfast-crypto"], &["holdfast-engine", "holdfast-store"]),
+    ("holdfast-wire", &["holdfast-core", "holdfast-crypto"], &[]),
+    (
+        "holdfast-managed-hsm",
+        &["holdfast-core", "holdfast-crypto", "holdfast-wire"],
+        &["holdfast-engine", "holdfast-store"],
+    ),
     ("holdfast-pkcs11", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-storage", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
-    ("holdfast-xks-proxy", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
+    ("holdfast-xks-proxy", &["holdfast-core", "holdfast-crypto", "holdfast-wire"], &["holdfast-store"]),
     (
         "holdfast",
         &[
@@ -34,6 +39,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
             "holdfast-pkcs11",
             "holdfast-storage",
             "holdfast-store",
+            "holdfast-wire",
             "holdfast-xks-proxy",
         ],
         &[],

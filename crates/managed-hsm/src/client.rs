@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
 use holdfast_crypto::SecretBytes;
+use holdfast_wire::{Exchange, ExchangeError};
 use http::{Method, Request, Response, StatusCode, header};
 use serde::Deserialize;
 
@@ -18,16 +19,6 @@ use crate::wire;
 const API_VERSION: &str = "7.5";
 /// A token is renewed this long before it expires.
 const TOKEN_MARGIN: Duration = Duration::from_secs(60);
-
-/// Sends requests over TLS. The binary gives it connections, trust and time limits.
-#[async_trait]
-pub trait Exchange: Send + Sync {
-    /// Sends one request.
-    ///
-    /// # Errors
-    /// What went wrong on the way, for the log.
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String>;
-}
 
 /// The identity with which a service asks: an application of the tenant, with its secret.
 pub struct ServiceIdentity {
@@ -151,7 +142,7 @@ impl KekClient {
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Bytes::from(form))
             .map_err(|error| KekError::Unavailable(error.to_string()))?;
-        let response = self.exchange.send(request).await.map_err(KekError::Unavailable)?;
+        let response = self.exchange.send(request).await.map_err(unavailable)?;
         if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS {
             return Err(KekError::Denied("the issuer gives this service no token".into()));
         }
@@ -173,7 +164,7 @@ impl KekClient {
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(body.clone().map(Bytes::from).unwrap_or_default())
                 .map_err(|error| KekError::Unavailable(error.to_string()))?;
-            let response = self.exchange.send(request).await.map_err(KekError::Unavailable)?;
+            let response = self.exchange.send(request).await.map_err(unavailable)?;
             // The token may have been revoked with the issuer's key: once more with a new one.
             if response.status() == StatusCode::UNAUTHORIZED && !renew {
                 renew = true;
@@ -217,6 +208,10 @@ impl KekClient {
         let response = self.call(Method::POST, &format!("{kek_url}/create"), Some(body.to_string())).await?;
         if response.status().is_success() { Ok(()) } else { Err(refusal(kek_url, &response)) }
     }
+}
+
+fn unavailable(error: ExchangeError) -> KekError {
+    KekError::Unavailable(error.to_string())
 }
 
 /// What an error of the HSM means for whoever needs a DEK.
@@ -309,8 +304,8 @@ mod tests {
     struct Nobody;
     #[async_trait]
     impl Exchange for Nobody {
-        async fn send(&self, _: Request<Bytes>) -> Result<Response<Bytes>, String> {
-            Err("nobody is there".into())
+        async fn send(&self, _: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
+            Err(ExchangeError::Unreachable("nobody is there".into()))
         }
     }
 

@@ -23,7 +23,7 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
-pub use client::{Exchange, KekClient, ServiceIdentity};
+pub use client::{KekClient, ServiceIdentity};
 pub use error::ApiError;
 use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
 use keys::{KeyRing, KeyRingLimits};

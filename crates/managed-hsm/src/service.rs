@@ -1,15 +1,13 @@
 //! The life of a request: authenticate, route, authorize, read, act, audit, answer.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_core::{Action, AuditEvent, AuditOutcome, Principal, authorize};
+use holdfast_wire::body::{self, BodyFault, BodyLimits};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use metrics::{counter, histogram};
 
 use crate::{
@@ -24,9 +22,6 @@ use crate::{
 
 /// Longest header value that is repeated in the audit log or the answer.
 const ECHOED_CHARS_MAX: usize = 128;
-/// How much of a body over the limit is taken in and thrown away, and for how long.
-const DISCARDED_BYTES_MAX: usize = 8 * 1024 * 1024;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is known of a request while it is served.
 struct Trace {
@@ -131,39 +126,12 @@ impl ManagedHsm {
     where
         B: Body<Data = Bytes> + Send,
     {
-        let bytes_max = self.limits.body_bytes_max;
-        let mut body = std::pin::pin!(body);
-        let declared_too_large = body.size_hint().lower() > bytes_max as u64;
-        let read = async {
-            if declared_too_large {
-                return Err(ApiError::too_large(bytes_max));
-            }
-            let mut whole = BytesMut::new();
-            loop {
-                let Some(frame) = body.frame().await else { return Ok(whole.freeze()) };
-                let frame = frame.map_err(|_| ApiError::bad_parameter("The request body could not be read"))?;
-                let Ok(mut data) = frame.into_data() else { continue };
-                if whole.len() + data.remaining() > bytes_max {
-                    return Err(ApiError::too_large(bytes_max));
-                }
-                whole.extend_from_slice(&data.copy_to_bytes(data.remaining()));
-            }
-        };
-        let read = tokio::time::timeout(self.limits.body_timeout, read).await;
-        let result = read.unwrap_or_else(|_| Err(ApiError::request_timeout()));
-        if result.as_ref().is_err_and(|error| error.status == StatusCode::PAYLOAD_TOO_LARGE) {
-            // A client that is still sending would lose the answer to a reset connection: take in some of the rest.
-            let discard = async {
-                let mut discarded = 0;
-                while discarded < DISCARDED_BYTES_MAX
-                    && let Some(Ok(frame)) = body.frame().await
-                {
-                    discarded += frame.data_ref().map_or(0, Buf::remaining);
-                }
-            };
-            let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard).await;
-        }
-        result
+        let limits = BodyLimits { bytes_max: self.limits.body_bytes_max, timeout: self.limits.body_timeout };
+        body::read(body, limits).await.map_err(|fault| match fault {
+            BodyFault::Broken => ApiError::bad_parameter("The request body could not be read"),
+            BodyFault::TooLarge => ApiError::too_large(limits.bytes_max),
+            BodyFault::TooSlow => ApiError::request_timeout(),
+        })
     }
 
     fn respond(&self, request: &HeaderMap, request_id: &str, result: Result<Reply, ApiError>) -> Response<Full<Bytes>> {

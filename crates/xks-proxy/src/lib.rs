@@ -12,7 +12,6 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
-mod hex;
 mod limit;
 pub mod policy;
 pub mod quorum;

@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_core::{AuditEvent, AuditOutcome, Principal};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use metrics::{counter, histogram};
 
 use crate::{
@@ -19,17 +19,18 @@ use crate::{
     call::Call,
     ekm,
     error::Refusal,
-    hex::hex,
     policy::{Dialect, KeyStore},
     state::Governed,
     using::Told,
     xks,
 };
+use holdfast_wire::{
+    body::{self, BodyFault, BodyLimits},
+    hex::hex,
+};
 
 /// A body holds a plaintext of 16 KiB and additional data of 64 KiB, in Base64, and what is around it.
 const BODY_BYTES_MAX: usize = 160 * 1024;
-const DISCARDED_BYTES_MAX: usize = 1024 * 1024;
-const DISCARD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest text out of a request that the log repeats; ARNs have up to 2048 characters.
 const LOGGED_CHARS_MAX: usize = 2048;
 /// Time that is left for the answer when the log has not taken the event yet.
@@ -189,43 +190,12 @@ impl XksProxy {
     where
         B: Body<Data = Bytes> + Send,
     {
-        let too_large = || Refusal::Unsupported(format!("a request has at most {BODY_BYTES_MAX} bytes here"));
-        let mut body = std::pin::pin!(body);
-        let declared_too_large = body.size_hint().lower() > BODY_BYTES_MAX as u64;
-        let read = async {
-            if declared_too_large {
-                return Err(too_large());
-            }
-            let mut whole = BytesMut::new();
-            loop {
-                let Some(frame) = body.frame().await else { return Ok(whole.freeze()) };
-                let frame = frame.map_err(|_| Refusal::invalid("the request body could not be read"))?;
-                let Ok(mut data) = frame.into_data() else { continue };
-                if whole.len() + data.remaining() > BODY_BYTES_MAX {
-                    return Err(too_large());
-                }
-                // One frame is the usual case, and needs no copy.
-                if whole.is_empty() && body.is_end_stream() {
-                    return Ok(data);
-                }
-                whole.extend_from_slice(&data.copy_to_bytes(data.remaining()));
-            }
-        };
-        let read = tokio::time::timeout(self.limits.body_timeout, read).await;
-        let result = read.unwrap_or_else(|_| Err(Refusal::invalid("the request body did not arrive in time")));
-        if matches!(result, Err(Refusal::Unsupported(_))) {
-            // A client that is still sending would lose the answer to a reset connection.
-            let discard = async {
-                let mut discarded = 0;
-                while discarded < DISCARDED_BYTES_MAX
-                    && let Some(Ok(frame)) = body.frame().await
-                {
-                    discarded += frame.data_ref().map_or(0, Buf::remaining);
-                }
-            };
-            let _ = tokio::time::timeout(DISCARD_TIMEOUT, discard).await;
-        }
-        result
+        let limits = BodyLimits { bytes_max: BODY_BYTES_MAX, timeout: self.limits.body_timeout };
+        body::read(body, limits).await.map_err(|fault| match fault {
+            BodyFault::TooLarge => Refusal::Unsupported(format!("a request has at most {BODY_BYTES_MAX} bytes here")),
+            BodyFault::Broken => Refusal::invalid("the request body could not be read"),
+            BodyFault::TooSlow => Refusal::invalid("the request body did not arrive in time"),
+        })
     }
 
     /// Writes the event down; the answer waits until it is on disk, but not longer than the caller would wait for the answer.
@@ -345,9 +315,8 @@ fn tell_claims(door: Door, body: &[u8], context: &mut Vec<(&'static str, String)
     }
 }
 
-/// At most so much, and nothing that a terminal could take for a command.
 fn printable(text: &str) -> String {
-    text.chars().take(LOGGED_CHARS_MAX).map(|c| if c.is_control() { '?' } else { c }).collect()
+    holdfast_wire::printable(text, LOGGED_CHARS_MAX)
 }
 
 fn respond(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {

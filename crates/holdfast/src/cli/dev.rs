@@ -12,10 +12,11 @@ use clap::Args;
 use holdfast_core::Ambient;
 use holdfast_crypto::{Rsa1_5Policy, SecretBytes, kdf};
 use holdfast_managed_hsm::{
-    ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER, Exchange, Founding, HostPort,
-    KekClient, Limits, ServiceIdentity,
+    ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER, Founding, HostPort, KekClient, Limits,
+    ServiceIdentity,
 };
 use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
+use holdfast_wire::Exchange;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 

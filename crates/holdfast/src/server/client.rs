@@ -9,7 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_managed_hsm::{Exchange, Fetch};
+use holdfast_managed_hsm::Fetch;
+use holdfast_wire::{Exchange, ExchangeError};
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -74,23 +75,24 @@ impl HttpsClient {
     /// Sends one request on a connection of its own.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
         let sent = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
-        sent.unwrap_or_else(|_| Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))
+        sent.unwrap_or(Err(ExchangeError::TimedOut)).map_err(|error| error.to_string())
     }
 
-    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
+    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ExchangeError> {
         let target = Target::of(&mut request)?;
         let mut sender = self.connect(&target).await?;
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(broken)?;
         read_whole(response).await
     }
 
-    async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let name = ServerName::try_from(target.host.clone()).map_err(|error| text(&error))?;
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|error| text(&error))?;
-        stream.set_nodelay(true).map_err(|error| text(&error))?;
-        let stream = self.tls.connect(name, stream).await.map_err(|error| text(&error))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;
+    async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, ExchangeError> {
+        let unreachable = |error: std::io::Error| ExchangeError::Unreachable(error.to_string());
+        let name =
+            ServerName::try_from(target.host.clone()).map_err(|error| ExchangeError::Invalid(error.to_string()))?;
+        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let stream = self.tls.connect(name, stream).await.map_err(|error| ExchangeError::Tls(error.to_string()))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // It ends when the sender is dropped or the other side closes.
         tokio::spawn(connection);
         Ok(sender)
@@ -112,23 +114,28 @@ struct Target {
 
 impl Target {
     /// Takes the host out of the request's URL, into its header.
-    fn of(request: &mut Request<Full<Bytes>>) -> Result<Self, String> {
+    fn of(request: &mut Request<Full<Bytes>>) -> Result<Self, ExchangeError> {
+        let invalid = |why: &str| ExchangeError::Invalid(why.to_owned());
         let uri = request.uri().clone();
         if uri.scheme_str() != Some("https") {
-            return Err("only https is spoken".into());
+            return Err(invalid("only https is spoken"));
         }
-        let authority = uri.authority().ok_or("the URL has no host")?;
+        let authority = uri.authority().ok_or_else(|| invalid("the URL has no host"))?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let value = HeaderValue::try_from(authority.as_str()).map_err(|error| error.to_string())?;
+        let value = HeaderValue::try_from(authority.as_str()).map_err(|error| invalid(&error.to_string()))?;
         request.headers_mut().insert(header::HOST, value);
         *request.uri_mut() = uri.path_and_query().map_or(Uri::default(), |path| path.clone().into());
         Ok(Self { host, port: authority.port_u16().unwrap_or(443), authority: authority.as_str().to_owned() })
     }
 }
 
-async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, String> {
+fn broken(error: impl std::fmt::Display) -> ExchangeError {
+    ExchangeError::Broken(error.to_string())
+}
+
+async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, ExchangeError> {
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(broken)?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 
@@ -167,7 +174,7 @@ impl PooledClient {
         }
     }
 
-    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
         let url = request.uri().to_string();
         let client = self.clients.iter().find(|(prefix, _)| url.starts_with(prefix.as_str()));
         let client = client.map_or(&self.default, |(_, client)| client);
@@ -184,7 +191,7 @@ impl PooledClient {
             }
         }
         let mut sender = client.connect(&target).await?;
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(broken)?;
         let whole = read_whole(response).await;
         self.keep_if_ready(target.authority, sender).await;
         whole
@@ -199,9 +206,9 @@ impl PooledClient {
 
 #[async_trait]
 impl Exchange for PooledClient {
-    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, String> {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ExchangeError> {
         let sent = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
-        sent.unwrap_or_else(|_| Err(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())))
+        sent.unwrap_or(Err(ExchangeError::TimedOut))
     }
 }
 

@@ -2,16 +2,17 @@
 
 mod certificate;
 mod proof;
-mod sigv4;
 
-use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+
 pub use certificate::ClientCertificate;
 pub(crate) use certificate::authenticate_certificate;
 use holdfast_core::{Principal, PrincipalKind, Timestamp};
-use holdfast_crypto::{SecretBytes, kdf::MacKey};
+use holdfast_crypto::SecretBytes;
+use holdfast_wire::sigv4::{self, Scope, SigningSecret};
+use http::request::Parts;
 pub(crate) use proof::{CallerProofStatement, ProofClaims, verify_proof};
 pub use proof::{EnrolledCaller, ProofReplays};
-pub(crate) use sigv4::authenticate_sigv4;
 
 /// A credential by which a key service signs its requests to one store.
 pub struct Credential {
@@ -21,15 +22,13 @@ pub struct Credential {
     pub access_key_id: String,
     /// When it was added.
     pub created: Timestamp,
-    secret: SecretBytes,
-    /// The key of one day, kept: deriving it takes four HMACs.
-    day_key: ArcSwapOption<(String, MacKey)>,
+    secret: Arc<SigningSecret>,
 }
 
 impl Credential {
     pub(crate) fn new(store: &str, access_key_id: &str, created: Timestamp, secret: SecretBytes) -> Self {
-        let day_key = ArcSwapOption::empty();
-        Self { store: store.to_owned(), access_key_id: access_key_id.to_owned(), created, secret, day_key }
+        let secret = Arc::new(SigningSecret::new(secret));
+        Self { store: store.to_owned(), access_key_id: access_key_id.to_owned(), created, secret }
     }
 }
 
@@ -50,6 +49,41 @@ pub fn is_secret_access_key(secret: &SecretBytes) -> bool {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Rejection(pub(crate) &'static str);
+
+impl From<sigv4::Rejection> for Rejection {
+    fn from(rejection: sigv4::Rejection) -> Self {
+        match rejection {
+            sigv4::Rejection::Date(why) | sigv4::Rejection::Incomplete(why) | sigv4::Rejection::Scope(why) => Self(why),
+            sigv4::Rejection::Mismatch => Self("the signature does not match"),
+            sigv4::Rejection::Missing => Self("it is not signed"),
+            sigv4::Rejection::UnknownKey => Self("the access key id is unknown in this store"),
+        }
+    }
+}
+
+/// Verifies a request to a store of `region`, with one of the store's `credentials`.
+///
+/// # Errors
+/// [`Rejection`].
+pub(crate) fn authenticate_sigv4(
+    parts: &Parts,
+    body: &[u8],
+    region: &str,
+    credentials: &[Arc<Credential>],
+    now: Timestamp,
+) -> Result<Principal, Rejection> {
+    let mut found = None;
+    let find = |id: &str| {
+        found = credentials.iter().find(|credential| credential.access_key_id == id);
+        found.map(|credential| Arc::clone(&credential.secret))
+    };
+    let scope = Scope { region, service: "kms-xks-proxy" };
+    sigv4::verify(parts, body, scope, find, now)?;
+    // A signature was verified, so there is a credential.
+    found
+        .map(|credential| key_service(&credential.store, &credential.access_key_id))
+        .ok_or(Rejection("it is not signed"))
+}
 
 /// A key service that has proved itself for a store.
 fn key_service(store: &str, name: &str) -> Principal {

@@ -12,13 +12,13 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_core::Timestamp;
 use holdfast_crypto::{SecretBytes, kdf, secret::ct_eq};
-use serde::Deserialize;
-
-use super::{
-    Rejection,
+use holdfast_wire::{
+    hex::hex,
     sigv4::{Authorization, day_key, push_canonical, string_to_sign},
 };
-use crate::hex::hex;
+use serde::Deserialize;
+
+use super::Rejection;
 
 /// Statements remembered, so that none is used again; far more than come within the minutes that one is good for.
 const REMEMBERED_MAX: usize = 200_000;

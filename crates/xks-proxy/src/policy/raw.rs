@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{
     AadForm, CallerProof, Dialect, InvalidPolicy, KeyStore, Mode, POLICY_BYTES_MAX, Pattern, Policy, PolicyKey, Rule,
 };
-use crate::hex::unhex;
+use holdfast_wire::hex::unhex;
 
 /// `/kms/xks/v1` of an external key store; with the prefix at most 128 characters (XKS proxy API 1.0.3).
 const XKS_PREFIX_BYTES_MAX: usize = 117;

@@ -12,13 +12,13 @@ use crate::{
     XksProxy,
     authn::{is_access_key_id, is_secret_access_key},
     error::AdminError,
-    hex::hex,
     policy::Policy,
     state::{
         CallerMeta, CredentialMeta, Governed, OperatorsRecord, PinMeta, PolicyRecord, encode, encode_with_secret, kind,
         put,
     },
 };
+use holdfast_wire::hex::hex;
 
 /// An HSM may take its time over a new key.
 const KEY_BUDGET: Duration = Duration::from_secs(30);

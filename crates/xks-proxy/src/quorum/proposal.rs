@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::Act;
 use crate::{
     error::AdminError,
-    hex::hex,
     state::{Operators, encode},
 };
+use holdfast_wire::hex::hex;
 
 /// Longest time from proposal to the last approval: a week.
 const LIFE_SECS_MAX: i64 = 7 * 24 * 3600;

@@ -1,13 +1,15 @@
 //! Bytes as hex digits and back.
 
 /// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| DIGITS[usize::from(digit)] as char).collect()
 }
 
 /// From hex digits of either case.
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+#[must_use]
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
     pairs
         .iter()

@@ -1,0 +1,15 @@
+//! What dialects over HTTP share: bodies within bounds, AWS Signature Version 4 from both sides, the seam by which a role
+//! sends requests of its own.
+
+pub mod body;
+mod exchange;
+pub mod hex;
+pub mod sigv4;
+
+pub use exchange::{Exchange, ExchangeError};
+
+/// `text` with at most `chars_max` characters, and nothing that a terminal could take for a command.
+#[must_use]
+pub fn printable(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
