@@ -3,8 +3,13 @@
 
 use std::sync::OnceLock;
 
-use holdfast_crypto::{KeyMaterial, KeySpec, LoadedKey, RsaKey, RsaSize, SecretBytes, transfer};
+use holdfast_crypto::{
+    EncryptionPadding, KeyMaterial, KeySpec, LoadedKey, RsaKey, RsaSize, SecretBytes,
+    transfer::{self, Transfer},
+};
 use libfuzzer_sys::fuzz_target;
+
+const CKM: Transfer = Transfer::AesKeyWrap(EncryptionPadding::OaepSha1);
 
 fn exchange_key() -> &'static RsaKey {
     static KEY: OnceLock<Box<RsaKey>> = OnceLock::new();
@@ -18,10 +23,10 @@ fn exchange_key() -> &'static RsaKey {
 }
 
 fuzz_target!(|data: &[u8]| {
-    assert!(transfer::unwrap(exchange_key(), data).is_err());
+    assert!(transfer::unwrap(exchange_key(), CKM, data).is_err());
     if let Ok(blob) = transfer::wrap(exchange_key(), SecretBytes::copy_of(&[7; 32]), data) {
-        assert!(transfer::unwrap(exchange_key(), &blob).is_ok_and(|target| target.ct_eq(data)));
+        assert!(transfer::unwrap(exchange_key(), CKM, &blob).is_ok_and(|target| target.ct_eq(data)));
         let beginning = &blob[..256];
-        assert!(transfer::unwrap(exchange_key(), &[beginning, data].concat()).is_err());
+        assert!(transfer::unwrap(exchange_key(), CKM, &[beginning, data].concat()).is_err());
     }
 });

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use holdfast_crypto::{EncryptionPadding, ImportedKey, KeySpec, PublicKey, SecretBytes, SignatureScheme, WrapPadding};
+use holdfast_crypto::{
+    EncryptionPadding, ImportedKey, KeySpec, PublicKey, SecretBytes, SignatureScheme, WrapPadding, transfer::Transfer,
+};
 
 use crate::{Action, KeyVersion, Permit, PermitMismatch};
 
@@ -19,6 +21,8 @@ pub struct NewKey {
     pub spec: KeySpec,
     /// Its public part.
     pub public: PublicKey,
+    /// Tells whether another key of the same name has the same material, and nothing of the material.
+    pub check: [u8; 32],
 }
 
 /// How data is encrypted.
@@ -31,6 +35,9 @@ pub enum EncryptionScheme {
     },
     /// AES-GCM, nonce from the HSM.
     AesGcm,
+    /// AES-256-GCM under a key of this message alone, derived in the HSM: what comes out (`crypto::SealingKey`) holds all that it
+    /// takes to decrypt it but the key, and no number of messages is too many.
+    AesGcmPerMessage,
     /// RSA.
     Rsa(EncryptionPadding),
 }
@@ -66,6 +73,18 @@ pub enum Operation {
         /// IV, tag, AAD.
         parts: CiphertextParts,
     },
+    /// Give the shared secret of a key encapsulation.
+    Decapsulate {
+        /// As the other side sent it.
+        ciphertext: Vec<u8>,
+    },
+    /// Agree on a secret.
+    Derive {
+        /// The other side's public key, SubjectPublicKeyInfo.
+        peer: Vec<u8>,
+    },
+    /// Make a shared secret for the holder of the key.
+    Encapsulate,
     /// Encrypt data.
     Encrypt {
         /// How.
@@ -75,7 +94,7 @@ pub enum Operation {
         /// IV (CBC only) and AAD (GCM only).
         parts: CiphertextParts,
     },
-    /// Sign a digest (for HMAC: a message).
+    /// Sign a digest (HMAC, Ed25519, ML-DSA: a message).
     Sign {
         /// How.
         scheme: SignatureScheme,
@@ -112,7 +131,10 @@ impl Operation {
     #[must_use]
     pub fn action(&self) -> Action {
         match self {
+            Self::Decapsulate { .. } => Action::KeyUnwrap,
             Self::Decrypt { .. } => Action::KeyDecrypt,
+            Self::Derive { .. } => Action::KeyDerive,
+            Self::Encapsulate => Action::KeyWrap,
             Self::Encrypt { .. } => Action::KeyEncrypt,
             Self::Sign { .. } => Action::KeySign,
             Self::Unwrap { .. } => Action::KeyUnwrap,
@@ -126,7 +148,9 @@ impl Operation {
 pub enum Outcome {
     /// Ciphertext, with what must travel beside it.
     Ciphertext(Vec<u8>, CiphertextParts),
-    /// Decrypted data or an unwrapped key.
+    /// A shared secret, and what gives it to the holder of the key.
+    Encapsulated(Vec<u8>, SecretBytes),
+    /// Decrypted data, an unwrapped key or a shared secret.
     Plaintext(SecretBytes),
     /// A signature.
     Signature(Vec<u8>),
@@ -232,7 +256,7 @@ pub trait HsmAdmin: Send + Sync {
     /// As [`Self::generate`].
     async fn import(&self, permit: Permit, version: &KeyVersion, key: ImportedKey) -> Result<NewKey, HsmError>;
 
-    /// Takes in a key that was wrapped (CKM_RSA_AES_KEY_WRAP) under an exchange key of this partition.
+    /// Takes in a key that was wrapped under an exchange key of this partition.
     ///
     /// # Errors
     /// As [`Self::generate`]; [`HsmError::Rejected`] if it does not unwrap.
@@ -241,8 +265,16 @@ pub trait HsmAdmin: Send + Sync {
         permit: Permit,
         version: &KeyVersion,
         exchange: (&KeyVersion, &MaskedKey),
+        transfer: Transfer,
         wrapped: &[u8],
     ) -> Result<NewKey, HsmError>;
+
+    /// Makes a key pair that leaves at once, in clear: PKCS #8 and the public half. It is no key of the partition's, and takes no
+    /// permit.
+    ///
+    /// # Errors
+    /// [`HsmError::Busy`], [`HsmError::InvalidInput`] for a kind that is not given out so.
+    async fn data_key_pair(&self, spec: KeySpec) -> Result<(SecretBytes, PublicKey), HsmError>;
 
     /// Binds a stored key to changed attributes or (on restore) opens it under those it was backed up with.
     ///

@@ -1,5 +1,7 @@
 //! AES as an HSM offers it: GCM, CBC with and without padding, key wrap.
 
+use std::sync::OnceLock;
+
 use aes_gcm::{
     AesGcm,
     aead::{AeadInOut, consts::U16},
@@ -16,7 +18,7 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-use crate::{AesSize, HashAlgorithm, SecretBytes, error::CryptoError, kdf::MacKey};
+use crate::{AesSize, HashAlgorithm, SealingKey, SecretBytes, error::CryptoError, kdf::MacKey};
 
 const BLOCK_BYTES: usize = 16;
 /// GCM tag and nonce lengths: the only ones offered.
@@ -72,6 +74,8 @@ pub struct AesKey {
     wrap: KeyWrap,
     /// For HMAC signatures under this key; keyed on use, since few keys are used so.
     raw: SecretBytes,
+    /// For messages that each have a key of their own; made on first use.
+    sealing: OnceLock<SealingKey>,
 }
 
 impl AesKey {
@@ -99,6 +103,7 @@ impl AesKey {
             cbc_pad_decrypt: PaddedBlockDecryptingKey::cbc_pkcs7(cbc()?).map_err(failed)?,
             wrap,
             raw: key,
+            sealing: OnceLock::new(),
         })
     }
 
@@ -302,6 +307,18 @@ impl AesKey {
             (KeyWrap::Bits256(k), WrapPadding::Padded) => k.1.unwrap_key(wrapped, &mut out),
         };
         key.map(SecretBytes::copy_of).map_err(|_| CryptoError::Rejected)
+    }
+
+    /// This 256-bit key as one that gives each message a key of its own, so that no number of messages is too many.
+    ///
+    /// # Errors
+    /// [`CryptoError::Mismatch`] on another size.
+    pub fn sealing(&self) -> Result<&SealingKey, CryptoError> {
+        if let Some(key) = self.sealing.get() {
+            return Ok(key);
+        }
+        let key = SealingKey::new(&self.raw).map_err(|_| CryptoError::Mismatch)?;
+        Ok(self.sealing.get_or_init(|| key))
     }
 
     /// The HMAC key made of this key's bytes.

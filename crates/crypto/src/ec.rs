@@ -1,6 +1,7 @@
 //! ECDSA (FIPS 186-5) over digests, with fixed-length signatures.
 
 use aws_lc_rs::{
+    agreement::{self, ECDH_P256, ECDH_P384, ECDH_P521},
     encoding::{AsBigEndian, EcPrivateKeyBin},
     signature::{
         ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256K1_SHA256_FIXED,
@@ -106,6 +107,17 @@ pub struct EcKey {
     pair: EcdsaKeyPair,
     verifier: ParsedPublicKey,
     public: EcPublicKey,
+    /// The same key for agreement; the library has none on secp256k1.
+    agreement: Option<agreement::PrivateKey>,
+}
+
+fn agreement_algorithm(curve: Curve) -> Option<&'static agreement::Algorithm> {
+    match curve {
+        Curve::P256 => Some(&ECDH_P256),
+        Curve::P256K => None,
+        Curve::P384 => Some(&ECDH_P384),
+        Curve::P521 => Some(&ECDH_P521),
+    }
 }
 
 impl EcKey {
@@ -118,13 +130,39 @@ impl EcKey {
         let (scalar, point) = material.expose().split_at_checked(curve.field_bytes()).ok_or(INVALID)?;
         let pair = EcdsaKeyPair::from_private_key_and_public_key(signing(curve), scalar, point).map_err(|_| INVALID)?;
         let verifier = ParsedPublicKey::new(verification(curve), point).map_err(|_| INVALID)?;
-        Ok(Self { pair, verifier, public: EcPublicKey { curve, point: point.to_vec() } })
+        let agreement = match agreement_algorithm(curve) {
+            Some(algorithm) => Some(agreement::PrivateKey::from_private_key(algorithm, scalar).map_err(|_| INVALID)?),
+            None => None,
+        };
+        Ok(Self { pair, verifier, public: EcPublicKey { curve, point: point.to_vec() }, agreement })
     }
 
     /// The public half.
     #[must_use]
     pub fn public(&self) -> &EcPublicKey {
         &self.public
+    }
+
+    /// The shared secret with `peer`, a SubjectPublicKeyInfo of the same curve: the x coordinate (SP 800-56A, section 5.7.1.2).
+    ///
+    /// # Errors
+    /// [`CryptoError::Mismatch`] on secp256k1, [`CryptoError::InvalidInput`] if `peer` is not a point of the curve.
+    pub fn agree(&self, peer: &[u8]) -> Result<SecretBytes, CryptoError> {
+        const INVALID: CryptoError = CryptoError::InvalidInput("not a public key on the curve of this key");
+        let (key, algorithm) =
+            self.agreement.as_ref().zip(agreement_algorithm(self.public.curve)).ok_or(CryptoError::Mismatch)?;
+        // Of the forms that the library reads, only this one says which curve it is on.
+        if peer.first() != Some(&0x30) {
+            return Err(INVALID);
+        }
+        let peer = agreement::UnparsedPublicKey::new(algorithm, peer);
+        let peer = agreement::ParsedPublicKey::try_from(peer).map_err(|_| INVALID)?;
+        agreement::agree(key, peer, INVALID, |secret| Ok(SecretBytes::copy_of(secret)))
+    }
+
+    pub(crate) fn pkcs8(&self) -> Result<SecretBytes, CryptoError> {
+        let der = self.pair.to_pkcs8v1().map_err(|_| CryptoError::Library("EC encoding"))?;
+        Ok(SecretBytes::copy_of(der.as_ref()))
     }
 
     /// Signs a digest of the curve's own hash; the answer is `r || s`.

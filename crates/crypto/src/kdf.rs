@@ -2,7 +2,7 @@
 
 use aws_lc_rs::{hkdf, hmac};
 
-use crate::{HashAlgorithm, SecretBytes, error::CryptoError};
+use crate::{HashAlgorithm, MacHash, SecretBytes, error::CryptoError};
 
 struct OutputLength(usize);
 
@@ -57,6 +57,16 @@ impl MacKey {
             HashAlgorithm::Sha256 => hmac::HMAC_SHA256,
             HashAlgorithm::Sha384 => hmac::HMAC_SHA384,
             HashAlgorithm::Sha512 => hmac::HMAC_SHA512,
+        };
+        Self(hmac::Key::new(algorithm, key))
+    }
+
+    pub(crate) fn with_mac_hash(hash: MacHash, key: &[u8]) -> Self {
+        let algorithm = match hash {
+            MacHash::Sha224 => hmac::HMAC_SHA224,
+            MacHash::Sha256 => hmac::HMAC_SHA256,
+            MacHash::Sha384 => hmac::HMAC_SHA384,
+            MacHash::Sha512 => hmac::HMAC_SHA512,
         };
         Self(hmac::Key::new(algorithm, key))
     }

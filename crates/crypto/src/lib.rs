@@ -11,11 +11,13 @@
 pub mod aead;
 mod aes;
 pub mod chunk;
+pub mod der;
 mod ec;
 mod error;
 pub mod kdf;
 mod material;
 pub mod md5;
+mod modern;
 mod rsa;
 pub mod secret;
 pub mod selftest;
@@ -28,7 +30,10 @@ pub use aes::{AesKey, CbcPadding, GcmCiphertext, WrapPadding};
 pub use ec::{EcKey, EcPublicKey};
 pub use error::CryptoError;
 pub use material::{ImportedKey, KeyMaterial, LoadedKey, PublicKey};
+pub use modern::{Ed25519Key, HmacKey, MlDsaKey, MlKemKey};
 pub use rsa::{Rsa1_5Policy, RsaKey, RsaPrivateComponents, RsaPublicKey};
 pub use secret::SecretBytes;
 pub use signing::{PersonalKey, VerifyingKey};
-pub use spec::{AesSize, Curve, EncryptionPadding, HashAlgorithm, KeySpec, RsaSize, SignatureScheme};
+pub use spec::{
+    AesSize, Curve, EncryptionPadding, HashAlgorithm, KeySpec, MacHash, MlDsaSize, MlKemSize, RsaSize, SignatureScheme,
+};

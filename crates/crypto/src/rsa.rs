@@ -359,7 +359,11 @@ fn parameters(scheme: SignatureScheme) -> Option<(usize, &'static RsaSignatureEn
     let (base, hash) = match scheme {
         SignatureScheme::RsaPkcs1(hash) => (0, hash),
         SignatureScheme::RsaPss(hash) => (3, hash),
-        SignatureScheme::Ecdsa(_) | SignatureScheme::Hmac(_) => return None,
+        SignatureScheme::Ecdsa(_)
+        | SignatureScheme::Ed25519
+        | SignatureScheme::Hmac(_)
+        | SignatureScheme::Mac(_)
+        | SignatureScheme::MlDsa(_) => return None,
     };
     let slot = base
         + match hash {

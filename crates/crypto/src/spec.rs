@@ -118,6 +118,125 @@ impl AesSize {
     }
 }
 
+/// The hash of an HMAC key.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MacHash {
+    /// SHA-224.
+    Sha224,
+    /// SHA-256.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl MacHash {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512];
+
+    /// Length of the hash, of a key and of a tag in bits.
+    #[must_use]
+    pub fn bits(self) -> u16 {
+        match self {
+            Self::Sha224 => 224,
+            Self::Sha256 => 256,
+            Self::Sha384 => 384,
+            Self::Sha512 => 512,
+        }
+    }
+
+    /// The same in bytes.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        usize::from(self.bits() / 8)
+    }
+}
+
+/// A parameter set of ML-DSA (FIPS 204, section 4).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MlDsaSize {
+    /// ML-DSA-44.
+    Dsa44,
+    /// ML-DSA-65.
+    Dsa65,
+    /// ML-DSA-87.
+    Dsa87,
+}
+
+impl MlDsaSize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Dsa44, Self::Dsa65, Self::Dsa87];
+
+    /// The number in its name.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Dsa44 => 44,
+            Self::Dsa65 => 65,
+            Self::Dsa87 => 87,
+        }
+    }
+
+    /// Length of the public key in bytes (table 2).
+    #[must_use]
+    pub fn public_bytes(self) -> usize {
+        match self {
+            Self::Dsa44 => 1312,
+            Self::Dsa65 => 1952,
+            Self::Dsa87 => 2592,
+        }
+    }
+}
+
+/// A parameter set of ML-KEM (FIPS 203, section 8).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MlKemSize {
+    /// ML-KEM-512.
+    Kem512,
+    /// ML-KEM-768.
+    Kem768,
+    /// ML-KEM-1024.
+    Kem1024,
+}
+
+impl MlKemSize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Kem512, Self::Kem768, Self::Kem1024];
+
+    /// The number in its name.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Kem512 => 512,
+            Self::Kem768 => 768,
+            Self::Kem1024 => 1024,
+        }
+    }
+
+    /// The parameter k.
+    #[must_use]
+    pub fn rank(self) -> usize {
+        usize::from(self.number() / 256)
+    }
+
+    /// Length of the encapsulation key in bytes (table 3).
+    #[must_use]
+    pub fn public_bytes(self) -> usize {
+        384 * self.rank() + 32
+    }
+
+    /// Length of a ciphertext in bytes (table 3).
+    #[must_use]
+    pub fn ciphertext_bytes(self) -> usize {
+        match self {
+            Self::Kem512 => 768,
+            Self::Kem768 => 1088,
+            Self::Kem1024 => 1568,
+        }
+    }
+}
+
 /// What kind of key: its type and size.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum KeySpec {
@@ -125,6 +244,14 @@ pub enum KeySpec {
     Aes(AesSize),
     /// An elliptic-curve key pair.
     Ec(Curve),
+    /// An Ed25519 key pair (RFC 8032).
+    Ed25519,
+    /// An HMAC key, as long as its hash.
+    Hmac(MacHash),
+    /// An ML-DSA key pair (FIPS 204).
+    MlDsa(MlDsaSize),
+    /// An ML-KEM key pair (FIPS 203).
+    MlKem(MlKemSize),
     /// An RSA key pair.
     Rsa {
         /// Modulus size.
@@ -177,8 +304,14 @@ impl HashAlgorithm {
 pub enum SignatureScheme {
     /// ECDSA with the curve's own hash; fixed-length `r||s` (RFC 7518, section 3.4).
     Ecdsa(Curve),
+    /// Ed25519 over the message itself (RFC 8032, section 5.1).
+    Ed25519,
     /// HMAC (RFC 2104) over the message itself, under an AES key.
     Hmac(HashAlgorithm),
+    /// HMAC over the message itself, under an HMAC key.
+    Mac(MacHash),
+    /// ML-DSA over the message itself, with an empty context (FIPS 204, section 5.2).
+    MlDsa(MlDsaSize),
     /// RSASSA-PKCS1-v1_5 (RFC 8017, section 8.2).
     RsaPkcs1(HashAlgorithm),
     /// RSASSA-PSS, MGF1 with the same hash, salt as long as the hash (RFC 8017, section 8.1).

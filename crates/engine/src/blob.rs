@@ -5,7 +5,8 @@
 
 use holdfast_core::{KeyAttributes, KeyName, KeyOperations, KeyVersion, KeyVersionId, PartitionId, Timestamp};
 use holdfast_crypto::{
-    AesSize, Curve, EcPublicKey, KeyMaterial, KeySpec, PublicKey, RsaPublicKey, RsaSize, SealingKey, aead,
+    AesSize, Curve, EcPublicKey, KeyMaterial, KeySpec, MacHash, MlDsaSize, MlKemSize, PublicKey, RsaPublicKey, RsaSize,
+    SealingKey, aead,
 };
 
 const MAGIC: &[u8; 4] = b"HFMK";
@@ -89,7 +90,9 @@ fn encode_header(header: &BlobHeader) -> Vec<u8> {
     }
     out.extend_from_slice(&attributes.release_policy_sha256.unwrap_or_default());
     let public = match &header.public {
-        PublicKey::Aes => Vec::new(),
+        PublicKey::Aes | PublicKey::Hmac => Vec::new(),
+        PublicKey::Ed25519(key) => key.to_vec(),
+        PublicKey::MlDsa(_, key) | PublicKey::MlKem(_, key) => key.clone(),
         PublicKey::Ec(key) => key.point.clone(),
         PublicKey::Rsa(key) => key.n.clone(),
     };
@@ -148,6 +151,10 @@ fn encode_spec(spec: KeySpec) -> (u8, u16, u32) {
         KeySpec::Aes(size) => (1, size.bits() as u16, 0),
         KeySpec::Ec(curve) => (2, curve_number(curve), 0),
         KeySpec::Rsa { size, exponent } => (3, size.bits() as u16, exponent),
+        KeySpec::Hmac(hash) => (4, hash.bits(), 0),
+        KeySpec::Ed25519 => (5, 0, 0),
+        KeySpec::MlDsa(size) => (6, size.number(), 0),
+        KeySpec::MlKem(size) => (7, size.number(), 0),
     }
 }
 
@@ -165,6 +172,10 @@ fn decode_spec(kind: u8, parameter: u16, exponent: u32) -> Result<KeySpec, BlobE
         1 => AesSize::from_bits(parameter.into()).map(KeySpec::Aes),
         2 => Curve::ALL.into_iter().find(|curve| curve_number(*curve) == parameter).map(KeySpec::Ec),
         3 => RsaSize::from_bits(parameter.into()).map(|size| KeySpec::Rsa { size, exponent }),
+        4 => MacHash::ALL.into_iter().find(|hash| hash.bits() == parameter).map(KeySpec::Hmac),
+        5 => (parameter == 0).then_some(KeySpec::Ed25519),
+        6 => MlDsaSize::ALL.into_iter().find(|size| size.number() == parameter).map(KeySpec::MlDsa),
+        7 => MlKemSize::ALL.into_iter().find(|size| size.number() == parameter).map(KeySpec::MlKem),
         _ => None,
     };
     spec.filter(|_| kind == 3 || exponent == 0).ok_or(BlobError::Malformed)
@@ -173,6 +184,10 @@ fn decode_spec(kind: u8, parameter: u16, exponent: u32) -> Result<KeySpec, BlobE
 fn decode_public(spec: KeySpec, public: &[u8]) -> Result<PublicKey, BlobError> {
     match spec {
         KeySpec::Aes(_) if public.is_empty() => Ok(PublicKey::Aes),
+        KeySpec::Hmac(_) if public.is_empty() => Ok(PublicKey::Hmac),
+        KeySpec::Ed25519 => public.try_into().map(PublicKey::Ed25519).map_err(|_| BlobError::Malformed),
+        KeySpec::MlDsa(size) if public.len() == size.public_bytes() => Ok(PublicKey::MlDsa(size, public.to_vec())),
+        KeySpec::MlKem(size) if public.len() == size.public_bytes() => Ok(PublicKey::MlKem(size, public.to_vec())),
         KeySpec::Ec(curve) if public.len() == 1 + 2 * curve.field_bytes() && public[0] == 4 => {
             Ok(PublicKey::Ec(EcPublicKey { curve, point: public.to_vec() }))
         }

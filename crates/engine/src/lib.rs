@@ -11,4 +11,4 @@ mod perform;
 
 pub use blob::BlobError;
 pub use partition::{Partition, PartitionPolicy};
-pub use perform::{Keyed, Work};
+pub use perform::{Keyed, PerformRandom, Work};

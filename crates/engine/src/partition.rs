@@ -2,8 +2,10 @@
 
 use holdfast_core::{KeyName, KeyOperation, KeyVersion, MaskedKey, NewKey, PartitionId};
 use holdfast_crypto::{
-    CryptoError, ImportedKey, KeyMaterial, KeySpec, LoadedKey, PublicKey, Rsa1_5Policy, SealingKey, SecretBytes, aead,
-    kdf, transfer,
+    CryptoError, HashAlgorithm, ImportedKey, KeyMaterial, KeySpec, LoadedKey, PublicKey, Rsa1_5Policy, SealingKey,
+    SecretBytes, aead,
+    kdf::{self, MacKey},
+    transfer::{self, Transfer},
 };
 
 use crate::{
@@ -25,6 +27,7 @@ pub struct Partition {
     id: PartitionId,
     masking: SealingKey,
     backup: SealingKey,
+    check: MacKey,
     policy: PartitionPolicy,
 }
 
@@ -41,6 +44,7 @@ impl Partition {
             id,
             masking: SealingKey::new(&kdf::derive_key(masking_key, "holdfast mask v1")?)?,
             backup: SealingKey::new(&kdf::derive_key(masking_key, "holdfast key backup v1")?)?,
+            check: MacKey::new(HashAlgorithm::Sha256, kdf::derive_key(masking_key, "holdfast key check v1")?.expose()),
             policy,
         })
     }
@@ -72,8 +76,11 @@ impl Partition {
         version.attributes.spec = spec;
         let copy = KeyMaterial::from_canonical(spec, SecretBytes::copy_of(material.expose_canonical()));
         let public = copy.load()?.public();
-        let masked = self.mask_checked(version, public.clone(), &material, random)?;
-        Ok(NewKey { masked, spec, public })
+        let masked = self.mask_checked(version.clone(), public.clone(), &material, random)?;
+        let name = version.name.folded();
+        let check = self.check.sign(&[&[name.len() as u8], name.as_bytes(), material.expose_canonical()]);
+        let check = check.try_into().map_err(|_| CryptoError::Library("HMAC"))?;
+        Ok(NewKey { masked, spec, public, check })
     }
 
     fn mask_checked(
@@ -132,15 +139,24 @@ impl Partition {
     ///
     /// # Errors
     /// [`CryptoError::Mismatch`] if the exchange key is not for import, [`CryptoError::Rejected`] if it does not unwrap.
-    pub fn unwrap_import(&self, exchange: &Keyed, spec: KeySpec, wrapped: &[u8]) -> Result<KeyMaterial, CryptoError> {
+    pub fn unwrap_import(
+        &self,
+        exchange: &Keyed,
+        spec: KeySpec,
+        transfer: Transfer,
+        wrapped: &[u8],
+    ) -> Result<KeyMaterial, CryptoError> {
         let LoadedKey::Rsa(key) = exchange.key() else { return Err(CryptoError::Mismatch) };
         if !exchange.attributes().operations.contains(KeyOperation::Import) || !exchange.attributes().enabled {
             return Err(CryptoError::Mismatch);
         }
-        let target = transfer::unwrap(key, wrapped)?;
+        let target = transfer::unwrap(key, transfer, wrapped)?;
         KeyMaterial::import(match spec {
             KeySpec::Aes(_) => ImportedKey::Aes(target),
-            KeySpec::Ec(_) | KeySpec::Rsa { .. } => ImportedKey::Pkcs8(spec, target),
+            KeySpec::Hmac(hash) => ImportedKey::Hmac(hash, target),
+            KeySpec::Ec(_) | KeySpec::Ed25519 | KeySpec::MlDsa(_) | KeySpec::MlKem(_) | KeySpec::Rsa { .. } => {
+                ImportedKey::Pkcs8(spec, target)
+            }
         })
     }
 

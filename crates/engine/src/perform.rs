@@ -4,14 +4,17 @@ use holdfast_core::{
     CiphertextParts, EncryptionScheme, HsmError, KeyAttributes, KeyOperation, Operation, Outcome, Timestamp, WrapScheme,
 };
 use holdfast_crypto::{
-    AesKey, CbcPadding, CryptoError, Curve, EncryptionPadding, LoadedKey, PublicKey, Rsa1_5Policy, RsaKey, SecretBytes,
-    SignatureScheme,
+    AesKey, CbcPadding, CryptoError, Curve, EncryptionPadding, LoadedKey, MlKemKey, PublicKey, Rsa1_5Policy, RsaKey,
+    SecretBytes, SignatureScheme, aead,
 };
 
 use crate::partition::PartitionPolicy;
 
 /// Longest data one call encrypts or decrypts, in bytes; what a request body can carry anyway.
 const DATA_BYTES_MAX: usize = 1024 * 1024;
+
+/// The randomness that one use of a key takes.
+pub type PerformRandom = [u8; aead::SEAL_RANDOM_BYTES];
 
 /// How dear an operation is: decides which thread does it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,21 +57,30 @@ impl Keyed {
     /// How dear `operation` is with this key.
     #[must_use]
     pub fn work(&self, operation: &Operation) -> Work {
-        let private =
-            matches!(operation, Operation::Decrypt { .. } | Operation::Sign { .. } | Operation::Unwrap { .. });
+        let private = matches!(
+            operation,
+            Operation::Decrypt { .. } | Operation::Derive { .. } | Operation::Sign { .. } | Operation::Unwrap { .. }
+        );
         match &self.key {
             LoadedKey::Rsa(_) if private => Work::PrivateKey,
             // Without assembly for these curves, verification costs more than a P-256 signature too.
             LoadedKey::Ec(key) if key.public().curve != Curve::P256 => Work::PrivateKey,
-            LoadedKey::Aes(_) | LoadedKey::Ec(_) | LoadedKey::Rsa(_) => Work::Light,
+            LoadedKey::Ec(_) if matches!(operation, Operation::Derive { .. }) => Work::PrivateKey,
+            LoadedKey::MlDsa(_) => Work::PrivateKey,
+            LoadedKey::Aes(_)
+            | LoadedKey::Ec(_)
+            | LoadedKey::Ed25519(_)
+            | LoadedKey::Hmac(_)
+            | LoadedKey::MlKem(_)
+            | LoadedKey::Rsa(_) => Work::Light,
         }
     }
 
-    /// Uses the key at `now`; `random` (16 bytes) becomes nonce or IV where one is needed.
+    /// Uses the key at `now`; `random` becomes salt, nonce or IV where one is needed.
     ///
     /// # Errors
     /// [`HsmError`], in the order: disabled, validity, operation, input, the operation itself.
-    pub fn perform(&self, now: Timestamp, random: [u8; 16], operation: Operation) -> Result<Outcome, HsmError> {
+    pub fn perform(&self, now: Timestamp, random: PerformRandom, operation: Operation) -> Result<Outcome, HsmError> {
         self.check(now, &operation)?;
         match operation {
             Operation::Encrypt { scheme, plaintext, parts } => self.encrypt(scheme, &plaintext, parts, random),
@@ -89,6 +101,17 @@ impl Keyed {
                     Ok(Outcome::Plaintext(self.rsa(padding)?.decrypt(padding, &wrapped).map_err(refuse)?))
                 }
             },
+            Operation::Encapsulate => {
+                let (ciphertext, secret) = self.kem()?.encapsulate().map_err(refuse)?;
+                Ok(Outcome::Encapsulated(ciphertext, secret))
+            }
+            Operation::Decapsulate { ciphertext } => {
+                Ok(Outcome::Plaintext(self.kem()?.decapsulate(&ciphertext).map_err(refuse)?))
+            }
+            Operation::Derive { peer } => match &self.key {
+                LoadedKey::Ec(key) => Ok(Outcome::Plaintext(key.agree(&peer).map_err(refuse)?)),
+                _ => Err(refuse(CryptoError::Mismatch)),
+            },
             Operation::Sign { scheme, digest } => self.sign(scheme, &digest),
             Operation::Verify { scheme, digest, signature } => self.verify(scheme, &digest, &signature),
         }
@@ -97,12 +120,13 @@ impl Keyed {
     /// Outside its validity a key protects nothing new, but still gives back what it protected before.
     fn check(&self, now: Timestamp, operation: &Operation) -> Result<(), HsmError> {
         let (needed, protects) = match operation {
+            Operation::Decapsulate { .. } | Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
             Operation::Decrypt { .. } => (KeyOperation::Decrypt, false),
+            Operation::Derive { .. } => (KeyOperation::Derive, true),
             Operation::Encrypt { .. } => (KeyOperation::Encrypt, true),
             Operation::Sign { .. } => (KeyOperation::Sign, true),
-            Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
             Operation::Verify { .. } => (KeyOperation::Verify, false),
-            Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
+            Operation::Encapsulate | Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
         };
         if !self.attributes.enabled {
             return Err(HsmError::Disabled);
@@ -122,7 +146,14 @@ impl Keyed {
     fn aes(&self) -> Result<&AesKey, HsmError> {
         match &self.key {
             LoadedKey::Aes(key) => Ok(key),
-            LoadedKey::Ec(_) | LoadedKey::Rsa(_) => Err(refuse(CryptoError::Mismatch)),
+            _ => Err(refuse(CryptoError::Mismatch)),
+        }
+    }
+
+    fn kem(&self) -> Result<&MlKemKey, HsmError> {
+        match &self.key {
+            LoadedKey::MlKem(key) => Ok(key),
+            _ => Err(refuse(CryptoError::Mismatch)),
         }
     }
 
@@ -139,7 +170,7 @@ impl Keyed {
         scheme: EncryptionScheme,
         plaintext: &SecretBytes,
         parts: CiphertextParts,
-        random: [u8; 16],
+        random: PerformRandom,
     ) -> Result<Outcome, HsmError> {
         if plaintext.len() > DATA_BYTES_MAX {
             return Err(HsmError::InvalidInput("the plaintext is too long"));
@@ -161,9 +192,14 @@ impl Keyed {
                 let iv = Some(out.nonce.to_vec());
                 (out.ciphertext, CiphertextParts { iv, tag: Some(out.tag.to_vec()), aad: parts.aad })
             }
+            EncryptionScheme::AesGcmPerMessage => {
+                let aad = parts.aad.as_deref().unwrap_or_default();
+                let key = self.aes()?.sealing().map_err(refuse)?;
+                (key.seal(random, aad, plaintext.expose()).map_err(refuse)?, parts)
+            }
             EncryptionScheme::AesCbc { padded } => {
                 let key = self.aes()?;
-                let iv = parts.iv.as_deref().map_or(Ok(random), block)?;
+                let iv = parts.iv.as_deref().map_or_else(|| block(&random[..16]), block)?;
                 let ciphertext = key.cbc_encrypt(cbc_padding(padded), iv, plaintext.expose()).map_err(refuse)?;
                 (ciphertext, CiphertextParts { iv: Some(iv.to_vec()), tag: None, aad: None })
             }
@@ -189,6 +225,10 @@ impl Keyed {
                     Err(_) => key.gcm_decrypt(iv()?, aad, ciphertext, tag),
                 }
             }
+            EncryptionScheme::AesGcmPerMessage => {
+                let aad = parts.aad.as_deref().unwrap_or_default();
+                self.aes()?.sealing().map_err(refuse)?.open(aad, ciphertext)
+            }
             EncryptionScheme::AesCbc { padded } => {
                 self.aes()?.cbc_decrypt(cbc_padding(padded), block(iv()?)?, ciphertext)
             }
@@ -200,6 +240,9 @@ impl Keyed {
         let signature = match (&self.key, scheme) {
             (LoadedKey::Aes(key), SignatureScheme::Hmac(hash)) => Ok(key.mac(hash).sign(&[digest])),
             (LoadedKey::Ec(key), SignatureScheme::Ecdsa(curve)) if key.public().curve == curve => key.sign(digest),
+            (LoadedKey::Ed25519(key), SignatureScheme::Ed25519) => Ok(key.sign(digest)),
+            (LoadedKey::Hmac(key), SignatureScheme::Mac(hash)) if key.hash() == hash => Ok(key.sign(digest)),
+            (LoadedKey::MlDsa(key), SignatureScheme::MlDsa(size)) if key.size() == size => key.sign(digest),
             (LoadedKey::Rsa(key), SignatureScheme::RsaPkcs1(_) | SignatureScheme::RsaPss(_)) => {
                 key.sign(scheme, digest)
             }
@@ -213,6 +256,13 @@ impl Keyed {
             (LoadedKey::Aes(key), SignatureScheme::Hmac(hash)) => Ok(key.mac(hash).verify(digest, signature)),
             (LoadedKey::Ec(key), SignatureScheme::Ecdsa(curve)) if key.public().curve == curve => {
                 key.verify(digest, signature)
+            }
+            (LoadedKey::Ed25519(key), SignatureScheme::Ed25519) => Ok(key.verify(digest, signature)),
+            (LoadedKey::Hmac(key), SignatureScheme::Mac(hash)) if key.hash() == hash => {
+                Ok(key.verify(digest, signature))
+            }
+            (LoadedKey::MlDsa(key), SignatureScheme::MlDsa(size)) if key.size() == size => {
+                Ok(key.verify(digest, signature))
             }
             (LoadedKey::Rsa(key), SignatureScheme::RsaPkcs1(_) | SignatureScheme::RsaPss(_)) => {
                 key.verify(scheme, digest, signature)

@@ -50,7 +50,7 @@ fn unwrap(wrapped: &[u8]) -> Operation {
 }
 
 fn wrapped() -> Vec<u8> {
-    let Ok(Outcome::Wrapped(wrapped)) = aes(|_| ()).perform(NOW, [0; 16], wrap()) else { panic!("not wrapped") };
+    let Ok(Outcome::Wrapped(wrapped)) = aes(|_| ()).perform(NOW, [0; 28], wrap()) else { panic!("not wrapped") };
     wrapped
 }
 
@@ -58,32 +58,32 @@ fn wrapped() -> Vec<u8> {
 fn outside_its_validity_a_key_protects_nothing_new_and_still_unwraps() {
     let early = aes(|a| a.not_before = Some(Timestamp::from_unix_millis(NOW.unix_millis() + 1)));
     let late = aes(|a| a.expires = Some(NOW));
-    assert_eq!(early.perform(NOW, [0; 16], wrap()).err(), Some(HsmError::NotYetValid));
-    assert_eq!(late.perform(NOW, [0; 16], wrap()).err(), Some(HsmError::Expired));
+    assert_eq!(early.perform(NOW, [0; 28], wrap()).err(), Some(HsmError::NotYetValid));
+    assert_eq!(late.perform(NOW, [0; 28], wrap()).err(), Some(HsmError::Expired));
     for key in [early, late] {
-        assert!(matches!(key.perform(NOW, [0; 16], unwrap(&wrapped())), Ok(Outcome::Plaintext(_))));
+        assert!(matches!(key.perform(NOW, [0; 28], unwrap(&wrapped())), Ok(Outcome::Plaintext(_))));
     }
 }
 
 #[test]
 fn a_disabled_key_does_nothing() {
     let key = aes(|a| a.enabled = false);
-    assert_eq!(key.perform(NOW, [0; 16], wrap()).err(), Some(HsmError::Disabled));
-    assert_eq!(key.perform(NOW, [0; 16], unwrap(&wrapped())).err(), Some(HsmError::Disabled));
+    assert_eq!(key.perform(NOW, [0; 28], wrap()).err(), Some(HsmError::Disabled));
+    assert_eq!(key.perform(NOW, [0; 28], unwrap(&wrapped())).err(), Some(HsmError::Disabled));
 }
 
 #[test]
 fn only_listed_operations_are_done() {
     let key = aes(|a| a.operations = [KeyOperation::WrapKey].into_iter().collect());
-    assert!(key.perform(NOW, [0; 16], wrap()).is_ok());
-    assert_eq!(key.perform(NOW, [0; 16], unwrap(&wrapped())).err(), Some(HsmError::OperationNotAllowed));
+    assert!(key.perform(NOW, [0; 28], wrap()).is_ok());
+    assert_eq!(key.perform(NOW, [0; 28], unwrap(&wrapped())).err(), Some(HsmError::OperationNotAllowed));
 }
 
 #[test]
 fn an_algorithm_of_another_kind_of_key_is_refused() {
     let rsa =
         Operation::Wrap { scheme: WrapScheme::Rsa(EncryptionPadding::OaepSha256), key: SecretBytes::copy_of(b"key") };
-    assert!(matches!(aes(|_| ()).perform(NOW, [0; 16], rsa), Err(HsmError::InvalidInput(_))));
+    assert!(matches!(aes(|_| ()).perform(NOW, [0; 28], rsa), Err(HsmError::InvalidInput(_))));
 }
 
 #[test]
@@ -94,8 +94,8 @@ fn the_nonce_of_gcm_is_the_hsms() {
         parts: CiphertextParts { iv, ..CiphertextParts::default() },
     };
     let key = aes(|_| ());
-    assert!(matches!(key.perform(NOW, [0; 16], encrypt(Some(vec![0; 12]))), Err(HsmError::InvalidInput(_))));
-    let Ok(Outcome::Ciphertext(_, parts)) = key.perform(NOW, [7; 16], encrypt(None)) else { panic!("no ciphertext") };
+    assert!(matches!(key.perform(NOW, [0; 28], encrypt(Some(vec![0; 12]))), Err(HsmError::InvalidInput(_))));
+    let Ok(Outcome::Ciphertext(_, parts)) = key.perform(NOW, [7; 28], encrypt(None)) else { panic!("no ciphertext") };
     assert_eq!(parts.iv.as_deref(), Some([7; 12].as_slice()));
 }
 
@@ -108,7 +108,7 @@ fn rsa1_5_answers_alike_to_good_and_bad_padding() {
     bad[0] = 0;
     let unwrap = |wrapped: &[u8]| {
         let Ok(Outcome::Plaintext(key)) =
-            key.perform(NOW, [0; 16], Operation::Unwrap { scheme, wrapped: wrapped.to_vec() })
+            key.perform(NOW, [0; 28], Operation::Unwrap { scheme, wrapped: wrapped.to_vec() })
         else {
             panic!("an error tells good from bad padding")
         };
@@ -117,6 +117,6 @@ fn rsa1_5_answers_alike_to_good_and_bad_padding() {
     assert_eq!(unwrap(&bad), unwrap(&bad), "the same ciphertext gives the same synthetic key");
     let refusing = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let key = keyed(spec, refusing, |_| ());
-    let refused = key.perform(NOW, [0; 16], Operation::Unwrap { scheme, wrapped: bad });
+    let refused = key.perform(NOW, [0; 28], Operation::Unwrap { scheme, wrapped: bad });
     assert!(matches!(refused, Err(HsmError::InvalidInput(_))));
 }

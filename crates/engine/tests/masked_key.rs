@@ -12,7 +12,10 @@ use holdfast_core::{
     KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId, MaskedKey, Operation, Outcome, PartitionId,
     Timestamp, WrapScheme,
 };
-use holdfast_crypto::{AesSize, Curve, ImportedKey, KeyMaterial, KeySpec, SecretBytes, SignatureScheme, WrapPadding};
+use holdfast_crypto::{
+    AesSize, Curve, ImportedKey, KeyMaterial, KeySpec, MacHash, MlDsaSize, MlKemSize, SecretBytes, SignatureScheme,
+    WrapPadding,
+};
 use holdfast_engine::{BlobError, Partition, PartitionPolicy, blob::decode_header};
 use proptest::prelude::*;
 
@@ -77,13 +80,77 @@ fn golden_aes_blob_is_written_and_read_alike() {
     let keyed = partition().open(&aes_version(), &MaskedKey(golden.as_slice().into())).unwrap();
     let wrap =
         Operation::Wrap { scheme: WrapScheme::AesKeyWrap(WrapPadding::None), key: SecretBytes::copy_of(&[0x55; 16]) };
-    let Outcome::Wrapped(wrapped) = keyed.perform(Timestamp::from_unix_secs(1_800_000_000), [0; 16], wrap).unwrap()
+    let Outcome::Wrapped(wrapped) = keyed.perform(Timestamp::from_unix_secs(1_800_000_000), [0; 28], wrap).unwrap()
     else {
         panic!("not a wrapped key")
     };
     // RFC 3394 under the key 44..44, by an independent implementation (Python's `cryptography`, aes_key_wrap).
     let expected = include_str!("golden/wrapped-under-aes256.hex").trim();
     assert_eq!(wrapped.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), expected);
+}
+
+/// Kinds whose material is made of given bytes, so that a blob of theirs is always the same.
+#[test]
+fn golden_blobs_of_the_other_kinds_are_written_and_read_alike() {
+    let golden: [(&[u8], KeySpec, SignatureScheme); 3] = [
+        (
+            include_bytes!("golden/masked-key-v1-hmac224.bin"),
+            KeySpec::Hmac(MacHash::Sha224),
+            SignatureScheme::Mac(MacHash::Sha224),
+        ),
+        (include_bytes!("golden/masked-key-v1-ed25519.bin"), KeySpec::Ed25519, SignatureScheme::Ed25519),
+        (
+            include_bytes!("golden/masked-key-v1-mldsa65.bin"),
+            KeySpec::MlDsa(MlDsaSize::Dsa65),
+            SignatureScheme::MlDsa(MlDsaSize::Dsa65),
+        ),
+    ];
+    for (golden, spec, scheme) in golden {
+        let version = version("sign", spec, &[KeyOperation::Sign, KeyOperation::Verify]);
+        let material = KeyMaterial::generate(spec, |bytes| bytes.fill(0x66)).unwrap();
+        let made = partition().mask(&version, material, RANDOM).unwrap();
+        assert!(made.masked.0.as_ref() == golden, "{spec:?}");
+        let now = Timestamp::from_unix_secs(1_800_000_000);
+        let keyed = partition().open(&version, &MaskedKey(golden.into())).unwrap();
+        assert_eq!(*keyed.public(), made.public);
+        let sign = Operation::Sign { scheme, digest: b"message".to_vec() };
+        let Outcome::Signature(signature) = keyed.perform(now, [0; 28], sign).unwrap() else { panic!("no signature") };
+        let verify =
+            |digest: &[u8]| Operation::Verify { scheme, digest: digest.to_vec(), signature: signature.clone() };
+        assert!(matches!(keyed.perform(now, [0; 28], verify(b"message")), Ok(Outcome::Verified(true))));
+        assert!(matches!(keyed.perform(now, [0; 28], verify(b"massage")), Ok(Outcome::Verified(false))));
+    }
+}
+
+#[test]
+fn ml_kem_blobs_open_and_work() {
+    for size in MlKemSize::ALL {
+        let spec = KeySpec::MlKem(size);
+        let version = version("kem", spec, &[KeyOperation::WrapKey, KeyOperation::UnwrapKey]);
+        let material = KeyMaterial::generate(spec, |_| ()).unwrap();
+        let made = partition().mask(&version, material, RANDOM).unwrap();
+        let keyed = partition().open(&version, &made.masked).unwrap();
+        let now = Timestamp::from_unix_secs(1_800_000_000);
+        let Ok(Outcome::Encapsulated(ciphertext, secret)) = keyed.perform(now, [0; 28], Operation::Encapsulate) else {
+            panic!("nothing was encapsulated")
+        };
+        let Ok(Outcome::Plaintext(same)) = keyed.perform(now, [0; 28], Operation::Decapsulate { ciphertext }) else {
+            panic!("nothing was decapsulated")
+        };
+        assert!(same.ct_eq(secret.expose()));
+    }
+}
+
+#[test]
+fn the_check_value_tells_material_and_name_apart() {
+    let check = |name: &str, byte: u8| {
+        let material = KeyMaterial::import(ImportedKey::Aes(SecretBytes::copy_of(&[byte; 32]))).unwrap();
+        let version = version(name, KeySpec::Aes(AesSize::Bits256), &[KeyOperation::Encrypt]);
+        partition().mask(&version, material, RANDOM).unwrap().check
+    };
+    assert_eq!(check("a", 1), check("A", 1));
+    assert_ne!(check("a", 1), check("a", 2));
+    assert_ne!(check("a", 1), check("b", 1));
 }
 
 #[test]
@@ -95,9 +162,9 @@ fn golden_ec_blob_is_written_and_read_alike() {
     let now = Timestamp::from_unix_secs(1_800_000_000);
     let scheme = SignatureScheme::Ecdsa(Curve::P256);
     let sign = Operation::Sign { scheme, digest: vec![7; 32] };
-    let Outcome::Signature(signature) = keyed.perform(now, [0; 16], sign).unwrap() else { panic!("no signature") };
+    let Outcome::Signature(signature) = keyed.perform(now, [0; 28], sign).unwrap() else { panic!("no signature") };
     let verify = Operation::Verify { scheme, digest: vec![7; 32], signature };
-    assert!(matches!(keyed.perform(now, [0; 16], verify), Ok(Outcome::Verified(true))));
+    assert!(matches!(keyed.perform(now, [0; 28], verify), Ok(Outcome::Verified(true))));
 }
 
 #[test]

@@ -268,6 +268,8 @@ impl JwkOut {
         let mut out = Self { kid, kty: "oct-HSM", key_ops, n: None, e: None, crv: None, x: None, y: None };
         match public {
             PublicKey::Aes => {}
+            // Kinds that this dialect does not make.
+            PublicKey::Ed25519(_) | PublicKey::Hmac | PublicKey::MlDsa(..) | PublicKey::MlKem(..) => {}
             PublicKey::Ec(key) => {
                 let (x, y) = key.coordinates();
                 out.kty = "EC-HSM";
@@ -423,6 +425,8 @@ pub(crate) fn parse_operations(spec: KeySpec, names: Option<&[String]>) -> Resul
     let allowed: &[Op] = match spec {
         KeySpec::Aes(_) => &[Op::Encrypt, Op::Decrypt, Op::WrapKey, Op::UnwrapKey, Op::Sign, Op::Verify, Op::Export],
         KeySpec::Ec(_) => &[Op::Sign, Op::Verify, Op::Export],
+        // Kinds that this dialect does not make.
+        KeySpec::Ed25519 | KeySpec::Hmac(_) | KeySpec::MlDsa(_) | KeySpec::MlKem(_) => &[],
         KeySpec::Rsa { .. } => {
             &[Op::Encrypt, Op::Decrypt, Op::WrapKey, Op::UnwrapKey, Op::Sign, Op::Verify, Op::Import, Op::Export]
         }
@@ -431,6 +435,7 @@ pub(crate) fn parse_operations(spec: KeySpec, names: Option<&[String]>) -> Resul
         let default: &[Op] = match spec {
             KeySpec::Aes(_) => &allowed[..4],
             KeySpec::Ec(_) => &allowed[..2],
+            KeySpec::Ed25519 | KeySpec::Hmac(_) | KeySpec::MlDsa(_) | KeySpec::MlKem(_) => &[],
             KeySpec::Rsa { .. } => &allowed[..6],
         };
         return Ok(default.iter().copied().collect());
@@ -492,7 +497,7 @@ pub(crate) fn signature_scheme(alg: &str, spec: KeySpec) -> Result<SignatureSche
         | ("ES384", KeySpec::Ec(Curve::P384))
         | ("ES512", KeySpec::Ec(Curve::P521)) => match spec {
             KeySpec::Ec(curve) => SignatureScheme::Ecdsa(curve),
-            KeySpec::Aes(_) | KeySpec::Rsa { .. } => return Err(unsupported(alg)),
+            _ => return Err(unsupported(alg)),
         },
         ("HS256", KeySpec::Aes(_)) => SignatureScheme::Hmac(Sha256),
         ("HS384", KeySpec::Aes(_)) => SignatureScheme::Hmac(Sha384),

@@ -178,7 +178,7 @@ impl ExternalHsm for SoftExternalHsm {
         match outcome {
             Outcome::Plaintext(plaintext) => Ok(ExternalOutcome::Plaintext(plaintext)),
             Outcome::Wrapped(wrapped) => Ok(ExternalOutcome::Wrapped(wrapped)),
-            Outcome::Ciphertext(..) | Outcome::Signature(_) | Outcome::Verified(_) => {
+            Outcome::Ciphertext(..) | Outcome::Encapsulated(..) | Outcome::Signature(_) | Outcome::Verified(_) => {
                 Err(HsmError::Failed("it did something else"))
             }
         }

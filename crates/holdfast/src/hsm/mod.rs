@@ -11,7 +11,9 @@ use holdfast_core::{
     Action, Ambient, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey, Operation, Outcome,
     Permit, Resource,
 };
-use holdfast_crypto::{CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes};
+use holdfast_crypto::{
+    CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer,
+};
 use holdfast_engine::{BlobError, Keyed, Partition, Work};
 pub(crate) use pool::CryptoPool;
 
@@ -56,8 +58,10 @@ impl SoftHsm {
         let version = version.clone();
         let work = move || make().and_then(|material| partition.mask(&version, material, random)).map_err(refuse);
         match spec {
-            KeySpec::Aes(_) | KeySpec::Ec(Curve::P256) => work(),
-            KeySpec::Ec(_) => self.private_key.run(work).await?,
+            KeySpec::Aes(_) | KeySpec::Ec(Curve::P256) | KeySpec::Ed25519 | KeySpec::Hmac(_) | KeySpec::MlKem(_) => {
+                work()
+            }
+            KeySpec::Ec(_) | KeySpec::MlDsa(_) => self.private_key.run(work).await?,
             KeySpec::Rsa { .. } => self.generation.run(work).await?,
         }
     }
@@ -114,7 +118,12 @@ impl Hsm for SoftHsm {
         let (version, masked) = (version.clone(), masked.clone());
         let work = move || partition.open(&version, &masked).map_err(damaged);
         let keyed = match spec {
-            KeySpec::Aes(_) | KeySpec::Ec(_) => work()?,
+            KeySpec::Aes(_)
+            | KeySpec::Ec(_)
+            | KeySpec::Ed25519
+            | KeySpec::Hmac(_)
+            | KeySpec::MlDsa(_)
+            | KeySpec::MlKem(_) => work()?,
             // The library checks an RSA key when it is parsed: some milliseconds.
             KeySpec::Rsa { .. } => self.private_key.run(work).await??,
         };
@@ -152,6 +161,7 @@ impl HsmAdmin for SoftHsm {
         permit: Permit,
         version: &KeyVersion,
         exchange: (&KeyVersion, &MaskedKey),
+        transfer: Transfer,
         wrapped: &[u8],
     ) -> Result<NewKey, HsmError> {
         permit.spend(Action::KeyImport, &Resource::Key(version.name.clone()))?;
@@ -161,10 +171,26 @@ impl HsmAdmin for SoftHsm {
         let random = self.ambient.random();
         let work = move || {
             let exchange = partition.open(&exchange_version, &exchange_blob).map_err(damaged)?;
-            let material = partition.unwrap_import(&exchange, version.attributes.spec, &wrapped).map_err(refuse)?;
+            let material =
+                partition.unwrap_import(&exchange, version.attributes.spec, transfer, &wrapped).map_err(refuse)?;
             partition.mask(&version, material, random).map_err(refuse)
         };
         self.private_key.run(work).await?
+    }
+
+    async fn data_key_pair(&self, spec: KeySpec) -> Result<(SecretBytes, PublicKey), HsmError> {
+        const NOT_OFFERED: HsmError = HsmError::InvalidInput("key pairs of this kind are not given out");
+        let ambient = Arc::clone(&self.ambient);
+        let work = move || {
+            let material = KeyMaterial::generate(spec, |bytes| ambient.fill(bytes)).map_err(refuse)?;
+            let copy = KeyMaterial::from_canonical(spec, SecretBytes::copy_of(material.expose_canonical()));
+            let public = copy.load().map_err(refuse)?.public();
+            Ok((material.expose_pkcs8().map_err(refuse)?.ok_or(NOT_OFFERED)?, public))
+        };
+        match spec {
+            KeySpec::Rsa { .. } => self.generation.run(work).await?,
+            _ => self.private_key.run(work).await?,
+        }
     }
 
     async fn remask(

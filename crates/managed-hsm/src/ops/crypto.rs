@@ -96,6 +96,7 @@ fn reply(call: &Call<'_>, located: &Located, alg: String, outcome: Outcome) -> R
                 ..plain(Some(alg), &ciphertext)
             })
         }
+        Outcome::Encapsulated(..) => Err(ApiError::internal("this dialect has no encapsulation")),
         Outcome::Plaintext(plaintext) => Reply::ok(&plain(Some(alg), plaintext.expose())),
         Outcome::Signature(signature) => Reply::ok(&plain(None, &signature)),
         Outcome::Verified(value) => Reply::ok(&VerifyReply { value }),

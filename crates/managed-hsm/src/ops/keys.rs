@@ -1,7 +1,7 @@
 //! Create, import, get, update.
 
 use holdfast_core::{KeyName, KeyOperation, KeyVersion, KeyVersionId, NewKey, Permit};
-use holdfast_crypto::{AesSize, KeySpec, RsaSize};
+use holdfast_crypto::{AesSize, EncryptionPadding, KeySpec, RsaSize, transfer::Transfer};
 
 use super::{
     Call, Reply,
@@ -104,7 +104,8 @@ async fn import_wrapped(call: &Call<'_>, permit: Permit, target: &KeyVersion, bl
     }
     let masked = call.hsm.keys.masked(located.version()).await?;
     let wrapped = wire::decode("ciphertext", &blob.ciphertext)?;
-    Ok(call.hsm.admin.import_wrapped(permit, target, (&exchange_version, &masked), &wrapped).await?)
+    let transfer = Transfer::AesKeyWrap(EncryptionPadding::OaepSha1);
+    Ok(call.hsm.admin.import_wrapped(permit, target, (&exchange_version, &masked), transfer, &wrapped).await?)
 }
 
 /// Name and version at the end of a key id.
