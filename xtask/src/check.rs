@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
     ("holdfast-engine", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-enclave", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-store", &["holdfast-core", "holdfast-crypto"], &[]),
+    ("holdfast-kms", &["holdfast-core", "holdfast-crypto", "holdfast-wire"], &["holdfast-engine", "holdfast-store"]),
     ("holdfast-wire", &["holdfast-core", "holdfast-crypto"], &[]),
     (
         "holdfast-managed-hsm",
@@ -35,6 +36,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
             "holdfast-crypto",
             "holdfast-enclave",
             "holdfast-engine",
+            "holdfast-kms",
             "holdfast-managed-hsm",
             "holdfast-pkcs11",
             "holdfast-storage",

@@ -8,16 +8,19 @@ use holdfast_crypto::SecretBytes;
 pub enum DekWrapAlgorithm {
     /// AES key wrap with a 256-bit KEK (RFC 3394).
     A256Kw,
+    /// A ciphertext of AWS KMS: opaque, names its key itself.
+    AwsKms,
     /// RSA-OAEP with SHA-256.
     RsaOaep256,
 }
 
 impl DekWrapAlgorithm {
-    /// The algorithm's name in JWA and in envelopes.
+    /// The algorithm's name in JWA (but for [`Self::AwsKms`]) and in envelopes.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::A256Kw => "A256KW",
+            Self::AwsKms => "AWS-KMS",
             Self::RsaOaep256 => "RSA-OAEP-256",
         }
     }
@@ -25,7 +28,7 @@ impl DekWrapAlgorithm {
     /// Reads what [`Self::as_str`] writes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::A256Kw, Self::RsaOaep256].into_iter().find(|algorithm| algorithm.as_str() == text)
+        [Self::A256Kw, Self::AwsKms, Self::RsaOaep256].into_iter().find(|algorithm| algorithm.as_str() == text)
     }
 }
 

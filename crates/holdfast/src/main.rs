@@ -10,6 +10,7 @@ mod hardening;
 mod hsm;
 mod instance;
 mod issuer;
+mod kms;
 mod server;
 mod storage;
 mod telemetry;

@@ -4,9 +4,11 @@
 pub mod body;
 mod exchange;
 pub mod hex;
+mod quota;
 pub mod sigv4;
 
 pub use exchange::{Exchange, ExchangeError};
+pub use quota::Quotas;
 
 /// `text` with at most `chars_max` characters, and nothing that a terminal could take for a command.
 #[must_use]

@@ -12,7 +12,6 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
-mod limit;
 pub mod policy;
 pub mod quorum;
 mod reach;
@@ -36,7 +35,7 @@ pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_i
 pub use error::AdminError;
 pub use health::DeepHealth;
 use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError, TokenObject};
-use limit::Quotas;
+use holdfast_wire::Quotas;
 pub use service::{Door, Peer};
 use state::Governed;
 use tokio::sync::Semaphore;

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 
-use crate::{config, fault::Fault, storage, xks};
+use crate::{config, fault::Fault, kms, storage, xks};
 
 /// Which role a file configures.
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Role {
+    /// `holdfast kms serve`
+    Kms,
     /// `holdfast managed-hsm`
     #[default]
     ManagedHsm,
@@ -43,12 +45,14 @@ impl ConfigCommand {
         match self {
             Self::Check { config, role } => {
                 match role {
+                    Role::Kms => kms::config::Config::load(&config).map(|_| ())?,
                     Role::ManagedHsm => config::Config::load(&config).map(|_| ())?,
                     Role::Storage => storage::config::Config::load(&config).map(|_| ())?,
                     Role::Xks => xks::config::Config::load(&config).map(|_| ())?,
                 }
                 println!("{}: ok", config.display());
             }
+            Self::Example { role: Role::Kms } => print!("{}", kms::config::EXAMPLE),
             Self::Example { role: Role::ManagedHsm } => print!("{}", config::EXAMPLE),
             Self::Example { role: Role::Storage } => print!("{}", storage::config::EXAMPLE),
             Self::Example { role: Role::Xks } => print!("{}", xks::config::EXAMPLE),

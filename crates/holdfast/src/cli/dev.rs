@@ -11,6 +11,7 @@ use std::{
 use clap::Args;
 use holdfast_core::Ambient;
 use holdfast_crypto::{Rsa1_5Policy, SecretBytes, kdf};
+use holdfast_kms::KmsKekClient;
 use holdfast_managed_hsm::{
     ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER, Founding, HostPort, KekClient, Limits,
     ServiceIdentity,
@@ -21,6 +22,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::{
+    dev_kms::{self, DevAccessKey, DevKms},
     dev_xks::DevXks,
     env_file::{self, beside, path_text},
 };
@@ -34,7 +36,7 @@ use crate::{
         ConnectionLimits,
         client::{HttpsClient, PooledClient},
     },
-    storage::StorageSetup,
+    storage::{StorageSetup, keks::KekServices},
 };
 
 #[derive(Args)]
@@ -45,7 +47,7 @@ pub(crate) struct DevArgs {
     /// Root of the software silicon that the state is sealed to; DIR.silicon by default
     #[arg(long, value_name = "FILE", requires = "data_dir")]
     silicon: Option<PathBuf>,
-    /// First port; the HSM listens on it, and on the next ones the issuer, S3 and the external key store proxy
+    /// First port; the HSM listens on it, and on the next ones the issuer, S3, the external key store proxy and the KMS
     #[arg(long, value_name = "N", default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..=65_500))]
     port_base: u16,
     /// Write the variables as KEY=VALUE lines once everything is ready
@@ -57,6 +59,9 @@ pub(crate) struct DevArgs {
     /// How often S3 looks for new versions of its KEKs, in seconds
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     kek_poll_secs: u64,
+    /// How long the KMS waits for the external key store, in milliseconds; 250 at AWS
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u64).range(50..=5000))]
+    kms_store_budget_ms: u64,
     /// Serve S3 without TLS: for measuring
     #[arg(long)]
     insecure_s3_http: bool,
@@ -127,17 +132,40 @@ impl DevArgs {
         let issuer_clients: HashMap<_, _> = issuer_clients.collect();
         let mut running = opened.run(&config, sockets, founding, issuer_clients, metrics.clone()).await?;
         let mut variables = self.variables(&config, &data_dir, &tenant, &clients)?;
-        let storage = DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, metrics: metrics.clone() };
-        variables.extend(self.start_storage(&mut running, storage, &clients).await?);
         let (port, identity) = (self.port_base + 3, running.identity());
-        let xks = DevXks { data_dir: &data_dir, silicon: &silicon, port, region: DEV_REGION, identity, metrics };
-        let (xks, more) = xks.start().await?;
+        let xks = DevXks {
+            data_dir: &data_dir,
+            silicon: &silicon,
+            port,
+            region: DEV_REGION,
+            identity: Arc::clone(&identity),
+            metrics: metrics.clone(),
+        };
+        let (xks, more, proxy) = xks.start().await?;
+        let access_key = DevAccessKey::new();
+        let kms = DevKms {
+            data_dir: &data_dir,
+            silicon: &silicon,
+            port: self.port_base + 4,
+            region: DEV_REGION,
+            identity,
+            root: &access_key,
+            proxy,
+            store_budget: Duration::from_millis(self.kms_store_budget_ms),
+            metrics: metrics.clone(),
+        };
+        let dev_kms::Started { running: kms, variables: of_kms, keks } = kms.start().await?;
+        let storage =
+            DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, access_key, kms: keks, metrics };
+        variables.extend(self.start_storage(&mut running, storage, &clients).await?);
         variables.extend(more);
+        variables.extend(of_kms);
         print_welcome(&variables, &data_dir);
         if let Some(path) = &self.env_file {
             env_file::write(path, &variables)?;
         }
         let result = running.until_stopped().await;
+        kms.stop().await;
         xks.stop().await;
         if let Some(path) = &self.env_file {
             let _ = std::fs::remove_file(path);
@@ -167,11 +195,7 @@ impl DevArgs {
         for kek in &keks {
             administrator.ensure_rsa_key(kek, 2048).await.map_err(|error| Fault::new(format!("{kek}: {error}")))?;
         }
-        let mut random = [0; 36];
-        OsAmbient.fill(&mut random);
-        let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let access_key = format!("HFDEV{}", &secret[..15].to_ascii_uppercase());
-        let secret = secret[16..].to_owned();
+        let DevAccessKey { id: access_key, secret } = dev.access_key;
         let ttl = Duration::from_secs(self.dek_cache_ttl_secs);
         let setup = StorageSetup {
             data_dir: &dev.data_dir.join("storage"),
@@ -182,7 +206,7 @@ impl DevArgs {
                 region: DEV_REGION.into(),
             },
             keys: vec![AccessKey { id: access_key.clone(), secret: secret.clone(), principal: "dev".into() }],
-            keks: Arc::new(client(&clients[1])),
+            keks: Arc::new(KekServices(vec![Arc::new(client(&clients[1])), Arc::new(dev.kms)])),
             cloud_blobs: None,
             kek_poll: Duration::from_secs(self.kek_poll_secs),
             socket: dev.socket,
@@ -199,6 +223,7 @@ impl DevArgs {
             ("AWS_ACCESS_KEY_ID", access_key),
             ("AWS_SECRET_ACCESS_KEY", secret),
             ("AWS_REGION", DEV_REGION.to_owned()),
+            ("AWS_DEFAULT_REGION", DEV_REGION.to_owned()),
             ("HOLDFAST_S3_KEY_1", keks[1].clone()),
             ("HOLDFAST_S3_KEY_2", keks[2].clone()),
             ("HOLDFAST_STORAGE_DIR", path_text(&dev.data_dir.join("storage"))?),
@@ -283,6 +308,8 @@ struct DevStorage<'a> {
     config: &'a Config,
     data_dir: &'a Path,
     socket: TcpListener,
+    access_key: DevAccessKey,
+    kms: KmsKekClient,
     metrics: PrometheusHandle,
 }
 
@@ -347,6 +374,9 @@ curl -s --cacert $HOLDFAST_CA_FILE --aws-sigv4 "aws:amz:$HOLDFAST_XKS_REGION:kms
   -d '{"requestMetadata":{"awsPrincipalArn":"arn:aws:iam::111122223333:user/alice","kmsOperation":"CreateKey","kmsRequestId":"1"}}'
 holdfast xks kill --state-dir $HOLDFAST_XKS_STATE_DIR --all
 
+# aws: the key management service, with a key of its own and one that lies in the external key store
+aws --endpoint-url $HOLDFAST_KMS_URL kms encrypt --key-id alias/hosted --plaintext aGVsbG8=
+aws --endpoint-url $HOLDFAST_KMS_URL kms encrypt --key-id alias/external --plaintext aGVsbG8= --encryption-context tenant=blue
 # az (see README.md for its one-time set-up)
 az keyvault key show --id $HOLDFAST_HSM_URL/keys/kek
 "#;

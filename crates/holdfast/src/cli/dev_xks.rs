@@ -16,6 +16,7 @@ use holdfast_xks_proxy::{
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{
+    dev_kms::DevProxy,
     env_file::{beside, path_text},
     operator_key,
     quorum::new_credential,
@@ -83,8 +84,8 @@ impl DevXks<'_> {
         })
     }
 
-    /// Starts the proxy and makes its key, its store and a fresh credential. Gives its variables.
-    pub(super) async fn start(self) -> Result<(Running, Vec<(String, String)>), Fault> {
+    /// Starts the proxy and makes its key, its store and a fresh credential. Gives its variables, and how it is reached.
+    pub(super) async fn start(self) -> Result<(Running, Vec<(String, String)>, DevProxy), Fault> {
         let (key_file, key) = self.operator_key()?;
         let config = self.config(&key)?;
         let state = xks::open_state(&config)?;
@@ -115,6 +116,13 @@ impl DevXks<'_> {
         let commitment = secret.commitment();
         let add = Act::CredentialAdd { store: STORE.into(), access_key_id: access_key_id.clone(), commitment };
         change(proxy, &key, add, Some(secret)).await?;
+        let reached = DevProxy {
+            endpoint: format!("https://localhost:{}", self.port),
+            path: format!("{PREFIX}/kms/xks/v1"),
+            access_key_id: access_key_id.clone(),
+            secret: secret_text.clone(),
+            key: KEY.to_owned(),
+        };
         let pairs = [
             ("HOLDFAST_XKS_URL", format!("https://localhost:{}", self.port)),
             ("HOLDFAST_XKS_PREFIX", PREFIX.to_owned()),
@@ -127,7 +135,7 @@ impl DevXks<'_> {
             ("HOLDFAST_XKS_OPERATOR_KEY", path_text(&key_file)?),
         ];
         let variables = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Ok((running, variables))
+        Ok((running, variables, reached))
     }
 }
 

@@ -3,8 +3,10 @@
 mod audit;
 mod config;
 mod dev;
+mod dev_kms;
 mod dev_xks;
 mod env_file;
+mod kms;
 mod managed_hsm;
 mod operator_key;
 mod quorum;
@@ -37,6 +39,9 @@ enum Command {
     Config(config::ConfigCommand),
     /// Start everything on loopback with embedded defaults: for trying, developing and testing
     Dev(dev::DevArgs),
+    /// Run a key management service, or ask a running one
+    #[command(subcommand)]
+    Kms(kms::KmsCommand),
     /// Run a Managed HSM
     ManagedHsm(managed_hsm::ManagedHsmArgs),
     /// One user's sessions with one PKCS #11 token: started by `xks serve`, not by people
@@ -71,6 +76,7 @@ impl Cli {
             Command::Audit(command) => command.run(),
             Command::Config(command) => command.run(),
             Command::Dev(args) => block_on(args.run()),
+            Command::Kms(command) => block_on(command.run()),
             Command::ManagedHsm(args) => block_on(args.run()),
             Command::Pkcs11Host => xks::pkcs11_host(),
             Command::Quorum(command) => block_on(command.run()),

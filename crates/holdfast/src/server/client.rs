@@ -139,7 +139,7 @@ async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, Exc
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 
-/// Connections kept to one host while nobody needs them.
+/// Connections kept to one host while nobody needs them, unless said otherwise.
 const IDLE_MAX: usize = 64;
 
 /// A client that keeps connections open between requests: for services that ask other services.
@@ -147,12 +147,18 @@ pub(crate) struct PooledClient {
     /// Prefix of URLs, and who connects. The first that fits is taken; the default comes last.
     clients: Vec<(String, HttpsClient)>,
     default: HttpsClient,
+    idle_max: usize,
     idle: Mutex<HashMap<String, Vec<SendRequest<Full<Bytes>>>>>,
 }
 
 impl PooledClient {
     pub(crate) fn new(clients: Vec<(String, HttpsClient)>, default: HttpsClient) -> Self {
-        Self { clients, default, idle: Mutex::default() }
+        Self { clients, default, idle_max: IDLE_MAX, idle: Mutex::default() }
+    }
+
+    /// The same, which keeps so many connections to one host.
+    pub(crate) fn keeping(self, idle_max: usize) -> Self {
+        Self { idle_max, ..self }
     }
 
     fn take_idle(&self, authority: &str) -> Option<SendRequest<Full<Bytes>>> {
@@ -169,7 +175,7 @@ impl PooledClient {
     fn keep(&self, authority: String, sender: SendRequest<Full<Bytes>>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let senders = idle.entry(authority).or_default();
-        if senders.len() < IDLE_MAX {
+        if senders.len() < self.idle_max {
             senders.push(sender);
         }
     }

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
+use holdfast_core::KekService;
 use holdfast_crypto::SecretBytes;
+use holdfast_kms::{KmsCredential, KmsKekClient};
 use holdfast_managed_hsm::{KekClient, ServiceIdentity};
 use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
 use rustls::{
@@ -18,8 +20,9 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::CloudBlobsConfig;
+use super::{CloudBlobsConfig, keks::KekServices};
 use crate::{
+    ambient::OsAmbient,
     config::parts::{RawLog, address},
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
@@ -34,7 +37,8 @@ struct Raw {
     listen: RawListen,
     storage: RawStorage,
     access_keys: Vec<RawAccessKey>,
-    key_service: RawKeyService,
+    key_service: Option<RawKeyService>,
+    kms: Option<RawKms>,
     blobs: Option<RawBlobs>,
     #[serde(default)]
     log: RawLog,
@@ -100,6 +104,16 @@ struct RawKeyService {
     client_secret_file: PathBuf,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKms {
+    url: String,
+    region: String,
+    ca_file: Option<PathBuf>,
+    access_key_id: String,
+    secret_file: PathBuf,
+}
+
 /// Everything checked; secrets are read when the service starts.
 pub(crate) struct Config {
     pub address: SocketAddr,
@@ -110,7 +124,8 @@ pub(crate) struct Config {
     pub log_json: bool,
     tls: Option<(PathBuf, PathBuf)>,
     access_keys: Vec<RawAccessKey>,
-    key_service: RawKeyService,
+    key_service: Option<RawKeyService>,
+    kms: Option<RawKms>,
     blobs: Option<RawBlobs>,
 }
 
@@ -142,9 +157,13 @@ impl Config {
         if raw.access_keys.is_empty() {
             return Err("access_keys must name at least one credential".into());
         }
-        for url in raw.key_service.hsm_urls.iter().chain([&raw.key_service.authority]) {
+        if raw.key_service.is_none() && raw.kms.is_none() {
+            return Err("key_service or kms must say where the KEKs are".into());
+        }
+        let of_hsm = raw.key_service.iter().flat_map(|service| service.hsm_urls.iter().chain([&service.authority]));
+        for url in of_hsm.chain(raw.kms.iter().map(|kms| &kms.url)) {
             if !url.starts_with("https://") {
-                return Err(format!("key_service: {url:?} must be an https URL"));
+                return Err(format!("key_service and kms: {url:?} must be an https URL"));
             }
         }
         let deks = DekCacheLimits {
@@ -170,6 +189,7 @@ impl Config {
             tls,
             access_keys: raw.access_keys,
             key_service: raw.key_service,
+            kms: raw.kms,
             blobs: raw.blobs,
         })
     }
@@ -212,34 +232,58 @@ impl Config {
         self.access_keys.iter().map(read).collect()
     }
 
-    /// The client of the key service, with this service's own identity.
-    pub(crate) fn keks(&self) -> Result<KekClient, Fault> {
-        let service = &self.key_service;
-        let mut clients = Vec::new();
-        if let Some(file) = &service.ca_file {
-            for url in &service.hsm_urls {
-                clients.push((url.clone(), HttpsClient::new(Some(file))?));
-            }
+    /// Clients of the key services, with this service's own identities.
+    pub(crate) fn keks(&self) -> Result<KekServices, Fault> {
+        let mut services: Vec<Arc<dyn KekService>> = Vec::new();
+        if let Some(service) = &self.key_service {
+            services.push(Arc::new(service.client()?));
         }
-        if let Some(file) = &service.authority_ca_file {
-            clients.push((service.authority.clone(), HttpsClient::new(Some(file))?));
+        if let Some(kms) = &self.kms {
+            services.push(Arc::new(kms.client()?));
         }
-        let identity = ServiceIdentity {
-            authority: service.authority.trim_end_matches('/').to_owned(),
-            client_id: service.client_id.clone(),
-            client_secret: read_secret(&service.client_secret_file)?,
-            audience: service.audience.clone().unwrap_or_else(|| crate::config::DEFAULT_AUDIENCE.into()),
-        };
-        let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
-        let client = KekClient::new(exchange, identity, service.hsm_urls.clone());
-        if !holdfast_core::KekService::knows(&client, &self.role.default_kek) {
-            return Err(Fault::usage("storage.default_kek must be the URL of a key in one of key_service.hsm_urls"));
+        let services = KekServices(services);
+        if !services.knows(&self.role.default_kek) {
+            return Err(Fault::usage(
+                "storage.default_kek must be the URL of a key in one of key_service.hsm_urls, or the ARN of a key of the \
+                 region of kms",
+            ));
         }
-        Ok(client)
+        Ok(services)
     }
 }
 
-fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
+impl RawKeyService {
+    fn client(&self) -> Result<KekClient, Fault> {
+        let mut clients = Vec::new();
+        if let Some(file) = &self.ca_file {
+            for url in &self.hsm_urls {
+                clients.push((url.clone(), HttpsClient::new(Some(file))?));
+            }
+        }
+        if let Some(file) = &self.authority_ca_file {
+            clients.push((self.authority.clone(), HttpsClient::new(Some(file))?));
+        }
+        let identity = ServiceIdentity {
+            authority: self.authority.trim_end_matches('/').to_owned(),
+            client_id: self.client_id.clone(),
+            client_secret: read_secret(&self.client_secret_file)?,
+            audience: self.audience.clone().unwrap_or_else(|| crate::config::DEFAULT_AUDIENCE.into()),
+        };
+        let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
+        Ok(KekClient::new(exchange, identity, self.hsm_urls.clone()))
+    }
+}
+
+impl RawKms {
+    fn client(&self) -> Result<KmsKekClient, Fault> {
+        let exchange = Arc::new(PooledClient::new(Vec::new(), HttpsClient::new(self.ca_file.as_deref())?));
+        let secret = read_secret(&self.secret_file)?;
+        let credential = KmsCredential { access_key_id: self.access_key_id.clone(), secret };
+        Ok(KmsKekClient::new(exchange, &self.url, &self.region, credential, Arc::new(OsAmbient)))
+    }
+}
+
+pub(crate) fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
     let content = SecretBytes::take(std::fs::read(path).map_err(|error| Fault::file(path, error))?);
     let trimmed = content.expose().trim_ascii();
     if trimmed.len() < 16 {

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod config;
+pub(crate) mod keks;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -18,11 +18,12 @@ struct Bucket {
 
 /// The stores' quotas as far as they are used up.
 #[derive(Default)]
-pub(crate) struct Quotas(Mutex<HashMap<String, Bucket>>);
+pub struct Quotas(Mutex<HashMap<String, Bucket>>);
 
 impl Quotas {
     /// Takes one request out of a store's quota. False if there is none left.
-    pub(crate) fn admit(&self, store: &str, per_sec: u32, now: Instant) -> bool {
+    #[must_use]
+    pub fn admit(&self, store: &str, per_sec: u32, now: Instant) -> bool {
         let burst = (f64::from(per_sec) * BURST_SECS).max(BURST_MIN);
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !buckets.contains_key(store) {
@@ -40,7 +41,7 @@ impl Quotas {
     }
 
     /// Counts a request that was refused, by its quota or for want of room.
-    pub(crate) fn refused(&self, store: &str) {
+    pub fn refused(&self, store: &str) {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = buckets.get_mut(store) {
             bucket.refused += 1;
@@ -51,7 +52,8 @@ impl Quotas {
     }
 
     /// How many each store was refused since the last time this was asked.
-    pub(crate) fn take_refused(&self) -> Vec<(String, u64)> {
+    #[must_use]
+    pub fn take_refused(&self) -> Vec<(String, u64)> {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = buckets.iter_mut().filter(|(_, bucket)| bucket.refused > 0);
         refused.map(|(store, bucket)| (store.clone(), std::mem::take(&mut bucket.refused))).collect()

@@ -1,0 +1,36 @@
+//! What an operator asks of a running key management service.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use holdfast_kms::{ExplainQuestion, Kms};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What can be asked.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "op")]
+pub(crate) enum AdminRequest {
+    /// Which statement decides.
+    Explain {
+        principal: String,
+        action: String,
+        key: Option<String>,
+        region: Option<String>,
+        context: BTreeMap<String, String>,
+        source: Option<IpAddr>,
+    },
+}
+
+/// Does what is asked.
+pub(crate) async fn carry_out(kms: Arc<Kms>, request: AdminRequest) -> Value {
+    match request {
+        AdminRequest::Explain { principal, action, key, region, context, source } => {
+            match kms.explain(&ExplainQuestion { principal, action, key, region, context, source }) {
+                Ok(explanation) => {
+                    json!({"done": true, "allowed": explanation.allowed, "lines": explanation.lines})
+                }
+                Err(error) => json!({"done": false, "error": error}),
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The kms role, wired: partition, records, audit log, listeners, admin socket, and what goes on in the background.
+
+pub(crate) mod admin;
+pub(crate) mod config;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use holdfast_core::{Ambient, AuditSink, KekError, Store};
+use holdfast_crypto::Rsa1_5Policy;
+use holdfast_engine::{Partition, PartitionPolicy};
+use holdfast_kms::{KekMaker, Kms, KmsConfig, Seams};
+use holdfast_managed_hsm::KekClient;
+use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use metrics::gauge;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::{
+    config::Audit,
+    control,
+    fault::Fault,
+    hsm::{HsmThreads, SoftHsm},
+    instance::{self, AuditMarks, Opened, not_found, open_audit, plain, tls_identity, write_public},
+    server::{self, ConnectionLimits, tls::TlsIdentity},
+};
+
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// All that a key management service is started with.
+pub(crate) struct KmsSetup {
+    pub role: KmsConfig,
+    pub audit: Audit,
+    pub connections: ConnectionLimits,
+    pub threads: HsmThreads,
+    pub socket: TcpListener,
+    pub metrics_socket: Option<TcpListener>,
+    pub host_names: Vec<String>,
+    pub certificate_file: Option<std::path::PathBuf>,
+    /// Another role's, if that is to be shown.
+    pub identity: Option<Arc<TlsIdentity>>,
+    pub metrics: PrometheusHandle,
+}
+
+/// A running service.
+pub(crate) struct Running {
+    shutdown: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    audit: Arc<AuditLog>,
+    marks: JoinHandle<AuditMarks>,
+}
+
+/// Makes RSA keys in a Managed HSM.
+pub(crate) struct HsmMaker(pub Arc<KekClient>);
+
+#[async_trait]
+impl KekMaker for HsmMaker {
+    async fn ensure_kek(&self, kek_url: &str) -> Result<(), KekError> {
+        self.0.ensure_rsa_key(kek_url, 2048).await
+    }
+}
+
+/// Opens the instance in `data_dir`, or founds one.
+pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault> {
+    instance::open(data_dir, silicon_root, "records.redb")
+}
+
+/// Builds every part, wires them, and serves.
+pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
+    let Opened { instance, secrets, ambient, data_dir, .. } = opened;
+    let engine = EmbeddedEngine::open(&data_dir.join("records.redb")).map_err(|error| {
+        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
+    })?;
+    let store = SealedStore::new(engine, instance, &secrets.database_key, Arc::clone(&ambient)).map_err(Fault::new)?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let directory = data_dir.join("audit");
+    let (audit, mark_version) =
+        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient).await?;
+    let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
+    let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
+    let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), setup.threads).map_err(Fault::new)?);
+    let seams = Seams {
+        hsm: Arc::clone(&hsm) as _,
+        admin: hsm,
+        store: Arc::clone(&store),
+        audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
+        ambient: Arc::clone(&ambient),
+    };
+    let role = Arc::new(Kms::open(seams, setup.role).await.map_err(Fault::new)?);
+    let keys = (secrets.tls_key, secrets.authority_key, secrets.authority_certificate);
+    let identity = match setup.identity {
+        Some(identity) => identity,
+        None => tls_identity(setup.certificate_file.as_deref(), setup.host_names, keys, ambient.as_ref())?,
+    };
+    write_public(&data_dir.join("ca.pem"), identity.authority_pem().as_bytes())?;
+    write_public(&data_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
+    let (shutdown, stopped) = watch::channel(false);
+    let mut tasks = Vec::new();
+    let health = Arc::new(Health { role: Arc::clone(&role), audit: Arc::clone(&audit), metrics: setup.metrics });
+    let on_main = setup.metrics_socket.is_none();
+    if let Some(socket) = setup.metrics_socket {
+        let handler = health_handler(Arc::clone(&health));
+        let serving =
+            server::serve("metrics", socket, None::<server::Tls>, setup.connections, handler, stopped.clone());
+        tasks.push(tokio::spawn(serving));
+    }
+    let tls = Some(identity.server_config()?);
+    let handler = door(Arc::clone(&role), on_main.then_some(health));
+    tasks.push(tokio::spawn(server::serve("kms", setup.socket, tls, setup.connections, handler, stopped.clone())));
+    let asked = Arc::clone(&role);
+    let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
+    tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
+    tasks.push(tokio::spawn(maintain(role, identity, ambient, stopped.clone())));
+    let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
+    let marks = tokio::spawn(marks.keep(stopped));
+    Ok(Running { shutdown, tasks, audit, marks })
+}
+
+struct Health {
+    role: Arc<Kms>,
+    audit: Arc<AuditLog>,
+    metrics: PrometheusHandle,
+}
+
+impl Health {
+    fn answer(&self, path: &str) -> Option<Response<Full<bytes::Bytes>>> {
+        match path {
+            "/healthz" => Some(plain(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")),
+            "/readyz" => {
+                let stores: serde_json::Map<_, _> =
+                    self.role.store_states().into_iter().map(|(id, state)| (id, state.into())).collect();
+                let ready = serde_json::json!({
+                    "status": "ready",
+                    "role": "kms",
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "keys": self.role.key_count(),
+                    "custom_key_stores": stores,
+                    "audit_lines": self.audit.latest().seq,
+                });
+                Some(plain(StatusCode::OK, "application/json", format!("{ready}\n")))
+            }
+            "/metrics" => {
+                gauge!("holdfast_kms_keys").set(self.role.key_count() as f64);
+                Some(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render()))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn health_handler(health: Arc<Health>) -> server::Handler {
+    server::handler(move |request: Request<Incoming>, _| {
+        let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
+        async move { answer }
+    })
+}
+
+fn door(role: Arc<Kms>, health: Option<Arc<Health>>) -> server::Handler {
+    server::handler(move |request: Request<Incoming>, address| {
+        let role = Arc::clone(&role);
+        let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
+        async move {
+            if let Some(answer) = answer {
+                return answer;
+            }
+            let (parts, body) = request.into_parts();
+            role.handle(parts, body, Some(address)).await
+        }
+    })
+}
+
+async fn maintain(
+    role: Arc<Kms>,
+    identity: Arc<TlsIdentity>,
+    ambient: Arc<dyn Ambient>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    const RENEWAL: Duration = Duration::from_secs(24 * 3600);
+    let mut renewed = tokio::time::Instant::now();
+    loop {
+        role.maintain().await;
+        if renewed.elapsed() >= RENEWAL {
+            renewed = tokio::time::Instant::now();
+            if let Err(error) = identity.renew(ambient.now()) {
+                tracing::error!(%error, "the TLS certificate could not be renewed");
+            }
+        }
+        if tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_ok() {
+            return;
+        }
+    }
+}
+
+impl Running {
+    /// Stops listening, lets requests in flight end, and closes the audit log.
+    pub(crate) async fn stop(self) {
+        let _ = self.shutdown.send(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let audit = self.audit;
+        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+        if let Ok(mut marks) = self.marks.await {
+            marks.write().await;
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Aliases: other names of keys, one account and region each.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::{error::ApiError, names::KeyId, records};
+
+const FORMAT: u8 = 1;
+/// Longest name, in bytes.
+pub(crate) const ALIAS_BYTES_MAX: usize = 256;
+/// Aliases of one key.
+const PER_KEY_MAX: usize = 50;
+
+/// Whose and where.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct AliasName {
+    pub account: Arc<str>,
+    pub region: Arc<str>,
+    /// With `alias/`.
+    pub name: String,
+}
+
+/// An alias.
+#[derive(Clone, Debug)]
+pub(crate) struct Alias {
+    pub target: KeyId,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+    record_version: u64,
+}
+
+#[derive(Deserialize, Serialize)]
+struct StoredAlias {
+    v: u8,
+    account: String,
+    region: String,
+    name: String,
+    target: String,
+    created: i64,
+    updated: i64,
+}
+
+/// All aliases.
+pub(crate) struct Aliases {
+    index: RwLock<BTreeMap<AliasName, Arc<Alias>>>,
+    /// Held by whoever changes them: few do.
+    changing: Mutex<()>,
+    store: Arc<dyn Store>,
+}
+
+/// Whether it is a name that a customer may give.
+pub(crate) fn is_alias_name(name: &str) -> bool {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-');
+    name.len() <= ALIAS_BYTES_MAX
+        && name.strip_prefix("alias/").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(valid))
+}
+
+fn record(name: &AliasName) -> RecordKey {
+    RecordKey::new(records::ALIAS, format!("{}/{}/{}", name.account, name.region, name.name))
+}
+
+impl Aliases {
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut index = BTreeMap::new();
+        let mut unreadable = None;
+        store
+            .scan(records::ALIAS, &mut |record| {
+                let stored =
+                    serde_json::from_slice::<StoredAlias>(&record.value).ok().filter(|stored| stored.v == FORMAT);
+                match stored.and_then(|stored| KeyId::parse(&stored.target).map(|target| (stored, target))) {
+                    Some((stored, target)) => {
+                        let name = AliasName {
+                            account: stored.account.into(),
+                            region: stored.region.into(),
+                            name: stored.name,
+                        };
+                        let created = Timestamp::from_unix_millis(stored.created);
+                        let updated = Timestamp::from_unix_millis(stored.updated);
+                        index
+                            .insert(name, Arc::new(Alias { target, created, updated, record_version: record.version }));
+                    }
+                    None => unreadable = Some(record.version),
+                }
+            })
+            .await?;
+        match unreadable {
+            Some(_) => Err(StoreError::Failed("an alias cannot be read".into())),
+            None => Ok(Self { index: RwLock::new(index), changing: Mutex::default(), store }),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<AliasName, Arc<Alias>>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, name: &AliasName) -> Option<Arc<Alias>> {
+        self.read().get(name).cloned()
+    }
+
+    /// Those of an account and region from `after` on.
+    pub(crate) fn page(
+        &self,
+        account: &Arc<str>,
+        region: &Arc<str>,
+        target: Option<KeyId>,
+        after: &str,
+        count: usize,
+    ) -> (Vec<(String, Arc<Alias>)>, bool) {
+        let start = AliasName { account: Arc::clone(account), region: Arc::clone(region), name: after.to_owned() };
+        let index = self.read();
+        let mut found: Vec<_> = index
+            .range((Bound::Excluded(start), Bound::Unbounded))
+            .take_while(|(name, _)| name.account == *account && name.region == *region)
+            .filter(|(_, alias)| target.is_none_or(|target| alias.target == target))
+            .take(count.saturating_add(1))
+            .map(|(name, alias)| (name.name.clone(), Arc::clone(alias)))
+            .collect();
+        let more = found.len() > count;
+        found.truncate(count);
+        (found, more)
+    }
+
+    /// Names of a key's aliases.
+    pub(crate) fn of_key(&self, account: &Arc<str>, region: &Arc<str>, target: KeyId) -> Vec<String> {
+        self.page(account, region, Some(target), "", usize::MAX).0.into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Makes one, or with `old` points it elsewhere. That to the same key moves the date, too: some clients keep their keys alive so.
+    pub(crate) async fn put(
+        &self,
+        name: AliasName,
+        old: Option<&Alias>,
+        target: KeyId,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
+        let _changing = self.changing.lock().await;
+        if old.is_none() && self.get(&name).is_some() {
+            return Err(already_exists(&name));
+        }
+        if old.is_none_or(|old| old.target != target)
+            && self.of_key(&name.account, &name.region, target).len() >= PER_KEY_MAX
+        {
+            return Err(ApiError::new("LimitExceededException", format!("A key has at most {PER_KEY_MAX} aliases")));
+        }
+        let record_version = old.map_or(0, |old| old.record_version);
+        let created = old.map_or(now, |old| old.created);
+        let stored = StoredAlias {
+            v: FORMAT,
+            account: name.account.to_string(),
+            region: name.region.to_string(),
+            name: name.name.clone(),
+            target: target.to_string(),
+            created: created.unix_millis(),
+            updated: now.unix_millis(),
+        };
+        let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
+        let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
+        self.store.commit(vec![write]).await.map_err(|error| match error {
+            StoreError::Conflict if old.is_none() => already_exists(&name),
+            other => other.into(),
+        })?;
+        let alias = Alias { target, created, updated: now, record_version: record_version + 1 };
+        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(alias));
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, name: &AliasName, old: &Alias) -> Result<(), ApiError> {
+        let _changing = self.changing.lock().await;
+        let write = Write { key: record(name), expected_version: old.record_version, value: None };
+        self.store.commit(vec![write]).await?;
+        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        Ok(())
+    }
+
+    /// Writes that remove a key's aliases, to go with the key, and their names.
+    pub(crate) fn removal(&self, account: &Arc<str>, region: &Arc<str>, target: KeyId) -> Vec<(AliasName, Write)> {
+        let (found, _) = self.page(account, region, Some(target), "", usize::MAX);
+        found
+            .into_iter()
+            .map(|(name, alias)| {
+                let name = AliasName { account: Arc::clone(account), region: Arc::clone(region), name };
+                let write = Write { key: record(&name), expected_version: alias.record_version, value: None };
+                (name, write)
+            })
+            .collect()
+    }
+
+    /// After [`Self::removal`] has become durable.
+    pub(crate) fn forget(&self, names: &[AliasName]) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        names.iter().for_each(|name| drop(index.remove(name)));
+    }
+}
+
+fn already_exists(name: &AliasName) -> ApiError {
+    let arn = crate::names::alias_arn(&name.region, &name.account, &name.name);
+    ApiError::new("AlreadyExistsException", format!("An alias with the name {arn} already exists"))
+}

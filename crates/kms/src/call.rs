@@ -1,0 +1,265 @@
+//! What an operation has at hand: the request, who made it, the key that it names, and the permit for it.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use bytes::Bytes;
+use holdfast_core::{KeyName, Permit, Resource, Timestamp};
+use http::request::Parts;
+use serde::Deserialize;
+
+use crate::{
+    Kms,
+    action::KmsAction,
+    aliases::AliasName,
+    authn::Identity,
+    authz::Ask,
+    context::EncryptionContext,
+    error::ApiError,
+    facts::RequestFacts,
+    grants::{GrantId, NewGrant},
+    keys::{KeyEntry, KeyRef, KeyState},
+    names::{BadName, KeyId, KeyNaming, alias_arn, key_arn},
+    operation::Operation,
+    wire::{self, Violations},
+};
+
+/// Grant tokens of one request.
+const GRANT_TOKENS_MAX: usize = 10;
+
+/// What an operation learns that the audit log wants.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub key: Option<String>,
+    pub material: Option<String>,
+    pub algorithm: Option<String>,
+    pub rule: Option<String>,
+    pub via_service: Option<String>,
+    pub context_sha256: Option<[u8; 32]>,
+    pub context: Vec<(&'static str, String)>,
+}
+
+/// An authenticated request.
+pub(crate) struct Call<'a> {
+    pub kms: &'a Kms,
+    pub operation: Operation,
+    pub parts: &'a Parts,
+    pub body: &'a Bytes,
+    pub identity: &'a Arc<Identity>,
+    pub region: &'a Arc<str>,
+    pub source: Option<IpAddr>,
+    pub request_id: &'a str,
+    pub now: Timestamp,
+    pub told: &'a mut Told,
+}
+
+/// A key that a request names, and how.
+#[derive(Clone)]
+pub(crate) struct Named {
+    pub key: Arc<KeyEntry>,
+    pub alias: Option<String>,
+}
+
+/// What a permit is asked with besides the key.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct With<'a> {
+    pub alias: Option<&'a str>,
+    pub context: Option<&'a EncryptionContext>,
+    pub tags: Option<&'a BTreeMap<String, String>>,
+    pub more: &'a [(&'static str, Vec<String>)],
+    pub new_grant: Option<&'a NewGrant>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn parse<T: Deserialize<'a>>(&self) -> Result<T, ApiError> {
+        wire::parse(self.body)
+    }
+
+    pub(crate) fn account(&self) -> &Arc<str> {
+        &self.identity.account
+    }
+
+    /// The key that a member names, in any of the four ways.
+    pub(crate) fn named(&mut self, member: &str, name: Option<&str>) -> Result<Named, ApiError> {
+        let mut violations = Violations::default();
+        let name = violations.text(name, member, 1, 2048);
+        violations.finish()?;
+        let naming = KeyNaming::parse(name, self.region).map_err(|bad| match bad {
+            BadName::Arn => ApiError::new("InvalidArnException", format!("{name} is not a valid ARN of a key")),
+            BadName::Region => ApiError::not_found("Invalid arn: the region is another one"),
+        })?;
+        let (account, id, alias) = match naming {
+            KeyNaming::Key { account, id } => (account, KeyId::parse(id), None),
+            KeyNaming::Alias { account, name } => {
+                let account: Arc<str> = account.map_or_else(|| Arc::clone(self.account()), Into::into);
+                let alias =
+                    AliasName { account: Arc::clone(&account), region: Arc::clone(self.region), name: name.to_owned() };
+                let target = self.kms.aliases.get(&alias).map(|alias| alias.target);
+                if target.is_none() {
+                    let arn = alias_arn(self.region, &account, name);
+                    return Err(ApiError::not_found(format!("Alias {arn} is not found.")));
+                }
+                (None, target, Some(name.to_owned()))
+            }
+        };
+        let shown = || match naming {
+            KeyNaming::Key { account, id } => {
+                format!("arn:aws:kms:{}:{}:key/{id}", self.region, account.unwrap_or(self.account()))
+            }
+            KeyNaming::Alias { name, .. } => name.to_owned(),
+        };
+        let not_found = || ApiError::not_found(format!("Key '{}' does not exist", shown()));
+        let key = id.and_then(|id| self.kms.keys.entry(&KeyRef { region: Arc::clone(self.region), id }));
+        // A bare id is of the caller's account; an ARN says of which.
+        let expected = account.unwrap_or(self.account());
+        let key = key.filter(|key| alias.is_some() || *key.account == *expected).ok_or_else(not_found)?;
+        self.told.key = Some(key.arn.clone());
+        Ok(Named { key, alias })
+    }
+
+    /// The same for operations that do not take aliases.
+    pub(crate) fn named_without_alias(&mut self, member: &str, name: Option<&str>) -> Result<Arc<KeyEntry>, ApiError> {
+        if name.is_some_and(|name| name.starts_with("alias/") || name.contains(":alias/")) {
+            let message =
+                format!("Invalid keyId '{}': this operation takes a key id or a key ARN", name.unwrap_or_default());
+            return Err(ApiError::not_found(message));
+        }
+        Ok(self.named(member, name)?.key)
+    }
+
+    fn ask<T>(
+        &self,
+        action: KmsAction,
+        resource: &str,
+        key: Option<&KeyEntry>,
+        with: With<'_>,
+        answer: impl FnOnce(&Ask<'_>, Option<String>) -> T,
+    ) -> T {
+        let facts = RequestFacts {
+            identity: self.identity,
+            region: self.region,
+            source: self.source,
+            now: self.now,
+            key,
+            aliases: &self.kms.aliases,
+            request_alias: with.alias,
+            context: with.context,
+            request_tags: with.tags,
+            more: with.more,
+        };
+        let ask = Ask { action, resource, key, facts: &facts, grants: &self.kms.grants, new_grant: with.new_grant };
+        answer(&ask, facts.via_service())
+    }
+
+    /// A permit for an action on a key.
+    pub(crate) fn permit(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<Permit, ApiError> {
+        let (permit, via) = self.ask(action, &key.arn, Some(key), with, |ask, via| (ask.permit(), via));
+        self.told.via_service = via;
+        self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
+        let permit = permit?;
+        self.told.rule = Some(permit.rule().to_owned());
+        Ok(permit)
+    }
+
+    /// A permit for an action that is about no key; `resource` is an ARN or `*`.
+    pub(crate) fn permit_apart(
+        &mut self,
+        action: KmsAction,
+        resource: &str,
+        with: With<'_>,
+    ) -> Result<Permit, ApiError> {
+        let permit = self.ask(action, resource, None, with, |ask, _| ask.permit())?;
+        self.told.rule = Some(permit.rule().to_owned());
+        Ok(permit)
+    }
+
+    /// The same, for a key that is not there yet: its policy is not asked.
+    pub(crate) fn permit_new(&mut self, action: KmsAction, name: &KeyName, with: With<'_>) -> Result<Permit, ApiError> {
+        let permit = self.ask(action, "*", None, with, |ask, _| ask.permit_on(Resource::Key(name.clone())))?;
+        self.told.rule = Some(permit.rule().to_owned());
+        Ok(permit)
+    }
+
+    /// Whether the caller may do something more, without a permit for it.
+    pub(crate) fn may(&self, action: KmsAction, key: &KeyEntry) -> bool {
+        self.ask(action, &key.arn, Some(key), With::default(), |ask, _| ask.permit().is_ok())
+    }
+
+    /// A permit used up by an operation that no call to the HSM and no change stands behind.
+    pub(crate) fn allowed(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<(), ApiError> {
+        let permit = self.permit(action, key, with)?;
+        Ok(permit.spend(action.core(), &key.resource())?)
+    }
+
+    pub(crate) fn state(&self, key: &KeyEntry) -> KeyState {
+        let in_use = key.reference.as_ref().is_none_or(|reference| self.kms.stores.is_in_use(&reference.store));
+        key.state(self.now, in_use)
+    }
+
+    /// Refuses a key that is not enabled.
+    pub(crate) fn must_be_enabled(&self, key: &KeyEntry) -> Result<(), ApiError> {
+        match self.state(key) {
+            KeyState::Enabled => Ok(()),
+            KeyState::Disabled => Err(ApiError::new("DisabledException", format!("{} is disabled.", key.arn))),
+            other => Err(wrong_state(key, other)),
+        }
+    }
+
+    /// Refuses a key in one of `states`.
+    pub(crate) fn must_not_be(&self, key: &KeyEntry, states: &[KeyState]) -> Result<(), ApiError> {
+        let state = self.state(key);
+        if states.contains(&state) { Err(wrong_state(key, state)) } else { Ok(()) }
+    }
+
+    /// Checks the tokens of a request. A grant is in force from the moment it is made: a token changes nothing, but must be one.
+    pub(crate) fn check_tokens(&self, tokens: Option<&[String]>) -> Result<(), ApiError> {
+        let tokens = tokens.unwrap_or_default();
+        if tokens.len() > GRANT_TOKENS_MAX {
+            let message = format!(
+                "1 validation error detected: Value at 'grantTokens' failed to satisfy constraint: Member must have length \
+                 less than or equal to {GRANT_TOKENS_MAX}"
+            );
+            return Err(ApiError::validation(message));
+        }
+        let known = |token: &String| GrantId::from_token(token).and_then(|id| self.kms.grants.get(id)).is_some();
+        if tokens.iter().all(known) {
+            return Ok(());
+        }
+        Err(ApiError::new("InvalidGrantTokenException", "A grant token is not valid"))
+    }
+
+    /// The end of a request that was only to be tried.
+    pub(crate) fn unless_dry_run(&self, dry_run: Option<bool>) -> Result<(), ApiError> {
+        match dry_run {
+            Some(true) => Err(ApiError::new(
+                "DryRunOperationException",
+                "The request would have succeeded, but the DryRun option is set.",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn own_key_arn(&self, id: KeyId) -> String {
+        key_arn(self.region, self.account(), id)
+    }
+}
+
+fn wrong_state(key: &KeyEntry, state: KeyState) -> ApiError {
+    let what = match state {
+        KeyState::Disabled => "is disabled",
+        KeyState::Enabled => "is enabled",
+        KeyState::PendingDeletion => "is pending deletion",
+        KeyState::PendingImport => "is pending import",
+        KeyState::PendingReplicaDeletion => "is pending the deletion of its replicas",
+        KeyState::Unavailable => "is unavailable: its custom key store is disconnected",
+    };
+    ApiError::invalid_state(format!("{} {what}.", key.arn))
+}
+
+/// A checked encryption context.
+pub(crate) fn checked_context(context: Option<EncryptionContext>) -> Result<EncryptionContext, ApiError> {
+    let context = context.unwrap_or_default();
+    if context.fits() {
+        return Ok(context);
+    }
+    Err(ApiError::validation("The encryption context is too large: at most 8192 bytes"))
+}

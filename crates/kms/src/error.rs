@@ -1,0 +1,178 @@
+//! One error type for the wire, and the exhaustive maps into it.
+//!
+//! `message` is for the caller, `reason` for the audit log.
+
+use bytes::Bytes;
+use holdfast_core::{AuditError, AuditOutcome, HsmError, PermitMismatch, StoreError};
+use holdfast_wire::{body::BodyFault, sigv4::Rejection};
+use http::StatusCode;
+
+use crate::policy::MalformedPolicy;
+
+/// An error as the service tells it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiError {
+    /// `__type`.
+    pub code: &'static str,
+    /// `message`.
+    pub message: String,
+    /// For the audit log alone.
+    pub reason: Option<String>,
+}
+
+impl ApiError {
+    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), reason: None }
+    }
+
+    pub(crate) fn because(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    pub(crate) fn validation(message: impl Into<String>) -> Self {
+        Self::new("ValidationException", message)
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new("NotFoundException", message)
+    }
+
+    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
+        Self::new("UnsupportedOperationException", message)
+    }
+
+    pub(crate) fn invalid_state(message: impl Into<String>) -> Self {
+        Self::new("KMSInvalidStateException", message)
+    }
+
+    /// One for all that may be wrong with a ciphertext.
+    pub(crate) fn invalid_ciphertext() -> Self {
+        Self::new("InvalidCiphertextException", "The ciphertext is not valid for this key and encryption context")
+    }
+
+    /// 500, with the cause kept inside.
+    pub(crate) fn internal(reason: impl Into<String>) -> Self {
+        Self::new("KMSInternalException", "The service met an unexpected fault; try again").because(reason)
+    }
+
+    pub(crate) fn throttled(message: &str) -> Self {
+        Self::new("ThrottlingException", message)
+    }
+
+    /// All errors of callers are 400; only what may pass by itself is 500.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self.code {
+            "KMSInternalException" | "KeyUnavailableException" => StatusCode::INTERNAL_SERVER_ERROR,
+            "DependencyTimeoutException" => StatusCode::SERVICE_UNAVAILABLE,
+            "RequestEntityTooLargeException" => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    pub(crate) fn outcome(&self) -> AuditOutcome {
+        match self.code {
+            "AccessDeniedException"
+            | "IncompleteSignatureException"
+            | "InvalidSignatureException"
+            | "MissingAuthenticationTokenException"
+            | "UnrecognizedClientException" => AuditOutcome::Denied,
+            // Everything was allowed; it was only not done.
+            "DryRunOperationException" => AuditOutcome::Allowed,
+            _ => AuditOutcome::Failed,
+        }
+    }
+
+    pub(crate) fn body(&self) -> Bytes {
+        let body = serde_json::json!({"__type": self.code, "message": self.message});
+        Bytes::from(body.to_string())
+    }
+}
+
+impl From<HsmError> for ApiError {
+    fn from(error: HsmError) -> Self {
+        match error {
+            HsmError::Busy => Self::throttled("Rate exceeded"),
+            // The role keeps state and validity of keys itself, so that these never come from the partition.
+            HsmError::Damaged
+            | HsmError::Disabled
+            | HsmError::Expired
+            | HsmError::Failed(_)
+            | HsmError::NotFound
+            | HsmError::NotYetValid
+            | HsmError::OperationNotAllowed
+            | HsmError::Permit(_)
+            | HsmError::TimedOut
+            | HsmError::Unavailable(_) => Self::internal(error.to_string()),
+            HsmError::InvalidInput(why) => Self::validation(format!("The request is not valid for this key: {why}")),
+            HsmError::Rejected => Self::invalid_ciphertext(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Busy => Self::throttled("Rate exceeded"),
+            StoreError::Conflict => {
+                Self::new("ConflictException", "The resource was changed by another request; try again")
+            }
+            StoreError::Damaged | StoreError::Failed(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<AuditError> for ApiError {
+    fn from(error: AuditError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl From<PermitMismatch> for ApiError {
+    fn from(error: PermitMismatch) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl From<MalformedPolicy> for ApiError {
+    fn from(error: MalformedPolicy) -> Self {
+        Self::new("MalformedPolicyDocumentException", format!("The policy document is not valid: {error}"))
+    }
+}
+
+impl From<BodyFault> for ApiError {
+    fn from(fault: BodyFault) -> Self {
+        match fault {
+            BodyFault::TooLarge => Self::new("RequestEntityTooLargeException", "The request body is too large"),
+            BodyFault::Broken | BodyFault::TooSlow => Self::new("SerializationException", fault.to_string()),
+        }
+    }
+}
+
+impl From<Rejection> for ApiError {
+    fn from(rejection: Rejection) -> Self {
+        let why = rejection.to_string();
+        match rejection {
+            Rejection::Missing => {
+                Self::new("MissingAuthenticationTokenException", "Request is missing Authentication Token")
+            }
+            Rejection::Incomplete(why) => Self::new("IncompleteSignatureException", why),
+            Rejection::Date(why) => Self::new(
+                "InvalidSignatureException",
+                format!("Signature expired or not yet current: {why}; check the clock of the client"),
+            ),
+            Rejection::Scope(why) => {
+                Self::new("InvalidSignatureException", format!("Credential should be scoped to a valid region: {why}"))
+            }
+            Rejection::UnknownKey => {
+                Self::new("UnrecognizedClientException", "The security token included in the request is invalid.")
+            }
+            Rejection::Mismatch => Self::new(
+                "InvalidSignatureException",
+                "The request signature we calculated does not match the signature you provided. Check your AWS Secret \
+                 Access Key and signing method. Consult the service documentation for details.",
+            ),
+        }
+        .because(why)
+    }
+}

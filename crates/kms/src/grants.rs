@@ -1,0 +1,430 @@
+//! Grants: one grantee may use one key for some operations, until the grant is retired or revoked.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_wire::hex::{hex, unhex};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::{action::KmsAction, context::EncryptionContext, error::ApiError, keys::KeyRef, names::KeyId, records};
+
+const FORMAT: u8 = 1;
+/// Grants of one key.
+const PER_KEY_MAX: usize = 50_000;
+const TOKEN_MAGIC: &[u8; 5] = b"HFGT\x01";
+
+/// 32 random bytes; 64 hex digits on the wire.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct GrantId(pub(crate) [u8; 32]);
+
+impl GrantId {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        unhex(text)?.try_into().ok().map(Self)
+    }
+
+    /// What a caller shows to use the grant at once. Ours are in force when they are made, so that a token need only name its grant:
+    /// it gives nobody anything.
+    pub(crate) fn token(&self) -> String {
+        STANDARD.encode([TOKEN_MAGIC.as_slice(), &self.0].concat())
+    }
+
+    pub(crate) fn from_token(token: &str) -> Option<Self> {
+        let bytes = STANDARD.decode(token).ok()?;
+        bytes.strip_prefix(TOKEN_MAGIC)?.try_into().ok().map(Self)
+    }
+}
+
+impl std::fmt::Display for GrantId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+/// What a request's encryption context must be. Names are compared without regard to case, values with it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Constraint {
+    Equals(EncryptionContext),
+    Subset(EncryptionContext),
+}
+
+impl Constraint {
+    pub(crate) fn pairs(&self) -> &EncryptionContext {
+        let (Self::Equals(pairs) | Self::Subset(pairs)) = self;
+        pairs
+    }
+
+    pub(crate) fn holds(&self, context: &EncryptionContext) -> bool {
+        let has = |(name, value): (&String, &String)| {
+            context.0.iter().any(|(other, found)| other.eq_ignore_ascii_case(name) && found == value)
+        };
+        let all = self.pairs().0.iter().all(has);
+        match self {
+            Self::Equals(pairs) => all && pairs.0.len() == context.0.len(),
+            Self::Subset(_) => all,
+        }
+    }
+
+    /// Whether whatever `self` lets through, `outer` does.
+    fn within(&self, outer: &Self) -> bool {
+        match (self, outer) {
+            (Self::Equals(pairs), _) => outer.holds(pairs),
+            (Self::Subset(pairs), Self::Subset(_)) => outer.holds(pairs),
+            (Self::Subset(_), Self::Equals(_)) => false,
+        }
+    }
+}
+
+/// A grant.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub id: GrantId,
+    pub key: KeyRef,
+    pub grantee: String,
+    pub retiring: Option<String>,
+    pub operations: Vec<KmsAction>,
+    pub constraint: Option<Constraint>,
+    pub name: Option<String>,
+    pub created: Timestamp,
+    /// The principal that made it.
+    pub issuer: String,
+    record_version: u64,
+}
+
+/// What a grant is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NewGrant {
+    pub key: KeyRef,
+    pub grantee: String,
+    pub retiring: Option<String>,
+    pub operations: Vec<KmsAction>,
+    pub constraint: Option<Constraint>,
+    pub name: Option<String>,
+    pub issuer: String,
+}
+
+/// Operations that a grant may allow.
+const OPERATIONS: &[KmsAction] = &[
+    KmsAction::CreateGrant,
+    KmsAction::Decapsulate,
+    KmsAction::Decrypt,
+    KmsAction::DeriveSharedSecret,
+    KmsAction::DescribeKey,
+    KmsAction::Encapsulate,
+    KmsAction::Encrypt,
+    KmsAction::GenerateDataKey,
+    KmsAction::GenerateDataKeyPair,
+    KmsAction::GenerateDataKeyPairWithoutPlaintext,
+    KmsAction::GenerateDataKeyWithoutPlaintext,
+    KmsAction::GenerateMac,
+    KmsAction::GetPublicKey,
+    KmsAction::ReEncryptFrom,
+    KmsAction::ReEncryptTo,
+    KmsAction::RetireGrant,
+    KmsAction::Sign,
+    KmsAction::Verify,
+    KmsAction::VerifyMac,
+];
+
+/// `kms:` aside.
+pub(crate) fn operation_name(action: KmsAction) -> &'static str {
+    &action.name()[4..]
+}
+
+pub(crate) fn parse_operation(name: &str) -> Option<KmsAction> {
+    OPERATIONS.iter().copied().find(|action| operation_name(*action) == name)
+}
+
+/// Whether an operation has an encryption context that a constraint can look at.
+fn has_context(action: KmsAction) -> bool {
+    matches!(
+        action,
+        KmsAction::Decrypt
+            | KmsAction::Encrypt
+            | KmsAction::GenerateDataKey
+            | KmsAction::GenerateDataKeyPair
+            | KmsAction::GenerateDataKeyPairWithoutPlaintext
+            | KmsAction::GenerateDataKeyWithoutPlaintext
+            | KmsAction::ReEncryptFrom
+            | KmsAction::ReEncryptTo
+    )
+}
+
+impl Grant {
+    /// Whether it lets its grantee do this.
+    pub(crate) fn allows(&self, action: KmsAction, context: Option<&EncryptionContext>) -> bool {
+        let none = EncryptionContext::default();
+        self.operations.contains(&action)
+            && self
+                .constraint
+                .as_ref()
+                .is_none_or(|constraint| !has_context(action) || constraint.holds(context.unwrap_or(&none)))
+    }
+
+    /// Whether a grant made by this grant's leave gives no more than it.
+    pub(crate) fn covers(&self, new: &NewGrant) -> bool {
+        let fits = match (&self.constraint, &new.constraint) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(outer), Some(inner)) => inner.within(outer),
+        };
+        fits && new.operations.iter().all(|operation| self.operations.contains(operation))
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+struct StoredGrant {
+    v: u8,
+    region: String,
+    key: String,
+    grantee: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retiring: Option<String>,
+    operations: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    equals: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subset: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    created: i64,
+    issuer: String,
+}
+
+impl StoredGrant {
+    fn new(grant: &Grant) -> Self {
+        let (mut equals, mut subset) = (None, None);
+        match &grant.constraint {
+            Some(Constraint::Equals(context)) => equals = Some(context.0.clone()),
+            Some(Constraint::Subset(context)) => subset = Some(context.0.clone()),
+            None => {}
+        }
+        Self {
+            v: FORMAT,
+            region: grant.key.region.to_string(),
+            key: grant.key.id.to_string(),
+            grantee: grant.grantee.clone(),
+            retiring: grant.retiring.clone(),
+            operations: grant.operations.iter().map(|action| operation_name(*action).to_owned()).collect(),
+            equals,
+            subset,
+            name: grant.name.clone(),
+            created: grant.created.unix_millis(),
+            issuer: grant.issuer.clone(),
+        }
+    }
+
+    fn into_grant(self, id: &[u8], record_version: u64) -> Option<Grant> {
+        let operations: Option<Vec<_>> = self.operations.iter().map(|name| parse_operation(name)).collect();
+        let constraint = match (self.equals, self.subset) {
+            (Some(pairs), None) => Some(Constraint::Equals(EncryptionContext(pairs))),
+            (None, Some(pairs)) => Some(Constraint::Subset(EncryptionContext(pairs))),
+            (None, None) => None,
+            (Some(_), Some(_)) => return None,
+        };
+        (self.v == FORMAT).then_some(())?;
+        Some(Grant {
+            id: GrantId(id.try_into().ok()?),
+            key: KeyRef { region: self.region.into(), id: KeyId::parse(&self.key)? },
+            grantee: self.grantee,
+            retiring: self.retiring,
+            operations: operations?,
+            constraint,
+            name: self.name,
+            created: Timestamp::from_unix_millis(self.created),
+            issuer: self.issuer,
+            record_version,
+        })
+    }
+}
+
+#[derive(Default)]
+struct Index {
+    all: BTreeMap<GrantId, Arc<Grant>>,
+    /// By key and then by grantee.
+    by_key: HashMap<KeyRef, HashMap<String, Vec<Arc<Grant>>>>,
+}
+
+impl Index {
+    fn insert(&mut self, grant: Arc<Grant>) {
+        self.all.insert(grant.id, Arc::clone(&grant));
+        let of_key = self.by_key.entry(grant.key.clone()).or_default();
+        of_key.entry(grant.grantee.clone()).or_default().push(grant);
+    }
+
+    fn remove(&mut self, grant: &Grant) {
+        self.all.remove(&grant.id);
+        let Some(of_key) = self.by_key.get_mut(&grant.key) else { return };
+        if let Some(of_grantee) = of_key.get_mut(&grant.grantee) {
+            of_grantee.retain(|other| other.id != grant.id);
+            if of_grantee.is_empty() {
+                of_key.remove(&grant.grantee);
+            }
+        }
+        if of_key.is_empty() {
+            self.by_key.remove(&grant.key);
+        }
+    }
+}
+
+/// All grants.
+pub(crate) struct Grants {
+    index: RwLock<Index>,
+    /// Held by whoever changes them.
+    changing: Mutex<()>,
+    store: Arc<dyn Store>,
+}
+
+fn record(id: GrantId) -> RecordKey {
+    RecordKey::new(records::GRANT, id.0.as_slice())
+}
+
+impl Grants {
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut index = Index::default();
+        let mut unreadable = false;
+        store
+            .scan(records::GRANT, &mut |record| {
+                let stored = serde_json::from_slice::<StoredGrant>(&record.value).ok();
+                match stored.and_then(|stored| stored.into_grant(&record.key.id, record.version)) {
+                    Some(grant) => index.insert(Arc::new(grant)),
+                    None => unreadable = true,
+                }
+            })
+            .await?;
+        if unreadable {
+            return Err(StoreError::Failed("a grant cannot be read".into()));
+        }
+        Ok(Self { index: RwLock::new(index), changing: Mutex::default(), store })
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, id: GrantId) -> Option<Arc<Grant>> {
+        self.read().all.get(&id).cloned()
+    }
+
+    /// The first grant of this grantee on this key that `wanted` accepts.
+    pub(crate) fn find(&self, key: &KeyRef, grantee: &str, wanted: impl Fn(&Grant) -> bool) -> Option<Arc<Grant>> {
+        let index = self.read();
+        let of_grantee = index.by_key.get(key)?.get(grantee)?;
+        of_grantee.iter().find(|grant| wanted(grant)).cloned()
+    }
+
+    /// Those that `wanted` accepts, by id, after `after`; and whether there are more.
+    pub(crate) fn page(
+        &self,
+        after: Option<GrantId>,
+        count: usize,
+        wanted: impl Fn(&Grant) -> bool,
+    ) -> (Vec<Arc<Grant>>, bool) {
+        use std::ops::Bound;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let index = self.read();
+        let found = index.all.range((start, Bound::Unbounded)).map(|(_, grant)| grant).filter(|grant| wanted(grant));
+        let mut found: Vec<_> = found.take(count + 1).cloned().collect();
+        let more = found.len() > count;
+        found.truncate(count);
+        (found, more)
+    }
+
+    /// Makes one, or with the same name and content gives the one that is there.
+    pub(crate) async fn create(&self, id: GrantId, new: NewGrant, now: Timestamp) -> Result<GrantId, ApiError> {
+        let _changing = self.changing.lock().await;
+        if let Some(name) = &new.name {
+            let same = |grant: &Grant| {
+                grant.name.as_ref() == Some(name)
+                    && grant.retiring == new.retiring
+                    && grant.operations == new.operations
+                    && grant.constraint == new.constraint
+            };
+            if let Some(grant) = self.find(&new.key, &new.grantee, same) {
+                return Ok(grant.id);
+            }
+        }
+        let count = self.read().by_key.get(&new.key).map_or(0, |of_key| of_key.values().map(Vec::len).sum());
+        if count >= PER_KEY_MAX {
+            return Err(ApiError::new("LimitExceededException", format!("A key has at most {PER_KEY_MAX} grants")));
+        }
+        let NewGrant { key, grantee, retiring, operations, constraint, name, issuer } = new;
+        let grant =
+            Grant { id, key, grantee, retiring, operations, constraint, name, created: now, issuer, record_version: 1 };
+        let value =
+            serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
+        self.store.commit(vec![Write { key: record(id), expected_version: 0, value: Some(value) }]).await?;
+        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(Arc::new(grant));
+        Ok(id)
+    }
+
+    /// Ends one.
+    pub(crate) async fn remove(&self, grant: &Grant) -> Result<(), ApiError> {
+        let _changing = self.changing.lock().await;
+        let write = Write { key: record(grant.id), expected_version: grant.record_version, value: None };
+        self.store.commit(vec![write]).await?;
+        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(grant);
+        Ok(())
+    }
+
+    /// Those of a key that is gone. A crash before leaves grants of a key that no longer is, which allow nothing.
+    pub(crate) async fn remove_of_key(&self, key: &KeyRef) {
+        let (grants, _) = self.page(None, usize::MAX - 1, |grant| grant.key == *key);
+        for grant in grants {
+            if let Err(error) = self.remove(&grant).await {
+                tracing::warn!(%error.message, grant = %grant.id, "a grant of a deleted key stays for now");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(pairs: &[(&str, &str)]) -> EncryptionContext {
+        EncryptionContext(pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect())
+    }
+
+    #[test]
+    fn constraints_compare_names_without_case_and_values_with_it() {
+        let subset = Constraint::Subset(context(&[("Tenant", "blue")]));
+        let equals = Constraint::Equals(context(&[("Tenant", "blue")]));
+        assert!(subset.holds(&context(&[("tENANT", "blue"), ("more", "")])));
+        assert!(!equals.holds(&context(&[("Tenant", "blue"), ("more", "")])));
+        assert!(equals.holds(&context(&[("tenant", "blue")])));
+        assert!(!subset.holds(&context(&[("Tenant", "Blue")])) && !subset.holds(&context(&[])));
+        assert!(equals.within(&subset) && !subset.within(&equals));
+        assert!(Constraint::Subset(context(&[("tenant", "blue"), ("a", "b")])).within(&subset));
+        assert!(!Constraint::Subset(context(&[("a", "b")])).within(&subset));
+    }
+
+    #[test]
+    fn tokens_name_their_grants() {
+        let id = GrantId([7; 32]);
+        assert_eq!(GrantId::from_token(&id.token()), Some(id));
+        assert_eq!(GrantId::parse(&id.to_string()), Some(id));
+        for bogus in ["", "x", "SEZHVAE=", &STANDARD.encode([0; 37])] {
+            assert_eq!(GrantId::from_token(bogus), None, "{bogus}");
+        }
+    }
+
+    /// Written by format 1; must be readable for ever.
+    const GOLDEN: &str = r#"{"v":1,"region":"us-east-1","key":"1234abcd-12ab-34cd-56ef-1234567890ab","grantee":"arn:aws:iam::111122223333:user/a","retiring":"arn:aws:iam::111122223333:user/b","operations":["Decrypt","ReEncryptFrom"],"subset":{"a":"b"},"name":"n","created":1700000000123,"issuer":"arn:aws:iam::111122223333:root"}"#;
+
+    #[test]
+    fn golden_record() {
+        let stored: StoredGrant = serde_json::from_str(GOLDEN).unwrap();
+        let grant = stored.into_grant(&[7; 32], 3).unwrap();
+        assert!(
+            grant.allows(KmsAction::Decrypt, Some(&context(&[("a", "b")]))) && !grant.allows(KmsAction::Decrypt, None)
+        );
+        assert_eq!(serde_json::to_string(&StoredGrant::new(&grant)).unwrap(), GOLDEN);
+        let newer: StoredGrant = serde_json::from_str(&GOLDEN.replace("\"v\":1", "\"v\":2")).unwrap();
+        assert!(newer.into_grant(&[7; 32], 3).is_none());
+    }
+}

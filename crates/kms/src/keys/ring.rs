@@ -1,0 +1,252 @@
+//! Index, store and open keys together.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::{BuildHasher, RandomState},
+    ops::Bound,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use holdfast_core::{
+    Action, Ambient, Hsm, KeyVersionId, MaskedKey, OpenKey, Permit, RecordKey, Resource, Store, StoreError, Timestamp,
+    Write,
+};
+use holdfast_crypto::PublicKey;
+use quick_cache::sync::Cache;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{KeyEntry, KeyRef, Material, StoredKey};
+use crate::{error::ApiError, names::KeyId, records};
+
+/// Locks that ids are spread over. Two ids under one lock only wait for each other.
+const KEY_LOCKS: usize = 1024;
+
+/// What may change a key.
+const CHANGES: [Action; 5] =
+    [Action::KeyCreate, Action::KeyDelete, Action::KeyImport, Action::KeyRotate, Action::KeyUpdate];
+
+/// Bounds of the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyRingLimits {
+    /// Keys.
+    pub keys_max: usize,
+    /// Keys held open.
+    pub open_keys_max: usize,
+}
+
+/// The right to change the keys of one id, in all regions; others wait.
+pub(crate) struct KeyLock<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
+
+/// Changes worked out and not yet durable.
+#[derive(Default)]
+pub(crate) struct Draft {
+    /// Keys as they will be. Their `record_version` is still that of the record before.
+    pub entries: Vec<KeyEntry>,
+    /// Keys that go.
+    pub removed: Vec<Arc<KeyEntry>>,
+    /// Blobs to write: version, the record's version now (0: none yet), content; `None` removes.
+    pub blobs: Vec<(KeyVersionId, u64, Option<MaskedKey>)>,
+    /// What else is to be written with them.
+    pub others: Vec<Write>,
+}
+
+impl Draft {
+    pub(crate) fn of(entry: KeyEntry) -> Self {
+        Self { entries: vec![entry], ..Self::default() }
+    }
+}
+
+struct HotKey {
+    /// Of the record the key was opened from.
+    blob_version: u64,
+    key: Arc<dyn OpenKey>,
+}
+
+#[derive(Default)]
+struct Index {
+    keys: HashMap<KeyRef, Arc<KeyEntry>>,
+    /// Account, region, id: the order of listings.
+    order: BTreeSet<(Arc<str>, Arc<str>, KeyId)>,
+}
+
+impl Index {
+    fn insert(&mut self, entry: Arc<KeyEntry>) {
+        self.order.insert((Arc::clone(&entry.account), Arc::clone(&entry.region), entry.id));
+        self.keys.insert(entry.key_ref(), entry);
+    }
+
+    fn remove(&mut self, entry: &KeyEntry) {
+        self.order.remove(&(Arc::clone(&entry.account), Arc::clone(&entry.region), entry.id));
+        self.keys.remove(&entry.key_ref());
+    }
+}
+
+/// All keys.
+pub(crate) struct KeyRing {
+    index: RwLock<Index>,
+    locks: Vec<Mutex<()>>,
+    hasher: RandomState,
+    hot: Cache<KeyVersionId, Arc<HotKey>>,
+    store: Arc<dyn Store>,
+    hsm: Arc<dyn Hsm>,
+    ambient: Arc<dyn Ambient>,
+    limits: KeyRingLimits,
+}
+
+impl KeyRing {
+    /// Reads every key record into the index.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        hsm: Arc<dyn Hsm>,
+        ambient: Arc<dyn Ambient>,
+        limits: KeyRingLimits,
+    ) -> Result<Self, StoreError> {
+        let mut index = Index::default();
+        let mut unreadable = None;
+        store
+            .scan(records::KEY, &mut |record| {
+                let entry = serde_json::from_slice::<StoredKey>(&record.value)
+                    .map_err(|error| error.to_string())
+                    .and_then(|stored| stored.into_entry(record.version));
+                match entry {
+                    Ok(entry) => index.insert(Arc::new(entry)),
+                    Err(error) => unreadable = Some(error),
+                }
+            })
+            .await?;
+        if let Some(error) = unreadable {
+            return Err(StoreError::Failed(error));
+        }
+        Ok(Self {
+            index: RwLock::new(index),
+            locks: (0..KEY_LOCKS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            hot: Cache::new(limits.open_keys_max),
+            store,
+            hsm,
+            ambient,
+            limits,
+        })
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.ambient.now()
+    }
+
+    pub(crate) async fn lock(&self, id: KeyId) -> KeyLock<'_> {
+        let slot = self.hasher.hash_one(id) as usize % KEY_LOCKS;
+        KeyLock(self.locks[slot].lock().await)
+    }
+
+    pub(crate) fn entry(&self, key: &KeyRef) -> Option<Arc<KeyEntry>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).keys.get(key).cloned()
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).keys.len()
+    }
+
+    /// Up to `count` ids of an account in a region, after `after`; and whether there are more.
+    pub(crate) fn page(&self, account: &str, region: &str, after: Option<KeyId>, count: usize) -> (Vec<KeyId>, bool) {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let (account, region): (Arc<str>, Arc<str>) = (account.into(), region.into());
+        let start = match after {
+            Some(id) => Bound::Excluded((Arc::clone(&account), Arc::clone(&region), id)),
+            None => Bound::Included((Arc::clone(&account), Arc::clone(&region), KeyId::from_parts([0; 16], false))),
+        };
+        let of_here = |entry: &&(Arc<str>, Arc<str>, KeyId)| entry.0 == account && entry.1 == region;
+        let ids = index.order.range((start, Bound::Unbounded)).take_while(of_here);
+        let mut found: Vec<_> = ids.take(count + 1).map(|(_, _, id)| *id).collect();
+        let more = found.len() > count;
+        found.truncate(count);
+        (found, more)
+    }
+
+    /// Keys that `wanted` accepts; for maintenance and for stores that ask whether they are empty.
+    pub(crate) fn find(&self, wanted: impl Fn(&KeyEntry) -> bool) -> Vec<Arc<KeyEntry>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.keys.values().filter(|entry| wanted(entry)).cloned().collect()
+    }
+
+    pub(crate) fn check_room(&self) -> Result<(), ApiError> {
+        if self.count() < self.limits.keys_max {
+            return Ok(());
+        }
+        Err(ApiError::new("LimitExceededException", format!("There are {} keys already", self.limits.keys_max)))
+    }
+
+    /// Makes a draft durable, then visible. The permit must be for a change of the one id that all its keys have; the caller holds
+    /// the id's lock.
+    pub(crate) async fn commit(
+        &self,
+        _lock: &KeyLock<'_>,
+        permit: Permit,
+        draft: Draft,
+    ) -> Result<Vec<Arc<KeyEntry>>, ApiError> {
+        let Draft { mut entries, removed, blobs, others: mut batch } = draft;
+        let names = entries.iter().map(|entry| &entry.name).chain(removed.iter().map(|entry| &entry.name));
+        let mut names = names.collect::<Vec<_>>();
+        names.dedup();
+        let [name] = names.as_slice() else { return Err(ApiError::internal("a change of several keys at once")) };
+        permit.spend_any(&CHANGES, &Resource::Key((*name).clone()))?;
+        for entry in &entries {
+            let value =
+                serde_json::to_vec(&StoredKey::from_entry(entry)).map_err(|e| ApiError::internal(e.to_string()))?;
+            let key = records::key(&entry.key_ref());
+            batch.push(Write { key, expected_version: entry.record_version, value: Some(value) });
+        }
+        let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
+        batch.extend(removed.iter().map(|entry| remove(records::key(&entry.key_ref()), entry.record_version)));
+        for (id, expected_version, masked) in &blobs {
+            let value = masked.as_ref().map(|masked| masked.0.to_vec());
+            batch.push(Write { key: records::material(*id), expected_version: *expected_version, value });
+        }
+        self.store.commit(batch).await?;
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = Vec::with_capacity(entries.len());
+        for mut entry in entries.drain(..) {
+            entry.record_version += 1;
+            let entry = Arc::new(entry);
+            index.insert(Arc::clone(&entry));
+            changed.push(entry);
+        }
+        removed.iter().for_each(|entry| index.remove(entry));
+        drop(index);
+        for (id, ..) in blobs {
+            self.hot.remove(&id);
+        }
+        Ok(changed)
+    }
+
+    async fn masked(&self, material: &Material) -> Result<MaskedKey, ApiError> {
+        let record = self.store.read(&records::material(material.id)).await?;
+        let record = record.filter(|record| Some(record.version) == material.blob_version);
+        // Otherwise a change was committed after the caller took its entry.
+        record.map(|record| MaskedKey(record.value.into())).ok_or_else(|| ApiError::from(StoreError::Conflict))
+    }
+
+    /// A material opened for use. It serves only as long as the entry names the very record it was opened from.
+    pub(crate) async fn open_key(&self, entry: &KeyEntry, material: &Material) -> Result<Arc<dyn OpenKey>, ApiError> {
+        let blob_version = material.blob_version.unwrap_or_default();
+        if let Some(hot) = self.hot.get(&material.id)
+            && hot.blob_version == blob_version
+        {
+            return Ok(Arc::clone(&hot.key));
+        }
+        let masked = self.masked(material).await?;
+        let key = self.hsm.open(&entry.bound(material.id), &masked).await.inspect_err(|error| {
+            tracing::error!(key = %entry.arn, material = %material.id, %error, "a stored key does not open");
+        })?;
+        self.hot.insert(material.id, Arc::new(HotKey { blob_version, key: Arc::clone(&key) }));
+        Ok(key)
+    }
+
+    /// The public part of a material, from its header if it is not open.
+    pub(crate) async fn public(&self, entry: &KeyEntry, material: &Material) -> Result<PublicKey, ApiError> {
+        if let Some(hot) = self.hot.get(&material.id) {
+            return Ok(hot.key.public().clone());
+        }
+        let masked = self.masked(material).await?;
+        Ok(self.hsm.describe(&entry.bound(material.id), &masked)?)
+    }
+}

@@ -1,0 +1,119 @@
+//! Shared secrets: by agreement (ECDH), by encapsulation (ML-KEM).
+
+use bytes::Bytes;
+use holdfast_core::{Operation, Outcome};
+use serde::Deserialize;
+
+use super::{CryptoAnswer, Recipient, encrypt::wrong_usage, refuse_recipient};
+use crate::{
+    action::KmsAction,
+    call::{Call, Named, With},
+    error::ApiError,
+    spec::KeyUsage,
+    wire::{self, BlobText, SecretOut, Violations},
+};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Request {
+    key_id: Option<String>,
+    key_agreement_algorithm: Option<String>,
+    encapsulation_algorithm: Option<String>,
+    public_key: Option<BlobText>,
+    shared_secret_ciphertext_blob: Option<BlobText>,
+    grant_tokens: Option<Vec<String>>,
+    recipient: Option<Recipient>,
+    dry_run: Option<bool>,
+}
+
+/// One use of a key: finds it, asks for the permit, checks state and usage, performs.
+async fn perform(
+    call: &mut Call<'_>,
+    request: &Request,
+    action: KmsAction,
+    usage: KeyUsage,
+    operation: Operation,
+) -> Result<(std::sync::Arc<crate::keys::KeyEntry>, Outcome), ApiError> {
+    refuse_recipient(request.recipient.as_ref())?;
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let facts = [("kms:keyagreementalgorithm", vec!["ECDH".to_owned()])];
+    let more = if usage == KeyUsage::KeyAgreement { &facts[..] } else { &[] };
+    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more, ..With::default() })?;
+    call.must_be_enabled(&key)?;
+    if key.usage != usage {
+        return Err(wrong_usage(&key));
+    }
+    call.unless_dry_run(request.dry_run)?;
+    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
+    call.told.material = Some(material.id.to_string());
+    let outcome = call.kms.keys.open_key(&key, material).await?.perform(permit, operation).await?;
+    Ok((key, outcome))
+}
+
+fn something_else() -> ApiError {
+    ApiError::internal("the HSM did something else")
+}
+
+pub(super) async fn derive(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: Request = call.parse()?;
+    let peer = request.public_key.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    violations.text(request.key_agreement_algorithm.as_deref(), "keyAgreementAlgorithm", 0, 64);
+    violations.one_of(request.key_agreement_algorithm.as_deref(), "keyAgreementAlgorithm", &["ECDH"]);
+    let peer = violations.blob(peer.as_deref(), "publicKey", 1, 8192).to_vec();
+    violations.finish()?;
+    call.told.algorithm = Some("ECDH".into());
+    let operation = Operation::Derive { peer };
+    let (key, outcome) =
+        perform(call, &request, KmsAction::DeriveSharedSecret, KeyUsage::KeyAgreement, operation).await?;
+    let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
+    wire::answer(&CryptoAnswer {
+        key_id: &key.arn,
+        shared_secret: Some(SecretOut::new(&secret)),
+        key_agreement_algorithm: Some("ECDH"),
+        key_origin: Some(key.origin.name()),
+        ..CryptoAnswer::default()
+    })
+}
+
+fn check_kem(request: &Request, violations: &mut Violations) {
+    violations.text(request.encapsulation_algorithm.as_deref(), "encapsulationAlgorithm", 0, 64);
+    violations.one_of(request.encapsulation_algorithm.as_deref(), "encapsulationAlgorithm", &["ML_KEM"]);
+}
+
+pub(super) async fn encapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: Request = call.parse()?;
+    let mut violations = Violations::default();
+    check_kem(&request, &mut violations);
+    violations.finish()?;
+    let usage = KeyUsage::EncapsulateDecapsulate;
+    let (key, outcome) = perform(call, &request, KmsAction::Encapsulate, usage, Operation::Encapsulate).await?;
+    let Outcome::Encapsulated(ciphertext, secret) = outcome else { return Err(something_else()) };
+    wire::answer(&CryptoAnswer {
+        key_id: &key.arn,
+        shared_secret: Some(SecretOut::new(&secret)),
+        shared_secret_ciphertext_blob: Some(wire::encode(&ciphertext)),
+        encapsulation_algorithm: Some("ML_KEM"),
+        ..CryptoAnswer::default()
+    })
+}
+
+pub(super) async fn decapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: Request = call.parse()?;
+    let ciphertext = request.shared_secret_ciphertext_blob.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    check_kem(&request, &mut violations);
+    let ciphertext = violations.blob(ciphertext.as_deref(), "sharedSecretCiphertextBlob", 1, 6144).to_vec();
+    violations.finish()?;
+    let usage = KeyUsage::EncapsulateDecapsulate;
+    let operation = Operation::Decapsulate { ciphertext };
+    let (key, outcome) = perform(call, &request, KmsAction::Decapsulate, usage, operation).await?;
+    let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
+    wire::answer(&CryptoAnswer {
+        key_id: &key.arn,
+        shared_secret: Some(SecretOut::new(&secret)),
+        encapsulation_algorithm: Some("ML_KEM"),
+        ..CryptoAnswer::default()
+    })
+}

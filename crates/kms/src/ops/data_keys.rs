@@ -1,0 +1,154 @@
+//! Data keys, data key pairs, random bytes.
+
+use bytes::Bytes;
+use holdfast_crypto::SecretBytes;
+use serde::Deserialize;
+
+use super::{CryptoAnswer, Recipient, encrypt::must_encrypt, layers, refuse_recipient};
+use crate::{
+    action::KmsAction,
+    call::{Call, Named, With, checked_context},
+    context::EncryptionContext,
+    error::ApiError,
+    keys::{KeyEntry, Origin},
+    spec::{self, spec_name},
+    wire::{self, SecretOut, Violations},
+};
+
+const PAIR_SPECS: &[&str] = &[
+    "RSA_2048",
+    "RSA_3072",
+    "RSA_4096",
+    "ECC_NIST_P256",
+    "ECC_NIST_P384",
+    "ECC_NIST_P521",
+    "ECC_SECG_P256K1",
+    "SM2",
+    "ECC_NIST_EDWARDS25519",
+    "ML_KEM_512",
+    "ML_KEM_768",
+    "ML_KEM_1024",
+];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DataKeyRequest {
+    key_id: Option<String>,
+    encryption_context: Option<EncryptionContext>,
+    number_of_bytes: Option<i64>,
+    key_spec: Option<String>,
+    key_pair_spec: Option<String>,
+    grant_tokens: Option<Vec<String>>,
+    recipient: Option<Recipient>,
+    dry_run: Option<bool>,
+}
+
+/// Data keys are wrapped by symmetric keys.
+fn must_wrap(key: &KeyEntry) -> Result<(), ApiError> {
+    must_encrypt(key)?;
+    if key.is_symmetric_encryption() {
+        return Ok(());
+    }
+    let message = format!("{} key spec is {} which is not valid for this operation.", key.arn, spec_name(key.spec));
+    Err(ApiError::new("InvalidKeyUsageException", message))
+}
+
+pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
+    let request: DataKeyRequest = call.parse()?;
+    refuse_recipient(request.recipient.as_ref())?;
+    let mut violations = Violations::default();
+    violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
+    violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
+    violations.one_of(request.key_spec.as_deref(), "keySpec", &["AES_256", "AES_128"]);
+    violations.finish()?;
+    let len = match (request.number_of_bytes, request.key_spec.as_deref()) {
+        (Some(bytes), None) => bytes as usize,
+        (None, Some("AES_128")) => 16,
+        (None, Some(_)) => 32,
+        _ => return Err(ApiError::validation("Please specify either number of bytes or key spec.")),
+    };
+    let context = checked_context(request.encryption_context)?;
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let with = With { alias: alias.as_deref(), context: Some(&context), ..With::default() };
+    let action = if with_plaintext { KmsAction::GenerateDataKey } else { KmsAction::GenerateDataKeyWithoutPlaintext };
+    let permit = call.permit(action, &key, with)?;
+    call.must_be_enabled(&key)?;
+    must_wrap(&key)?;
+    call.unless_dry_run(request.dry_run)?;
+    let mut data_key = SecretBytes::zeroed(len);
+    call.kms.ambient.fill(data_key.expose_mut());
+    let plaintext = with_plaintext.then(|| SecretOut::new(&data_key));
+    let sealed = layers::seal(call, permit, &key, data_key, &context).await?;
+    wire::answer(&CryptoAnswer {
+        ciphertext_blob: Some(wire::encode(&sealed.blob)),
+        plaintext,
+        key_id: &key.arn,
+        key_material_id: Some(sealed.material_id),
+        ..CryptoAnswer::default()
+    })
+}
+
+pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
+    let request: DataKeyRequest = call.parse()?;
+    refuse_recipient(request.recipient.as_ref())?;
+    let mut violations = Violations::default();
+    violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
+    let name = violations.text(request.key_pair_spec.as_deref(), "keyPairSpec", 0, 64);
+    violations.one_of(Some(name).filter(|name| !name.is_empty()), "keyPairSpec", PAIR_SPECS);
+    violations.finish()?;
+    let context = checked_context(request.encryption_context)?;
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let facts = [("kms:datakeypairspec", vec![name.to_owned()])];
+    let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
+    let action =
+        if with_plaintext { KmsAction::GenerateDataKeyPair } else { KmsAction::GenerateDataKeyPairWithoutPlaintext };
+    let permit = call.permit(action, &key, with)?;
+    call.must_be_enabled(&key)?;
+    must_wrap(&key)?;
+    if !matches!(key.origin, Origin::AwsKms | Origin::External) {
+        return Err(ApiError::unsupported("Data key pairs are not for keys in a custom key store"));
+    }
+    let pair = spec::parse_spec(name).filter(|_| !name.starts_with("ML_KEM"));
+    let pair =
+        pair.ok_or_else(|| ApiError::unsupported(format!("Data key pairs of spec {name} are not offered here")))?;
+    call.unless_dry_run(request.dry_run)?;
+    let (private, public) = call.kms.admin.data_key_pair(pair).await?;
+    let public = public.spki().ok_or_else(|| ApiError::internal("a key pair without a public half"))?;
+    let plaintext = with_plaintext.then(|| SecretOut::new(&private));
+    let sealed = layers::seal(call, permit, &key, private, &context).await?;
+    wire::answer(&CryptoAnswer {
+        private_key_ciphertext_blob: Some(wire::encode(&sealed.blob)),
+        private_key_plaintext: plaintext,
+        public_key: Some(wire::encode(&public)),
+        key_id: &key.arn,
+        key_pair_spec: Some(name),
+        key_material_id: Some(sealed.material_id),
+        ..CryptoAnswer::default()
+    })
+}
+
+pub(super) async fn random(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Request {
+        number_of_bytes: Option<i64>,
+        custom_key_store_id: Option<String>,
+        recipient: Option<Recipient>,
+    }
+    let request: Request = call.parse()?;
+    refuse_recipient(request.recipient.as_ref())?;
+    let mut violations = Violations::default();
+    violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
+    violations.finish()?;
+    let permit = call.permit_apart(KmsAction::GenerateRandom, "*", With::default())?;
+    if request.custom_key_store_id.is_some() {
+        return Err(ApiError::unsupported("Random bytes are not drawn from custom key stores"));
+    }
+    let Some(count) = request.number_of_bytes else {
+        return Err(ApiError::validation("NumberOfBytes is required."));
+    };
+    let bytes = call.kms.hsm.random(permit, count as usize).await?;
+    wire::answer(&serde_json::json!({"Plaintext": wire::encode(bytes.expose())}))
+}

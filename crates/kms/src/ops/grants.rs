@@ -1,0 +1,307 @@
+//! Grants.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_crypto::KeySpec;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{bad_marker, limit, nothing};
+use crate::{
+    action::KmsAction,
+    call::{Call, With},
+    context::EncryptionContext,
+    error::ApiError,
+    grants::{Constraint, Grant, GrantId, NewGrant, operation_name, parse_operation},
+    keys::{KeyEntry, KeyRef, KeyState},
+    names::key_arn,
+    spec::KeyUsage,
+    wire::{self, Violations, secs},
+};
+
+/// Pairs of a constraint, and characters of a name or value in it.
+const CONSTRAINT_PAIRS_MAX: usize = 8;
+const CONSTRAINT_CHARS_MAX: usize = 384;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CreateRequest {
+    key_id: Option<String>,
+    grantee_principal: Option<String>,
+    retiring_principal: Option<String>,
+    grantee_service_principal: Option<String>,
+    retiring_service_principal: Option<String>,
+    operations: Option<Vec<String>>,
+    constraints: Option<Constraints>,
+    grant_tokens: Option<Vec<String>>,
+    name: Option<String>,
+    dry_run: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Constraints {
+    encryption_context_subset: Option<EncryptionContext>,
+    encryption_context_equals: Option<EncryptionContext>,
+    source_arn: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListRequest {
+    key_id: Option<String>,
+    grant_id: Option<String>,
+    grantee_principal: Option<String>,
+    retiring_principal: Option<String>,
+    grant_token: Option<String>,
+    limit: Option<i64>,
+    marker: Option<String>,
+    dry_run: Option<bool>,
+}
+
+fn constraint(constraints: Option<Constraints>) -> Result<Option<Constraint>, ApiError> {
+    let Some(constraints) = constraints else { return Ok(None) };
+    if constraints.source_arn.is_some() {
+        return Err(ApiError::unsupported("SourceArn constraints are not offered here"));
+    }
+    let pairs = match (constraints.encryption_context_subset, constraints.encryption_context_equals) {
+        (None, None) => return Ok(None),
+        (Some(pairs), None) => Constraint::Subset(pairs),
+        (None, Some(pairs)) => Constraint::Equals(pairs),
+        (Some(_), Some(_)) => {
+            return Err(ApiError::validation("A grant has one constraint: EncryptionContextSubset or ...Equals"));
+        }
+    };
+    let fits = |text: &String| text.chars().count() <= CONSTRAINT_CHARS_MAX;
+    let content = &pairs.pairs().0;
+    if content.len() > CONSTRAINT_PAIRS_MAX || !content.iter().all(|(name, value)| fits(name) && fits(value)) {
+        return Err(ApiError::validation(format!(
+            "A constraint has at most {CONSTRAINT_PAIRS_MAX} pairs of at most {CONSTRAINT_CHARS_MAX} characters"
+        )));
+    }
+    Ok(Some(pairs))
+}
+
+/// Whether an operation can be done with the key at all.
+fn suits(key: &KeyEntry, action: KmsAction) -> bool {
+    use KmsAction as A;
+    let asymmetric = !matches!(key.spec, KeySpec::Aes(_) | KeySpec::Hmac(_));
+    match action {
+        A::CreateGrant | A::DescribeKey | A::RetireGrant => true,
+        A::GetPublicKey => asymmetric,
+        A::Encrypt | A::Decrypt | A::ReEncryptFrom | A::ReEncryptTo => key.usage == KeyUsage::EncryptDecrypt,
+        A::GenerateDataKey
+        | A::GenerateDataKeyPair
+        | A::GenerateDataKeyPairWithoutPlaintext
+        | A::GenerateDataKeyWithoutPlaintext => key.is_symmetric_encryption(),
+        A::Sign | A::Verify => key.usage == KeyUsage::SignVerify,
+        A::GenerateMac | A::VerifyMac => key.usage == KeyUsage::GenerateVerifyMac,
+        A::DeriveSharedSecret => key.usage == KeyUsage::KeyAgreement,
+        A::Encapsulate | A::Decapsulate => key.usage == KeyUsage::EncapsulateDecapsulate,
+        _ => false,
+    }
+}
+
+/// A principal of ours must be there; one of another place is taken as it is named.
+fn check_principal(call: &Call<'_>, arn: &str) -> Result<(), ApiError> {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let known = match parts.as_slice() {
+        ["arn", "aws", "iam" | "sts", "", account, name] if crate::names::is_account(account) && !name.is_empty() => {
+            !call.kms.directory.has_account(account) || call.kms.directory.identity(arn).is_some()
+        }
+        _ => false,
+    };
+    if known { Ok(()) } else { Err(ApiError::new("InvalidArnException", format!("{arn} is not a principal"))) }
+}
+
+pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: CreateRequest = call.parse()?;
+    if request.grantee_service_principal.is_some() || request.retiring_service_principal.is_some() {
+        return Err(ApiError::unsupported(
+            "Grants to service principals are not offered here: name the service's identity",
+        ));
+    }
+    let mut violations = Violations::default();
+    let grantee = violations.text(request.grantee_principal.as_deref(), "granteePrincipal", 1, 256).to_owned();
+    if let Some(name) = &request.name {
+        let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'/' | b'_' | b'-');
+        violations.length(name, "name", 1, 256);
+        violations.pattern(name, "name", name.bytes().all(valid), "^[a-zA-Z0-9:/_-]+$");
+    }
+    violations.finish()?;
+    let mut operations = Vec::new();
+    for name in request.operations.unwrap_or_default() {
+        let operation = parse_operation(&name);
+        let operation = operation.ok_or_else(|| ApiError::validation(format!("{name} is no operation of grants")))?;
+        if !operations.contains(&operation) {
+            operations.push(operation);
+        }
+    }
+    if operations.is_empty() {
+        return Err(ApiError::validation("A grant allows at least one operation"));
+    }
+    let constraint = constraint(request.constraints)?;
+    let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let new = NewGrant {
+        key: key.key_ref(),
+        grantee,
+        retiring: request.retiring_principal,
+        operations,
+        constraint,
+        name: request.name,
+        issuer: call.identity.arn.clone(),
+    };
+    let mut facts = vec![
+        ("kms:granteeprincipal", vec![new.grantee.clone()]),
+        ("kms:grantoperations", new.operations.iter().map(|action| operation_name(*action).to_owned()).collect()),
+        ("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()]),
+    ];
+    facts.extend(new.retiring.iter().map(|arn| ("kms:retiringprincipal", vec![arn.clone()])));
+    facts.extend(new.constraint.iter().map(|constraint| {
+        let name = match constraint {
+            Constraint::Equals(_) => "EncryptionContextEquals",
+            Constraint::Subset(_) => "EncryptionContextSubset",
+        };
+        ("kms:grantconstrainttype", vec![name.to_owned()])
+    }));
+    call.allowed(KmsAction::CreateGrant, &key, With { more: &facts, new_grant: Some(&new), ..With::default() })?;
+    if call.state(&key) != KeyState::Unavailable {
+        call.must_be_enabled(&key)?;
+    }
+    for principal in [Some(&new.grantee), new.retiring.as_ref()].into_iter().flatten() {
+        check_principal(call, principal)?;
+    }
+    if let Some(operation) = new.operations.iter().find(|operation| !suits(&key, **operation)) {
+        let message = format!("{} does not suit the spec and usage of the key", operation_name(*operation));
+        return Err(ApiError::validation(message));
+    }
+    if new.constraint.is_some() && !key.is_symmetric_encryption() {
+        return Err(ApiError::validation("Constraints are for symmetric encryption keys"));
+    }
+    call.unless_dry_run(request.dry_run)?;
+    let id = GrantId(call.kms.ambient.random());
+    let id = call.kms.grants.create(id, new, call.now).await?;
+    call.told.context.push(("grant", id.to_string()));
+    wire::answer(&json!({"GrantId": id.to_string(), "GrantToken": id.token()}))
+}
+
+fn entry(call: &Call<'_>, grant: &Grant) -> Value {
+    let account = call.kms.keys.entry(&grant.key).map(|key| Arc::clone(&key.account));
+    let account = account.unwrap_or_else(|| Arc::clone(call.account()));
+    let mut out = json!({
+        "KeyId": key_arn(&grant.key.region, &account, grant.key.id),
+        "GrantId": grant.id.to_string(),
+        "CreationDate": secs(grant.created),
+        "GranteePrincipal": grant.grantee,
+        "IssuingAccount": grant.issuer,
+        "Operations": grant.operations.iter().map(|action| operation_name(*action)).collect::<Vec<_>>(),
+        "Name": grant.name.as_deref().unwrap_or_default(),
+    });
+    if let Some(retiring) = &grant.retiring {
+        out["RetiringPrincipal"] = retiring.as_str().into();
+    }
+    match &grant.constraint {
+        Some(Constraint::Equals(pairs)) => out["Constraints"] = json!({"EncryptionContextEquals": pairs.0}),
+        Some(Constraint::Subset(pairs)) => out["Constraints"] = json!({"EncryptionContextSubset": pairs.0}),
+        None => {}
+    }
+    out
+}
+
+fn answer(call: &Call<'_>, request: &ListRequest, wanted: impl Fn(&Grant) -> bool) -> Result<Bytes, ApiError> {
+    let count = limit(request.limit, 50, 100)?;
+    let after = match request.marker.as_deref() {
+        None => None,
+        Some(marker) => Some(GrantId::parse(marker).ok_or_else(bad_marker)?),
+    };
+    let (grants, more) = call.kms.grants.page(after, count, wanted);
+    let list: Vec<_> = grants.iter().map(|grant| entry(call, grant)).collect();
+    let mut out = json!({"Grants": list, "Truncated": more});
+    if let Some(last) = grants.last().filter(|_| more) {
+        out["NextMarker"] = last.id.to_string().into();
+    }
+    wire::answer(&out)
+}
+
+fn parse_id(text: &str) -> Result<GrantId, ApiError> {
+    GrantId::parse(text).ok_or_else(|| ApiError::new("InvalidGrantIdException", format!("{text} is no grant id")))
+}
+
+pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: ListRequest = call.parse()?;
+    let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
+    call.allowed(KmsAction::ListGrants, &key, With::default())?;
+    let id = request.grant_id.as_deref().map(parse_id).transpose()?;
+    let key = key.key_ref();
+    answer(call, &request, |grant| {
+        grant.key == key
+            && id.is_none_or(|id| grant.id == id)
+            && request.grantee_principal.as_ref().is_none_or(|grantee| grant.grantee == *grantee)
+    })
+}
+
+pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: ListRequest = call.parse()?;
+    let mut violations = Violations::default();
+    let retiring = violations.text(request.retiring_principal.as_deref(), "retiringPrincipal", 1, 256);
+    violations.finish()?;
+    if *retiring != call.identity.arn {
+        call.permit_apart(KmsAction::ListRetirableGrants, "*", With::default())?;
+        if retiring.split(':').nth(4) != Some(call.account()) {
+            return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));
+        }
+    }
+    answer(call, &request, |grant| grant.retiring.as_deref() == Some(retiring))
+}
+
+pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: ListRequest = call.parse()?;
+    let mut violations = Violations::default();
+    let id = violations.text(request.grant_id.as_deref(), "grantId", 1, 128);
+    violations.finish()?;
+    let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
+    let facts = [("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()])];
+    call.allowed(KmsAction::RevokeGrant, &key, With { more: &facts, ..With::default() })?;
+    let grant = of_key(call, parse_id(id)?, &key.key_ref())?;
+    call.unless_dry_run(request.dry_run)?;
+    call.told.context.push(("grant", grant.id.to_string()));
+    call.kms.grants.remove(&grant).await?;
+    nothing()
+}
+
+fn of_key(call: &Call<'_>, id: GrantId, key: &KeyRef) -> Result<Arc<Grant>, ApiError> {
+    let grant = call.kms.grants.get(id).filter(|grant| grant.key == *key);
+    grant.ok_or_else(|| ApiError::not_found(format!("Grant {id} is not found")))
+}
+
+/// By the retiring principal, by a grantee whose grant says so, or by whom the key's policies let.
+pub(super) async fn retire(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: ListRequest = call.parse()?;
+    let grant = match (&request.grant_token, &request.grant_id) {
+        (Some(token), None) => {
+            let grant = GrantId::from_token(token).and_then(|id| call.kms.grants.get(id));
+            grant.ok_or_else(|| ApiError::new("InvalidGrantTokenException", "The grant token is not valid"))?
+        }
+        (None, Some(id)) => {
+            let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
+            of_key(call, parse_id(id)?, &key.key_ref())?
+        }
+        _ => return Err(ApiError::validation("RetireGrant takes a grant token, or a key ARN and a grant id")),
+    };
+    let key = call.kms.keys.entry(&grant.key);
+    let key = key.ok_or_else(|| ApiError::not_found("The key of the grant is gone"))?;
+    call.told.key = Some(key.arn.clone());
+    let own = grant.retiring.as_ref() == Some(&call.identity.arn)
+        || (grant.grantee == call.identity.arn && grant.operations.contains(&KmsAction::RetireGrant));
+    if own {
+        call.told.rule = Some(format!("grant {}", grant.id));
+    } else {
+        call.allowed(KmsAction::RetireGrant, &key, With::default())?;
+    }
+    call.unless_dry_run(request.dry_run)?;
+    call.told.context.push(("grant", grant.id.to_string()));
+    call.kms.grants.remove(&grant).await?;
+    nothing()
+}

@@ -1,0 +1,277 @@
+//! New material for a key that stays what it is: automatic, on demand. Old material decrypts what it encrypted, for ever.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_core::{KeyVersionId, NewKey, Permit, Timestamp};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    bad_marker,
+    keys::{change, current, key_only},
+    limit, nothing,
+    state::after_days,
+};
+use crate::{
+    Kms,
+    action::KmsAction,
+    call::{Call, With},
+    error::ApiError,
+    keys::{Draft, KeyEntry, KeyRef, KeyState, Material, MaterialState, Origin, Rotation, RotationKind},
+    wire::{self, Violations, secs},
+};
+
+const PERIOD_DAYS_DEFAULT: u32 = 365;
+const ON_DEMAND_MAX: u32 = 25;
+
+/// The first material of a key, or the next.
+pub(super) fn material_of(id: KeyVersionId, new: &NewKey, now: Timestamp) -> Material {
+    Material {
+        id,
+        check: new.check,
+        created: now,
+        rotated: None,
+        state: MaterialState::Current,
+        blob_version: Some(1),
+        expires: None,
+        description: None,
+    }
+}
+
+fn must_rotate(key: &KeyEntry) -> Result<(), ApiError> {
+    if key.can_rotate() {
+        return Ok(());
+    }
+    Err(ApiError::unsupported(format!("{} cannot be rotated: only symmetric keys made here are.", key.arn)))
+}
+
+/// The key in every region that it is in, the given one among them.
+pub(crate) fn family(kms: &Kms, key: &KeyEntry) -> Vec<KeyEntry> {
+    let Some(multi) = &key.multi_region else { return vec![key.clone()] };
+    let regions = multi.replicas.iter().chain([&multi.primary]);
+    let entry = |region: &Arc<str>| kms.keys.entry(&KeyRef { region: Arc::clone(region), id: key.id });
+    regions.filter_map(|region| entry(region).map(|entry| KeyEntry::clone(&entry))).collect()
+}
+
+/// Makes `material` the current one.
+fn supersede(key: &mut KeyEntry, material: Material) {
+    for old in &mut key.materials {
+        if old.state == MaterialState::Current {
+            old.state = MaterialState::NonCurrent;
+        }
+    }
+    key.materials.retain(|old| old.id != material.id);
+    key.materials.push(material);
+}
+
+/// Makes new material for a key and all its replicas. `permits`: to make it, to store it. `None` if it is no longer wanted.
+async fn new_material(
+    kms: &Kms,
+    permits: (Permit, Permit),
+    key: &KeyEntry,
+    kind: RotationKind,
+    still_wanted: impl FnOnce(&KeyEntry) -> bool,
+) -> Result<Option<Arc<KeyEntry>>, ApiError> {
+    let lock = kms.keys.lock(key.id).await;
+    let now = kms.keys.now();
+    let Some(entry) = kms.keys.entry(&key.key_ref()).filter(|entry| still_wanted(entry)) else { return Ok(None) };
+    let version = KeyVersionId::from_bytes(kms.ambient.random());
+    let new = kms.admin.generate(permits.0, &entry.bound(version)).await?;
+    let material = Material { rotated: Some((now, kind)), ..material_of(version, &new, now) };
+    let mut entries = family(kms, &entry);
+    for entry in &mut entries {
+        supersede(entry, material.clone());
+        if kind == RotationKind::OnDemand {
+            entry.rotations_on_demand += 1;
+        } else if let Some(rotation) = &mut entry.rotation {
+            rotation.next = after_days(now, rotation.period_days);
+        }
+    }
+    let draft = Draft { entries, blobs: vec![(version, 0, Some(new.masked))], ..Draft::default() };
+    let changed = kms.keys.commit(&lock, permits.1, draft).await?;
+    Ok(changed.into_iter().find(|changed| changed.region == key.region))
+}
+
+fn is_due(key: &KeyEntry, now: Timestamp) -> bool {
+    key.enabled
+        && key.deletion.is_none()
+        && key.deletion_after_replicas.is_none()
+        && key.can_rotate()
+        && (key.multi_region.is_none() || key.is_primary())
+        && key.rotation.is_some_and(|rotation| rotation.next <= now)
+}
+
+/// Rotates a key whose time has come; for maintenance. With no permits: only whether it has.
+pub(crate) async fn rotate_by_itself(
+    kms: &Kms,
+    key: &KeyEntry,
+    permits: Option<(Permit, Permit)>,
+) -> Result<bool, ApiError> {
+    let now = kms.keys.now();
+    let Some(permits) = permits else { return Ok(is_due(key, now)) };
+    let changed = new_material(kms, permits, key, RotationKind::Automatic, |entry| is_due(entry, now)).await?;
+    Ok(changed.is_some())
+}
+
+pub(super) async fn enable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Request {
+        key_id: Option<String>,
+        rotation_period_in_days: Option<i64>,
+    }
+    let request: Request = call.parse()?;
+    let mut violations = Violations::default();
+    violations.range(request.rotation_period_in_days, "rotationPeriodInDays", 90, 2560);
+    violations.finish()?;
+    let period_days = request.rotation_period_in_days.map_or(PERIOD_DAYS_DEFAULT, |days| days as u32);
+    let facts = [("kms:rotationperiodindays", vec![period_days.to_string()])];
+    let with = With { more: &facts, ..With::default() };
+    change(call, request.key_id.as_deref(), KmsAction::EnableKeyRotation, with, |call, key| {
+        must_rotate(key)?;
+        call.must_be_enabled(key)?;
+        if key.rotation.is_none_or(|rotation| rotation.period_days != period_days) {
+            key.rotation = Some(Rotation { period_days, next: after_days(call.now, period_days) });
+        }
+        Ok(())
+    })
+    .await?;
+    nothing()
+}
+
+pub(super) async fn disable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let key_id = key_only(call)?;
+    change(call, key_id.as_deref(), KmsAction::DisableKeyRotation, With::default(), |call, key| {
+        must_rotate(key)?;
+        call.must_be_enabled(key)?;
+        key.rotation = None;
+        Ok(())
+    })
+    .await?;
+    nothing()
+}
+
+pub(super) fn status(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let key_id = key_only(call)?;
+    let key = call.named_without_alias("keyId", key_id.as_deref())?;
+    call.allowed(KmsAction::GetKeyRotationStatus, &key, With::default())?;
+    must_rotate(&key)?;
+    let pending = matches!(call.state(&key), KeyState::PendingDeletion | KeyState::PendingReplicaDeletion);
+    let rotation = key.rotation.filter(|_| !pending);
+    let mut answer = json!({"KeyId": key.arn, "KeyRotationEnabled": rotation.is_some()});
+    if let Some(rotation) = rotation {
+        answer["RotationPeriodInDays"] = rotation.period_days.into();
+        answer["NextRotationDate"] = secs(rotation.next).into();
+    }
+    wire::answer(&answer)
+}
+
+pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let key_id = key_only(call)?;
+    let key = call.named_without_alias("keyId", key_id.as_deref())?;
+    let permits = (
+        call.permit(KmsAction::RotateKeyOnDemand, &key, With::default())?,
+        call.permit(KmsAction::RotateKeyOnDemand, &key, With::default())?,
+    );
+    let imported = key.origin == Origin::External && key.is_symmetric_encryption();
+    if !imported {
+        must_rotate(&key)?;
+    }
+    call.must_be_enabled(&key)?;
+    if key.multi_region.is_some() && !key.is_primary() {
+        return Err(ApiError::unsupported("A replica is rotated with its primary"));
+    }
+    if key.rotations_on_demand >= ON_DEMAND_MAX {
+        let message = format!("A key is rotated on demand at most {ON_DEMAND_MAX} times");
+        return Err(ApiError::new("LimitExceededException", message));
+    }
+    if imported {
+        adopt_pending(call, permits.1, &key).await?;
+    } else {
+        let changed = new_material(call.kms, permits, &key, RotationKind::OnDemand, |_| true).await?;
+        call.told.material = changed.and_then(|key| key.current().map(|material| material.id.to_string()));
+    }
+    wire::answer(&json!({"KeyId": key.id.to_string()}))
+}
+
+/// Imported material that waits becomes current.
+async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> Result<(), ApiError> {
+    let lock = call.kms.keys.lock(key.id).await;
+    let entry = current(call, key)?;
+    let pending = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);
+    let pending = pending.filter(|material| material.is_present(call.now)).cloned();
+    let mut pending = pending.ok_or_else(|| {
+        ApiError::invalid_state(format!("{} has no imported key material that waits for a rotation.", key.arn))
+    })?;
+    pending.state = MaterialState::Current;
+    pending.rotated = Some((call.now, RotationKind::OnDemand));
+    let mut entries = family(call.kms, &entry);
+    for entry in &mut entries {
+        supersede(entry, pending.clone());
+        entry.rotations_on_demand += 1;
+    }
+    call.kms.keys.commit(&lock, permit, Draft { entries, ..Draft::default() }).await?;
+    Ok(())
+}
+
+fn list_entry(key: &KeyEntry, material: &Material, now: Timestamp) -> Value {
+    let mut out = json!({
+        "KeyId": key.arn,
+        "KeyMaterialId": material.wire_id(),
+        "KeyMaterialState": material.state.name(),
+    });
+    if let Some((when, kind)) = material.rotated {
+        out["RotationDate"] = secs(when).into();
+        out["RotationType"] = kind.name().into();
+    }
+    if key.origin == Origin::External {
+        out["ImportState"] = if material.is_present(now) { "IMPORTED" } else { "PENDING_IMPORT" }.into();
+        let expires = material.expires.is_some();
+        out["ExpirationModel"] = if expires { "KEY_MATERIAL_EXPIRES" } else { "KEY_MATERIAL_DOES_NOT_EXPIRE" }.into();
+        if let Some(moment) = material.expires {
+            out["ValidTo"] = secs(moment).into();
+        }
+        if let Some(description) = &material.description {
+            out["KeyMaterialDescription"] = description.as_str().into();
+        }
+    }
+    out
+}
+
+pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Request {
+        key_id: Option<String>,
+        include_key_material: Option<String>,
+        limit: Option<i64>,
+        marker: Option<String>,
+    }
+    let request: Request = call.parse()?;
+    let count = limit(request.limit, 100, 1000)?;
+    let mut violations = Violations::default();
+    let include = request.include_key_material.as_deref();
+    violations.one_of(include, "includeKeyMaterial", &["ALL_KEY_MATERIAL", "ROTATIONS_ONLY"]);
+    violations.finish()?;
+    let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
+    call.allowed(KmsAction::ListKeyRotations, &key, With::default())?;
+    if !(key.is_symmetric_encryption() && matches!(key.origin, Origin::AwsKms | Origin::External)) {
+        return Err(ApiError::unsupported(format!("{} cannot be rotated.", key.arn)));
+    }
+    let all = include == Some("ALL_KEY_MATERIAL");
+    let wanted: Vec<&Material> = key.materials.iter().filter(|material| all || material.rotated.is_some()).collect();
+    let skip = match request.marker.as_deref() {
+        None => 0,
+        Some(marker) => wanted.iter().position(|material| material.wire_id() == marker).ok_or_else(bad_marker)? + 1,
+    };
+    let rest = &wanted[skip..];
+    let shown = &rest[..rest.len().min(count)];
+    let list: Vec<_> = shown.iter().map(|material| list_entry(&key, material, call.now)).collect();
+    let more = shown.len() < rest.len();
+    let mut answer = json!({"Rotations": list, "Truncated": more});
+    if let Some(last) = shown.last().filter(|_| more) {
+        answer["NextMarker"] = last.wire_id().into();
+    }
+    wire::answer(&answer)
+}

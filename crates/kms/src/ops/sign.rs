@@ -1,0 +1,234 @@
+//! Signatures, message authentication codes, public keys.
+
+use bytes::Bytes;
+use holdfast_core::{Operation, Outcome, Permit};
+use holdfast_crypto::{KeySpec, SignatureScheme, der};
+use serde::Deserialize;
+
+use super::{CryptoAnswer, encrypt::wrong_usage};
+use crate::{
+    action::KmsAction,
+    call::{Call, Named, With},
+    error::ApiError,
+    keys::KeyEntry,
+    spec::{self, KeyUsage, spec_name},
+    wire::{self, BlobText, Violations},
+};
+
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SignRequest {
+    key_id: Option<String>,
+    message: Option<BlobText>,
+    message_type: Option<String>,
+    signature: Option<BlobText>,
+    signing_algorithm: Option<String>,
+    grant_tokens: Option<Vec<String>>,
+    dry_run: Option<bool>,
+}
+
+/// A checked request, ready to be carried out.
+struct Prepared {
+    key: std::sync::Arc<KeyEntry>,
+    permit: Permit,
+    algorithm: String,
+    scheme: SignatureScheme,
+    /// What is signed: a digest, or the message where the scheme takes it whole.
+    signed: Vec<u8>,
+}
+
+fn incompatible(key: &KeyEntry, algorithm: &str) -> ApiError {
+    let message = format!("Algorithm {algorithm} is incompatible with key spec {}.", spec_name(key.spec));
+    ApiError::new("InvalidKeyUsageException", message)
+}
+
+fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Result<Prepared, ApiError> {
+    let message = request.message.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
+    let message = violations.blob(message.as_deref(), "message", 1, MESSAGE_BYTES_MAX).to_vec();
+    let algorithm = violations.text(request.signing_algorithm.as_deref(), "signingAlgorithm", 0, 64);
+    violations.one_of(request.signing_algorithm.as_deref(), "signingAlgorithm", spec::SIGNING_ALGORITHMS);
+    violations.one_of(request.message_type.as_deref(), "messageType", &["RAW", "DIGEST", "EXTERNAL_MU"]);
+    violations.finish()?;
+    let message_type = request.message_type.as_deref().unwrap_or("RAW");
+    call.told.algorithm = Some(algorithm.to_owned());
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let facts =
+        [("kms:signingalgorithm", vec![algorithm.to_owned()]), ("kms:messagetype", vec![message_type.to_owned()])];
+    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
+    call.must_be_enabled(&key)?;
+    if key.usage != KeyUsage::SignVerify {
+        return Err(wrong_usage(&key));
+    }
+    if matches!(algorithm, "ED25519_PH_SHA_512" | "SM2DSA") || message_type == "EXTERNAL_MU" {
+        return Err(ApiError::unsupported(format!("{algorithm} with MessageType {message_type} is not offered here")));
+    }
+    let (scheme, hash) = spec::signature_scheme(algorithm, key.spec).ok_or_else(|| incompatible(&key, algorithm))?;
+    let signed = match (message_type, hash) {
+        ("DIGEST", Some(hash)) if message.len() == hash.len() => message,
+        ("DIGEST", Some(_)) => {
+            return Err(ApiError::validation(format!("Digest is invalid length for algorithm {algorithm}.")));
+        }
+        ("DIGEST", None) => {
+            return Err(ApiError::validation(format!("Algorithm {algorithm} takes MessageType RAW.")));
+        }
+        (_, Some(hash)) => hash.digest(&message),
+        (_, None) => message,
+    };
+    Ok(Prepared { permit, algorithm: algorithm.to_owned(), scheme, signed, key })
+}
+
+async fn perform(
+    call: &mut Call<'_>,
+    key: &KeyEntry,
+    permit: Permit,
+    operation: Operation,
+) -> Result<Outcome, ApiError> {
+    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
+    call.told.material = Some(material.id.to_string());
+    Ok(call.kms.keys.open_key(key, material).await?.perform(permit, operation).await?)
+}
+
+pub(super) async fn sign(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: SignRequest = call.parse()?;
+    let Prepared { key, permit, algorithm, scheme, signed } = prepare(call, &request, KmsAction::Sign)?;
+    call.unless_dry_run(request.dry_run)?;
+    let outcome = perform(call, &key, permit, Operation::Sign { scheme, digest: signed }).await?;
+    let Outcome::Signature(signature) = outcome else { return Err(ApiError::internal("the HSM did something else")) };
+    let signature = match key.spec {
+        KeySpec::Ec(_) => der::ecdsa_signature(&signature),
+        _ => signature,
+    };
+    wire::answer(&CryptoAnswer {
+        key_id: &key.arn,
+        signature: Some(wire::encode(&signature)),
+        signing_algorithm: Some(&algorithm),
+        ..CryptoAnswer::default()
+    })
+}
+
+pub(super) async fn verify(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let invalid = || ApiError::new("KMSInvalidSignatureException", "The signature is not valid");
+    let request: SignRequest = call.parse()?;
+    let signature = request.signature.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    let signature = violations.blob(signature.as_deref(), "signature", 1, 6144).to_vec();
+    violations.finish()?;
+    let Prepared { key, permit, algorithm, scheme, signed } = prepare(call, &request, KmsAction::Verify)?;
+    call.unless_dry_run(request.dry_run)?;
+    let signature = match key.spec {
+        KeySpec::Ec(curve) => der::ecdsa_signature_fixed(curve, &signature).map_err(|_| invalid())?,
+        _ => signature,
+    };
+    let outcome = perform(call, &key, permit, Operation::Verify { scheme, digest: signed, signature }).await?;
+    match outcome {
+        Outcome::Verified(true) => wire::answer(&CryptoAnswer {
+            key_id: &key.arn,
+            signature_valid: Some(true),
+            signing_algorithm: Some(&algorithm),
+            ..CryptoAnswer::default()
+        }),
+        Outcome::Verified(false) => Err(invalid()),
+        _ => Err(ApiError::internal("the HSM did something else")),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct MacRequest {
+    key_id: Option<String>,
+    message: Option<BlobText>,
+    mac: Option<BlobText>,
+    mac_algorithm: Option<String>,
+    grant_tokens: Option<Vec<String>>,
+    dry_run: Option<bool>,
+}
+
+fn prepare_mac(call: &mut Call<'_>, request: &MacRequest, action: KmsAction) -> Result<Prepared, ApiError> {
+    let message = request.message.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
+    let signed = violations.blob(message.as_deref(), "message", 1, MESSAGE_BYTES_MAX).to_vec();
+    let algorithm = violations.text(request.mac_algorithm.as_deref(), "macAlgorithm", 0, 64).to_owned();
+    violations.one_of(request.mac_algorithm.as_deref(), "macAlgorithm", spec::MAC_ALGORITHMS);
+    violations.finish()?;
+    call.told.algorithm = Some(algorithm.clone());
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    let facts = [("kms:macalgorithm", vec![algorithm.clone()])];
+    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
+    call.must_be_enabled(&key)?;
+    let KeySpec::Hmac(hash) = key.spec else { return Err(wrong_usage(&key)) };
+    if !spec::algorithms(key.spec, key.usage).1.contains(&algorithm.as_str()) {
+        return Err(incompatible(&key, &algorithm));
+    }
+    Ok(Prepared { permit, algorithm, scheme: SignatureScheme::Mac(hash), signed, key })
+}
+
+pub(super) async fn generate_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: MacRequest = call.parse()?;
+    let Prepared { key, permit, algorithm, scheme, signed } = prepare_mac(call, &request, KmsAction::GenerateMac)?;
+    call.unless_dry_run(request.dry_run)?;
+    let outcome = perform(call, &key, permit, Operation::Sign { scheme, digest: signed }).await?;
+    let Outcome::Signature(mac) = outcome else { return Err(ApiError::internal("the HSM did something else")) };
+    wire::answer(&CryptoAnswer {
+        key_id: &key.arn,
+        mac: Some(wire::encode(&mac)),
+        mac_algorithm: Some(&algorithm),
+        ..CryptoAnswer::default()
+    })
+}
+
+pub(super) async fn verify_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: MacRequest = call.parse()?;
+    let mac = request.mac.as_ref().map(BlobText::decode).transpose()?;
+    let mut violations = Violations::default();
+    let signature = violations.blob(mac.as_deref(), "mac", 1, 6144).to_vec();
+    violations.finish()?;
+    let Prepared { key, permit, algorithm, scheme, signed } = prepare_mac(call, &request, KmsAction::VerifyMac)?;
+    call.unless_dry_run(request.dry_run)?;
+    let outcome = perform(call, &key, permit, Operation::Verify { scheme, digest: signed, signature }).await?;
+    match outcome {
+        Outcome::Verified(true) => wire::answer(&CryptoAnswer {
+            key_id: &key.arn,
+            mac_valid: Some(true),
+            mac_algorithm: Some(&algorithm),
+            ..CryptoAnswer::default()
+        }),
+        Outcome::Verified(false) => Err(ApiError::new("KMSInvalidMacException", "The MAC is not valid")),
+        _ => Err(ApiError::internal("the HSM did something else")),
+    }
+}
+
+pub(super) async fn public_key(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Request {
+        key_id: Option<String>,
+        grant_tokens: Option<Vec<String>>,
+    }
+    let request: Request = call.parse()?;
+    let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
+    call.check_tokens(request.grant_tokens.as_deref())?;
+    call.allowed(KmsAction::GetPublicKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
+    call.must_be_enabled(&key)?;
+    let unsupported = || ApiError::unsupported(format!("{} has no public key.", key.arn));
+    let material = key.current().ok_or_else(unsupported)?;
+    let public = call.kms.keys.public(&key, material).await?.spki().ok_or_else(unsupported)?;
+    let (list, algorithms) = spec::algorithms(key.spec, key.usage);
+    let mut answer = serde_json::json!({
+        "KeyId": key.arn,
+        "PublicKey": wire::encode(&public),
+        "KeySpec": spec_name(key.spec),
+        "KeyUsage": key.usage.name(),
+        list: algorithms,
+    });
+    if spec::has_old_name(key.spec) {
+        answer["CustomerMasterKeySpec"] = spec_name(key.spec).into();
+    }
+    wire::answer(&answer)
+}

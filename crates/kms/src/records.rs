@@ -1,0 +1,24 @@
+//! Kinds of records in the store, for ever.
+
+use holdfast_core::{KeyVersionId, RecordKey};
+
+use crate::keys::KeyRef;
+
+/// A key in one region. Id: region, a slash, the key's id.
+pub(crate) const KEY: u8 = 1;
+/// A masked blob. Id: its version in the partition.
+const MATERIAL: u8 = 2;
+/// An alias. Id: account, region and name, with slashes.
+pub(crate) const ALIAS: u8 = 3;
+/// A grant. Id: its own, 32 bytes.
+pub(crate) const GRANT: u8 = 4;
+/// A custom key store. Id: its own.
+pub(crate) const KEY_STORE: u8 = 5;
+
+pub(crate) fn key(key: &KeyRef) -> RecordKey {
+    RecordKey::new(KEY, format!("{}/{}", key.region, key.id))
+}
+
+pub(crate) fn material(version: KeyVersionId) -> RecordKey {
+    RecordKey::new(MATERIAL, version.as_bytes().as_slice())
+}

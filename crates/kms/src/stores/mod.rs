@@ -1,0 +1,333 @@
+//! Custom key stores: where reference keys lie.
+//!
+//! A store is a record (`record`), a state, and a [`Link`] to the other side: an external key store proxy (`xks`) or a Managed HSM
+//! (`hsm`). Nothing of the other side is cached: every use of a reference key asks it.
+
+mod breaker;
+mod fault;
+mod hsm;
+mod record;
+mod xks;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+pub use fault::LinkFault;
+pub(crate) use fault::connection_error_code;
+use holdfast_core::{Ambient, KekError, KekService, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_wire::{Exchange, Quotas, sigv4::SigningSecret};
+use metrics::{counter, histogram};
+pub(crate) use record::StoredStore;
+use tokio::sync::Mutex;
+
+use crate::{error::ApiError, records};
+
+/// An external key store proxy that the service may connect to: nobody who makes a store can send it elsewhere.
+pub struct ProxyAccess {
+    /// `https://HOST[:PORT]`
+    pub endpoint: String,
+    /// Speaks to it, with the trust that it needs.
+    pub exchange: Arc<dyn Exchange>,
+    /// Whether it is shown the original caller's request (`docs/formats/caller-proof.md`).
+    pub caller_proof: bool,
+}
+
+/// A Managed HSM that a store of kind AWS_CLOUDHSM may be.
+pub struct HsmCluster {
+    /// `cluster-...`: how callers name it.
+    pub id: String,
+    /// `https://HOST[:PORT]`
+    pub url: String,
+    /// Uses its keys.
+    pub keks: Arc<dyn KekService>,
+    /// Makes keys in it.
+    pub maker: Arc<dyn KekMaker>,
+}
+
+/// Makes KEKs.
+#[async_trait]
+pub trait KekMaker: Send + Sync {
+    /// Makes a KEK at this URL, unless there is one.
+    ///
+    /// # Errors
+    /// [`KekError`].
+    async fn ensure_kek(&self, kek_url: &str) -> Result<(), KekError>;
+}
+
+/// Bounds of what stores may take.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreLimits {
+    /// For one exchange with the other side.
+    pub budget: Duration,
+    /// Exchanges of one store at the same time.
+    pub in_flight_max: usize,
+    /// Cryptographic requests of one store.
+    pub requests_per_sec: u32,
+    /// Stores of an account in a region.
+    pub stores_max: usize,
+}
+
+impl Default for StoreLimits {
+    /// The service's own: 250 ms, 1,800 requests a second, 10 stores.
+    fn default() -> Self {
+        Self { budget: Duration::from_millis(250), in_flight_max: 4096, requests_per_sec: 1800, stores_max: 10 }
+    }
+}
+
+/// What the other side is told of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct About<'a> {
+    pub principal_arn: &'a str,
+    pub key_arn: Option<&'a str>,
+    pub operation: &'a str,
+    pub request_id: &'a str,
+    pub via_service: Option<&'a str>,
+    /// The original caller's request, if the other side is to see it.
+    pub proof: Option<&'a serde_json::Value>,
+}
+
+/// The other side of a store.
+#[async_trait]
+pub(crate) trait Link: Send + Sync {
+    /// Whether it is there and takes us.
+    async fn health(&self, about: About<'_>) -> Result<(), LinkFault>;
+
+    /// Whether a key may become the reference of a new key here.
+    async fn check_key(&self, key: &str, about: About<'_>) -> Result<(), LinkFault>;
+
+    /// The outer layer over `inner`, bound to `aad`.
+    async fn encrypt(&self, key: &str, inner: &[u8], aad: &[u8], about: About<'_>) -> Result<Vec<u8>, LinkFault>;
+
+    /// Takes the outer layer off.
+    async fn decrypt(&self, key: &str, outer: &[u8], aad: &[u8], about: About<'_>) -> Result<Vec<u8>, LinkFault>;
+
+    /// Whether it wants to see the original caller's request.
+    fn wants_proof(&self) -> bool;
+}
+
+/// What a store is.
+#[derive(Clone)]
+pub(crate) enum StoreKind {
+    Hsm { cluster: String },
+    Xks(XksConfig),
+}
+
+/// How an external key store proxy is reached.
+#[derive(Clone)]
+pub(crate) struct XksConfig {
+    pub endpoint: String,
+    pub path: String,
+    pub vpc_service: Option<String>,
+    pub access_key_id: String,
+    pub secret: Arc<ProxySecret>,
+}
+
+/// What requests to a proxy are signed with.
+pub(crate) struct ProxySecret {
+    /// As it is stored, inside an encrypted record.
+    pub raw: holdfast_crypto::SecretBytes,
+    pub signing: SigningSecret,
+}
+
+impl ProxySecret {
+    pub(crate) fn new(raw: &[u8]) -> Self {
+        let copy = || holdfast_crypto::SecretBytes::copy_of(raw);
+        Self { raw: copy(), signing: SigningSecret::new(copy()) }
+    }
+}
+
+/// Whether a store is in use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Connection {
+    Connected,
+    Connecting,
+    Disconnected,
+    Failed(&'static str),
+}
+
+impl Connection {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "CONNECTED",
+            Self::Connecting => "CONNECTING",
+            Self::Disconnected => "DISCONNECTED",
+            Self::Failed(_) => "FAILED",
+        }
+    }
+}
+
+/// A store.
+#[derive(Clone)]
+pub(crate) struct KeyStore {
+    pub id: String,
+    pub name: String,
+    pub account: Arc<str>,
+    pub region: Arc<str>,
+    pub created: Timestamp,
+    pub kind: StoreKind,
+    pub connection: Connection,
+    pub record_version: u64,
+    /// `None` if the configuration no longer lets the service connect there.
+    pub link: Option<Arc<dyn Link>>,
+}
+
+/// All stores.
+pub(crate) struct KeyStores {
+    index: RwLock<BTreeMap<String, Arc<KeyStore>>>,
+    /// Held by whoever changes one.
+    pub changing: Mutex<()>,
+    store: Arc<dyn Store>,
+    proxies: Vec<ProxyAccess>,
+    clusters: Vec<HsmCluster>,
+    limits: StoreLimits,
+    quotas: Quotas,
+    ambient: Arc<dyn Ambient>,
+}
+
+fn record_key(id: &str) -> RecordKey {
+    RecordKey::new(records::KEY_STORE, id)
+}
+
+impl KeyStores {
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        ambient: Arc<dyn Ambient>,
+        proxies: Vec<ProxyAccess>,
+        clusters: Vec<HsmCluster>,
+        limits: StoreLimits,
+    ) -> Result<Self, StoreError> {
+        let mut found = Vec::new();
+        store.scan(records::KEY_STORE, &mut |record| found.push(record)).await?;
+        let stores = Self {
+            index: RwLock::default(),
+            changing: Mutex::default(),
+            store,
+            proxies,
+            clusters,
+            limits,
+            quotas: Quotas::default(),
+            ambient,
+        };
+        for record in found {
+            let stored: Result<StoredStore, _> = serde_json::from_slice(&record.value);
+            let store = stored.ok().and_then(|stored| stored.into_store(record.version));
+            let mut store = store.ok_or_else(|| StoreError::Failed("a custom key store cannot be read".into()))?;
+            store.link = stores.link(&store.kind, &store.region);
+            stores.insert(store);
+        }
+        Ok(stores)
+    }
+
+    fn insert(&self, store: KeyStore) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.insert(store.id.clone(), Arc::new(store));
+    }
+
+    pub(crate) fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+
+    /// The other side of a store of this kind, if the service may connect to it.
+    pub(crate) fn link(&self, kind: &StoreKind, region: &Arc<str>) -> Option<Arc<dyn Link>> {
+        match kind {
+            StoreKind::Xks(config) => {
+                let access = self.proxies.iter().find(|access| access.endpoint == config.endpoint)?;
+                Some(Arc::new(xks::XksLink::new(
+                    config,
+                    region,
+                    Arc::clone(&access.exchange),
+                    access.caller_proof,
+                    self.limits,
+                    Arc::clone(&self.ambient),
+                )))
+            }
+            StoreKind::Hsm { cluster } => {
+                let cluster = self.clusters.iter().find(|known| known.id == *cluster)?;
+                Some(Arc::new(hsm::HsmLink::new(
+                    cluster.url.clone(),
+                    Arc::clone(&cluster.keks),
+                    Arc::clone(&cluster.maker),
+                    self.limits,
+                    Arc::clone(&self.ambient),
+                )))
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<KeyStore>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// All of them, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<KeyStore>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Those of an account in a region, by id.
+    pub(crate) fn of(&self, account: &str, region: &str) -> Vec<Arc<KeyStore>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.values().filter(|store| *store.account == *account && *store.region == *region).cloned().collect()
+    }
+
+    /// Whether a key that lies in this store can be used as far as the store's state goes. A store that failed to connect, or whose
+    /// other side is away, does not change the state of its keys.
+    pub(crate) fn is_in_use(&self, id: &str) -> bool {
+        self.get(id).is_some_and(|store| store.connection != Connection::Disconnected)
+    }
+
+    /// Makes a store or its new state durable, then visible. The caller holds `changing`.
+    pub(crate) async fn put(&self, mut store: KeyStore) -> Result<(), ApiError> {
+        let stored = StoredStore::of(&store);
+        let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
+        let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: Some(value) };
+        self.store.commit(vec![write]).await?;
+        store.record_version += 1;
+        self.insert(store);
+        Ok(())
+    }
+
+    /// Shows a state that is not kept: CONNECTING.
+    pub(crate) fn show(&self, store: KeyStore) {
+        self.insert(store);
+    }
+
+    pub(crate) async fn remove(&self, store: &KeyStore) -> Result<(), ApiError> {
+        let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: None };
+        self.store.commit(vec![write]).await?;
+        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&store.id);
+        Ok(())
+    }
+
+    /// The link of a store for one cryptographic request, if the store is in use and its quota not used up.
+    pub(crate) fn admit(&self, id: &str) -> Result<Arc<dyn Link>, ApiError> {
+        let store = self.get(id).ok_or_else(|| ApiError::internal("a key lies in a store that is not there"))?;
+        if store.connection != Connection::Connected {
+            return Err(ApiError::invalid_state(format!(
+                "The custom key store {id} is {}; it must be CONNECTED",
+                store.connection.name()
+            )));
+        }
+        if !self.quotas.admit(id, self.limits.requests_per_sec, Instant::now()) {
+            counter!("holdfast_external_key_store_throttle_total", "store" => id.to_owned()).increment(1);
+            return Err(ApiError::throttled("The request quota of the custom key store is used up"));
+        }
+        store.link.clone().ok_or_else(|| {
+            LinkFault::Unreachable("the configuration does not let the service connect there".into()).for_crypto(id)
+        })
+    }
+
+    /// Is told how an exchange went.
+    pub(crate) fn note(&self, store: &str, operation: &'static str, started: Instant, fault: Option<&LinkFault>) {
+        let labels = [("store", store.to_owned()), ("operation", operation.to_owned())];
+        histogram!("holdfast_xks_link_latency_seconds", &labels).record(started.elapsed().as_secs_f64());
+        if let Some(fault) = fault {
+            let [store, operation] = labels;
+            counter!("holdfast_xks_link_errors_total", &[store, operation, ("error", fault.name().to_owned())])
+                .increment(1);
+        }
+    }
+}
