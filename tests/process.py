@@ -1,6 +1,7 @@
 """Starts the real binary, for the end-to-end tests and the crash loops."""
 import atexit
 import base64
+import contextlib
 import os
 import pathlib
 import signal
@@ -22,16 +23,16 @@ def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def free_ports() -> int:
-    """A port base with four free ports."""
+def free_ports(count: int = 5) -> int:
+    """A port base with so many free ports."""
     while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third, socket.socket() as fourth:
+        with contextlib.ExitStack() as held:
+            first = held.enter_context(socket.socket())
             first.bind(("127.0.0.1", 0))
             base = first.getsockname()[1]
             try:
-                second.bind(("127.0.0.1", base + 1))
-                third.bind(("127.0.0.1", base + 2))
-                fourth.bind(("127.0.0.1", base + 3))
+                for offset in range(1, count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
             except (OSError, OverflowError):
                 continue
             if base < 65000:

@@ -8,7 +8,7 @@ use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{KeyOnly, bad_marker, limit, nothing, policies, rotation::material_of, tags};
+use super::{KeyOnly, bad_marker, layers, limit, nothing, policies, rotation::material_of, tags};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
@@ -222,17 +222,18 @@ async fn reference(
         crate::LinkFault::Unreachable("the configuration does not let the service connect there".into())
             .for_create_key(store_id)
     })?;
+    let proof = link.wants_proof().then(|| layers::proof(call));
     let about = About {
         principal_arn: &call.identity.arn,
         key_arn: Some(&entry.arn),
         operation: Operation::CreateKey.name(),
         request_id: call.request_id,
         via_service: None,
-        proof: None,
+        proof: proof.as_ref(),
     };
+    let checked = link.check_key(&reference.key, about).await;
     call.told.context.push(("external-key-store", reference.store.clone()));
     call.told.context.push(("external-key", reference.key.clone()));
-    let checked = link.check_key(&reference.key, about).await;
     checked.map_err(|fault| fault.for_create_key(store_id))?;
     Ok(reference)
 }

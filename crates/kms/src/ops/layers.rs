@@ -34,7 +34,7 @@ fn external(key: &KeyEntry) -> Option<(&str, &str)> {
 
 /// The original caller's request, for a proxy that asks to see it (`docs/formats/caller-proof.md`). The body goes with it unless it
 /// holds a plaintext.
-fn proof(call: &Call<'_>) -> serde_json::Value {
+pub(super) fn proof(call: &Call<'_>) -> serde_json::Value {
     let text = |name: &str| {
         let values = call.parts.headers.get_all(name).iter();
         let values: Vec<_> = values.map(|value| value.to_str().unwrap_or_default().trim()).collect();
