@@ -25,7 +25,10 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     step("Azure SDKs and az", azure)?;
     step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "--durations=5"]))?;
     step("external key stores over SoftHSM2", program(&pytest, &["tests/xks", "-q", "--durations=5"]))?;
-    step("key management with boto3, aws and the Encryption SDK", program(&pytest, &["tests/kms", "-q", "--durations=5"]))?;
+    step(
+        "key management with boto3, aws and the Encryption SDK",
+        program(&pytest, &["tests/kms", "-q", "--durations=5"]),
+    )?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
     step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;

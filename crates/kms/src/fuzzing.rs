@@ -1,8 +1,12 @@
 //! Entry points for fuzz targets: readers of bytes from outside.
 
 use crate::{
+    Kms,
     blob::Blob,
+    call::{Call, Told},
     context::EncryptionContext,
+    operation::Operation,
+    ops,
     policy::{PolicyDocument, PolicyKind},
 };
 
@@ -29,5 +33,41 @@ pub fn context(json: &[u8]) {
         && context.fits()
     {
         assert!(context.canonical().len() <= crate::context::CONTEXT_BYTES_MAX);
+    }
+}
+
+/// Id of some key.
+pub fn a_key(kms: &Kms) -> String {
+    kms.keys.find(|_| true).first().map(|key| key.id.to_string()).unwrap_or_default()
+}
+
+/// The same as [`request`], by name.
+pub async fn named_request(kms: &Kms, operation: &str, body: &[u8]) {
+    if let Some(at) = Operation::ALL.iter().position(|known| known.name() == operation) {
+        request(kms, at as u8, body).await;
+    }
+}
+
+/// A request that was authenticated, whatever its body holds. No answer may be a fault of the service's own.
+pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
+    let operation = Operation::ALL[usize::from(operation) % Operation::ALL.len()];
+    let Some((identity, region)) = kms.directory.anybody().zip(kms.regions.first()) else { return };
+    let (parts, ()) = http::Request::new(()).into_parts();
+    let body = bytes::Bytes::copy_from_slice(body);
+    let mut told = Told::default();
+    let mut call = Call {
+        kms,
+        operation,
+        parts: &parts,
+        body: &body,
+        identity: &identity,
+        region,
+        source: None,
+        request_id: "fuzz",
+        now: kms.ambient.now(),
+        told: &mut told,
+    };
+    if let Err(error) = ops::dispatch(&mut call).await {
+        assert!(!error.status().is_server_error(), "{operation:?}: {error:?}");
     }
 }

@@ -9,7 +9,7 @@ macro_rules! operations {
         }
 
         impl Operation {
-            const ALL: &'static [Self] = &[$(Self::$variant),*];
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             pub(crate) fn name(self) -> &'static str {
                 match self {

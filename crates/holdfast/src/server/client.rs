@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -32,10 +33,18 @@ use crate::fault::Fault;
 const DOCUMENT_BYTES_MAX: usize = 256 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an answer of the resolver is used. Each question to it holds a thread, and many connections may be made at once.
+const RESOLVED_TTL: Duration = Duration::from_secs(5);
+
+/// Addresses of one host and port, and when they were asked for.
+type Resolved = HashMap<(String, u16), (Instant, Vec<SocketAddr>)>;
+
 /// A client that trusts given certificates, or else the system's.
 #[derive(Clone)]
 pub(crate) struct HttpsClient {
     tls: TlsConnector,
+    /// Held while the resolver is asked, so that it is asked once.
+    resolved: Arc<tokio::sync::Mutex<Resolved>>,
 }
 
 impl HttpsClient {
@@ -69,7 +78,7 @@ impl HttpsClient {
             .map_err(Fault::tls)?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), resolved: Arc::default() })
     }
 
     /// Sends one request on a connection of its own.
@@ -89,13 +98,25 @@ impl HttpsClient {
         let unreachable = |error: std::io::Error| ExchangeError::Unreachable(error.to_string());
         let name =
             ServerName::try_from(target.host.clone()).map_err(|error| ExchangeError::Invalid(error.to_string()))?;
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(unreachable)?;
+        let addresses = self.resolve(&target.host, target.port).await.map_err(unreachable)?;
+        let stream = TcpStream::connect(addresses.as_slice()).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let stream = self.tls.connect(name, stream).await.map_err(|error| ExchangeError::Tls(error.to_string()))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // It ends when the sender is dropped or the other side closes.
         tokio::spawn(connection);
         Ok(sender)
+    }
+
+    async fn resolve(&self, host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+        let mut resolved = self.resolved.lock().await;
+        let key = (host.to_owned(), port);
+        if let Some((_, addresses)) = resolved.get(&key).filter(|(asked, _)| asked.elapsed() < RESOLVED_TTL) {
+            return Ok(addresses.clone());
+        }
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        resolved.insert(key, (Instant::now(), addresses.clone()));
+        Ok(addresses)
     }
 
     /// GETs a document.

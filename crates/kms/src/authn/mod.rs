@@ -140,6 +140,11 @@ impl Directory {
         Ok(directory)
     }
 
+    #[cfg(fuzzing)]
+    pub(crate) fn anybody(&self) -> Option<Arc<Identity>> {
+        self.identities.values().next().cloned()
+    }
+
     pub(crate) fn has_account(&self, account: &str) -> bool {
         self.accounts.contains(account)
     }
