@@ -205,7 +205,7 @@ fn run_verify(directory: &Path, known_line: Option<&Path>, key: Option<&str>, js
             serde_json::json!({
                 "ok": report.finding.is_none(), "instance": report.instance, "lines": report.lines,
                 "events": report.events, "checkpoints": report.checkpoints, "signed_up_to": report.signed_seq,
-                "head": report.head, "key": report.key_fingerprint, "finding": finding,
+                "head": report.head, "torn_bytes": report.torn_bytes, "key": report.key_fingerprint, "finding": finding,
             })
         );
     } else {
@@ -213,6 +213,12 @@ fn run_verify(directory: &Path, known_line: Option<&Path>, key: Option<&str>, js
         println!("lines        {} ({} events)", report.lines, report.events);
         println!("checkpoints  {}, the last covers line {}", report.checkpoints, report.signed_seq);
         println!("unsigned     {} lines after it", report.unsigned_lines);
+        if report.torn_bytes > 0 {
+            println!(
+                "torn         {} bytes after them: being written, or cut by a crash; never acknowledged",
+                report.torn_bytes
+            );
+        }
         println!("head         {}", report.head);
         println!("key          {}", report.key_fingerprint);
     }

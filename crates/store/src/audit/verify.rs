@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use holdfast_crypto::EcPublicKey;
 
 use super::{
-    line::{self, FORMAT, GENESIS, PublicKeyJson},
+    line::{self, FORMAT, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
     parse_line,
     segment::{list_segments, read_lines},
 };
@@ -40,6 +40,8 @@ pub struct Report {
     pub instance: String,
     /// Fingerprint (hex SHA-256 of the point) of the key that signs.
     pub key_fingerprint: String,
+    /// Bytes of a last line without its end: it is being written, or a crash cut it. It was never acknowledged, and is not counted.
+    pub torn_bytes: u64,
     /// The first thing wrong, if anything is.
     pub finding: Option<Finding>,
 }
@@ -61,6 +63,7 @@ pub fn verify(directory: &Path, known: Option<&[u8]>, fingerprint: Option<&str>)
             break;
         }
         verifier.at_segment_start = true;
+        verifier.in_last_segment = position + 1 == segments.len();
         read_lines(path, |content, _, whole| verifier.line(&file, content, whole))?;
         if verifier.report.finding.is_some() {
             break;
@@ -74,6 +77,7 @@ struct Verifier {
     head: [u8; 32],
     key: Option<EcPublicKey>,
     at_segment_start: bool,
+    in_last_segment: bool,
     known: Option<Vec<u8>>,
     fingerprint: Option<String>,
 }
@@ -85,6 +89,7 @@ impl Verifier {
             head: GENESIS,
             key: None,
             at_segment_start: true,
+            in_last_segment: false,
             known,
             fingerprint: fingerprint.map(str::to_ascii_lowercase),
         }
@@ -95,8 +100,12 @@ impl Verifier {
         self.report.finding.get_or_insert(Finding { file: file.into(), seq, what });
     }
 
-    /// Takes one line; false after the first fault.
+    /// Takes one line; false after the first fault, and at the end.
     fn line(&mut self, file: &str, content: &[u8], whole: bool) -> bool {
+        if !whole && self.in_last_segment && content.len() <= LINE_BYTES_MAX {
+            self.report.torn_bytes = content.len() as u64;
+            return false;
+        }
         if let Err(what) = self.check(content, whole) {
             self.fail(file, what);
             return false;
