@@ -165,6 +165,7 @@ async fn open() -> Kms {
         directory: Directory::new(vec![identity], vec![credential]).expect("a directory"),
         proxies: Vec::new(),
         clusters: Vec::new(),
+        evidence: None,
         limits: Limits { keys_max: 64, ..Limits::default() },
     };
     Kms::open(seams, config).await.expect("a service")

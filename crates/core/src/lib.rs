@@ -13,6 +13,7 @@ mod access;
 mod ambient;
 mod audit;
 mod blob;
+mod evidence;
 mod external;
 mod hsm;
 mod index;
@@ -26,6 +27,7 @@ pub use access::{Action, Decision, Denial, Intent, Permit, PermitMismatch, Polic
 pub use ambient::{Ambient, Timestamp};
 pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
 pub use blob::{BlobId, BlobStore, BlobWriter};
+pub use evidence::{EvidenceClaims, EvidenceError, EvidenceVerifier};
 pub use external::{
     ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,
     HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,

@@ -1,6 +1,9 @@
-//! The little DER that public keys and ECDSA signatures need (X.690).
+//! The little DER that public keys, ECDSA signatures and answers to attested callers need (X.690).
 
-use crate::{Curve, MlDsaSize, MlKemSize, PublicKey, error::CryptoError};
+use crate::{
+    AesKey, CbcPadding, Curve, EncryptionPadding, MlDsaSize, MlKemSize, PublicKey, RsaPublicKey, SecretBytes,
+    error::CryptoError, kdf,
+};
 
 const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
@@ -70,6 +73,54 @@ impl PublicKey {
         let bits = element(BIT_STRING, &[&[0], key.as_slice()].concat());
         Some(element(SEQUENCE, &[algorithm, bits].concat()))
     }
+}
+
+const OCTET_STRING: u8 = 0x04;
+const SET: u8 = 0x31;
+/// envelopedData and data (RFC 5652, sections 6.1 and 4).
+const ENVELOPED_DATA: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 3];
+const DATA: &[u8] = &[6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 1];
+/// aes256-CBC (RFC 3565, section 4.1).
+const AES256_CBC: &[u8] = &[6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 1, 42];
+/// id-RSAES-OAEP with SHA-256 and MGF1 of it (RFC 8017, A.2.1), as an AlgorithmIdentifier.
+const OAEP_SHA256: &[u8] = &[
+    0x30, 60, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 7, 0x30, 47, 0xa0, 15, 0x30, 13, 6, 9, 0x60, 0x86, 0x48,
+    1, 0x65, 3, 4, 2, 1, 5, 0, 0xa1, 28, 0x30, 26, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8, 0x30, 13, 6, 9,
+    0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0,
+];
+
+/// What [`enveloped_data`] draws: an AES-256 key and an IV.
+pub const ENVELOPE_RANDOM_BYTES: usize = 48;
+
+/// Encrypts `content` to the holder of an RSA key (SubjectPublicKeyInfo): CMS EnvelopedData (RFC 5652, section 6) with one
+/// KeyTransRecipientInfo by subject key identifier (RFC 7093, section 2, method 1), RSAES-OAEP with SHA-256, AES-256-CBC.
+/// `random`: the content key and the IV, [`ENVELOPE_RANDOM_BYTES`].
+///
+/// # Errors
+/// [`CryptoError::InvalidKey`] if it is no RSA key of 2048 bits and more.
+pub fn enveloped_data(
+    recipient_spki: &[u8],
+    random: &SecretBytes,
+    content: &SecretBytes,
+) -> Result<Vec<u8>, CryptoError> {
+    let recipient = RsaPublicKey::from_der(recipient_spki)?;
+    if recipient.n.len() < 256 {
+        return Err(CryptoError::InvalidKey("an RSA key of a recipient has at least 2048 bits"));
+    }
+    let (key, iv) = random.expose().split_at_checked(32).ok_or(CryptoError::Library("CMS"))?;
+    let iv: [u8; 16] = iv.try_into().map_err(|_| CryptoError::Library("CMS"))?;
+    let wrapped = recipient.encrypt(EncryptionPadding::OaepSha256, key)?;
+    let ciphertext = AesKey::new(SecretBytes::copy_of(key))?.cbc_encrypt(CbcPadding::Pkcs7, iv, content.expose())?;
+    let identifier = &kdf::sha256(&[recipient_spki])[..20];
+    let version = element(INTEGER, &[2]);
+    let recipient_info = element(
+        SEQUENCE,
+        &[version.as_slice(), &element(0x80, identifier), OAEP_SHA256, &element(OCTET_STRING, &wrapped)].concat(),
+    );
+    let algorithm = element(SEQUENCE, &[AES256_CBC, &element(OCTET_STRING, &iv)].concat());
+    let encrypted = element(SEQUENCE, &[DATA, &algorithm, &element(0x80, &ciphertext)].concat());
+    let enveloped = element(SEQUENCE, &[version.as_slice(), &element(SET, &recipient_info), &encrypted].concat());
+    Ok(element(SEQUENCE, &[ENVELOPED_DATA, &element(0xa0, &enveloped)].concat()))
 }
 
 /// ECDSA-Sig-Value (RFC 3279, section 2.2.3) of `r || s`.

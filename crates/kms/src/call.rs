@@ -15,7 +15,7 @@ use crate::{
     authz::Ask,
     context::EncryptionContext,
     error::ApiError,
-    facts::RequestFacts,
+    facts::{Attested, RequestFacts},
     grants::{GrantId, NewGrant},
     keys::{KeyEntry, KeyRef, KeyState},
     names::{BadName, KeyId, KeyNaming, alias_arn, key_arn},
@@ -65,6 +65,8 @@ pub(crate) struct With<'a> {
     pub alias: Option<&'a str>,
     pub context: Option<&'a EncryptionContext>,
     pub tags: Option<&'a BTreeMap<String, String>>,
+    /// What the caller's evidence proves.
+    pub attested: Option<&'a Attested>,
     pub more: &'a [(&'static str, Vec<String>)],
     pub new_grant: Option<&'a NewGrant>,
 }
@@ -144,6 +146,7 @@ impl<'a> Call<'a> {
             request_alias: with.alias,
             context: with.context,
             request_tags: with.tags,
+            attested: with.attested,
             more: with.more,
         };
         let ask = Ask { action, resource, key, facts: &facts, grants: &self.kms.grants, new_grant: with.new_grant };

@@ -85,6 +85,7 @@ impl Kms {
             request_alias: alias.as_deref(),
             context: Some(&context),
             request_tags: None,
+            attested: None,
             more: &[],
         };
         let resource = key.as_ref().map_or("*", |key| &key.arn);

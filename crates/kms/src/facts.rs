@@ -2,11 +2,31 @@
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
-use holdfast_core::Timestamp;
+use holdfast_core::{EvidenceClaims, Timestamp};
+use holdfast_wire::hex::hex;
 
 use crate::{
     aliases::Aliases, authn::Identity, context::EncryptionContext, keys::KeyEntry, policy::Facts, spec::spec_name,
 };
+
+/// A caller whose evidence holds, and the key that it is answered under.
+pub(crate) struct Attested {
+    pub claims: EvidenceClaims,
+    pub public_key: Vec<u8>,
+}
+
+impl Attested {
+    /// `kms:RecipientAttestation:` and this name in lower case.
+    fn value(&self, name: &str) -> Option<Vec<Cow<'_, str>>> {
+        let register = match (self.claims.kind, name) {
+            ("nitro", "imagesha384") => 0,
+            ("nitro", _) => name.strip_prefix("pcr")?.parse().ok()?,
+            ("nitrotpm", _) => name.strip_prefix("nitrotpmpcr")?.parse().ok()?,
+            _ => return None,
+        };
+        one(hex(self.claims.measurements.get(&register)?))
+    }
+}
 
 /// The facts of one request.
 pub(crate) struct RequestFacts<'a> {
@@ -20,6 +40,7 @@ pub(crate) struct RequestFacts<'a> {
     pub request_alias: Option<&'a str>,
     pub context: Option<&'a EncryptionContext>,
     pub request_tags: Option<&'a BTreeMap<String, String>>,
+    pub attested: Option<&'a Attested>,
     /// Keys that only some operations have, by their full name in lower case. They come first.
     pub more: &'a [(&'static str, Vec<String>)],
 }
@@ -100,6 +121,9 @@ impl Facts for RequestFacts<'_> {
                     let values = pairs.filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
                     let values: Vec<_> = values.map(|(_, value)| Cow::Borrowed(value.as_str())).collect();
                     return (!values.is_empty()).then_some(values);
+                }
+                if let Some(name) = name.strip_prefix("kms:recipientattestation:") {
+                    return self.attested.and_then(|attested| attested.value(name));
                 }
                 if let Some(name) = name.strip_prefix("aws:principaltag/") {
                     return tag(&identity.tags, name);

@@ -44,7 +44,7 @@ pub use client::{KmsCredential, KmsKekClient};
 pub use error::ApiError;
 pub use explain::{Explanation, Question as ExplainQuestion};
 use grants::Grants;
-use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
+use holdfast_core::{Ambient, AuditSink, EvidenceVerifier, Hsm, HsmAdmin, Store, StoreError};
 use keys::{KeyRing, KeyRingLimits};
 pub use names::is_account;
 use stores::KeyStores;
@@ -105,6 +105,8 @@ pub struct KmsConfig {
     pub proxies: Vec<ProxyAccess>,
     /// Managed HSMs that custom key stores may be.
     pub clusters: Vec<HsmCluster>,
+    /// Verifies the evidence of attested callers (`Recipient`); without it they are refused.
+    pub evidence: Option<Arc<dyn EvidenceVerifier>>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -121,6 +123,7 @@ pub struct Kms {
     admin: Arc<dyn HsmAdmin>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
+    evidence: Option<Arc<dyn EvidenceVerifier>>,
     limits: Limits,
     in_flight: Semaphore,
 }
@@ -132,7 +135,7 @@ impl Kms {
     /// [`StoreError`].
     pub async fn open(seams: Seams, config: KmsConfig) -> Result<Self, StoreError> {
         let Seams { hsm, admin, store, audit, ambient } = seams;
-        let KmsConfig { regions, directory, proxies, clusters, limits } = config;
+        let KmsConfig { regions, directory, proxies, clusters, evidence, limits } = config;
         let ring = KeyRingLimits { keys_max: limits.keys_max, open_keys_max: limits.open_keys_max };
         let keys = KeyRing::open(Arc::clone(&store), Arc::clone(&hsm), Arc::clone(&ambient), ring).await?;
         let aliases = Aliases::open(Arc::clone(&store)).await?;
@@ -149,6 +152,7 @@ impl Kms {
             admin,
             audit,
             ambient,
+            evidence,
             limits,
             in_flight: Semaphore::new(limits.in_flight_max),
         })

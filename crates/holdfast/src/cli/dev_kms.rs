@@ -143,6 +143,7 @@ impl DevKms<'_> {
                 caller_proof: false,
             }],
             clusters: Vec::new(),
+            evidence: None,
             limits: Limits { stores, ..Limits::default() },
         };
         let setup = KmsSetup {

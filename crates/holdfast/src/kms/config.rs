@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::KekService;
+use holdfast_core::{EvidenceVerifier, KekService};
+use holdfast_enclave::NitroVerifier;
 use holdfast_kms::{
     CredentialConfig, Directory, HsmCluster, IdentityConfig, KmsConfig, Limits, ProxyAccess, StoreLimits,
 };
 use holdfast_managed_hsm::{KekClient, ServiceIdentity};
 use holdfast_wire::Exchange;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
 
 use super::HsmMaker;
@@ -48,6 +50,8 @@ struct Raw {
     proxies: Vec<RawProxy>,
     #[serde(default)]
     hsm_clusters: Vec<RawCluster>,
+    #[serde(default)]
+    attestation: RawAttestation,
     #[serde(default)]
     audit: RawAudit,
     #[serde(default)]
@@ -127,6 +131,13 @@ struct RawCluster {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct RawAttestation {
+    #[serde(default)]
+    nitro_root_files: Vec<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RawLimits {
     connections: Option<usize>,
     requests_in_flight: Option<usize>,
@@ -156,6 +167,7 @@ pub(crate) struct Config {
     credentials: Vec<RawCredential>,
     proxies: Vec<RawProxy>,
     clusters: Vec<RawCluster>,
+    nitro_roots: Vec<PathBuf>,
     limits: Limits,
 }
 
@@ -258,6 +270,7 @@ impl Config {
             credentials: raw.credentials,
             proxies: raw.proxies,
             clusters: raw.hsm_clusters,
+            nitro_roots: raw.attestation.nitro_root_files,
             limits,
         })
     }
@@ -293,9 +306,31 @@ impl Config {
             directory: Directory::new(identities, credentials).map_err(Fault::usage)?,
             proxies,
             clusters,
+            evidence: verifier(&self.nitro_roots)?,
             limits: self.limits,
         })
     }
+}
+
+/// Verifies evidence under the certificates of these files, if there are some.
+fn verifier(files: &[PathBuf]) -> Result<Option<Arc<dyn EvidenceVerifier>>, Fault> {
+    let mut roots = Vec::new();
+    for file in files {
+        let pem = std::fs::read(file).map_err(|error| Fault::file(file, error))?;
+        let before = roots.len();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| Fault::usage(format!("{}: {error}", file.display())))?;
+            roots.push(certificate.to_vec());
+        }
+        if roots.len() == before {
+            return Err(Fault::usage(format!("{}: there is no certificate in it", file.display())));
+        }
+    }
+    if roots.is_empty() {
+        return Ok(None);
+    }
+    let verifier = NitroVerifier::new(roots).map_err(|error| Fault::usage(format!("attestation: {error}")))?;
+    Ok(Some(Arc::new(verifier)))
 }
 
 impl RawProxy {

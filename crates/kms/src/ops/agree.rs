@@ -1,16 +1,24 @@
 //! Shared secrets: by agreement (ECDH), by encapsulation (ML-KEM).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use holdfast_core::{Operation, Outcome};
 use serde::Deserialize;
 
-use super::{CryptoAnswer, Recipient, encrypt::wrong_usage, refuse_recipient};
+use super::{
+    CryptoAnswer,
+    encrypt::wrong_usage,
+    recipient::{Recipient, Released, attested, release},
+};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
     error::ApiError,
+    facts::Attested,
+    keys::KeyEntry,
     spec::KeyUsage,
-    wire::{self, BlobText, SecretOut, Violations},
+    wire::{self, BlobText, Violations},
 };
 
 #[derive(Deserialize)]
@@ -26,6 +34,12 @@ struct Request {
     dry_run: Option<bool>,
 }
 
+struct Performed {
+    key: Arc<KeyEntry>,
+    outcome: Outcome,
+    attested: Option<Attested>,
+}
+
 /// One use of a key: finds it, asks for the permit, checks state and usage, performs.
 async fn perform(
     call: &mut Call<'_>,
@@ -33,13 +47,17 @@ async fn perform(
     action: KmsAction,
     usage: KeyUsage,
     operation: Operation,
-) -> Result<(std::sync::Arc<crate::keys::KeyEntry>, Outcome), ApiError> {
-    refuse_recipient(request.recipient.as_ref())?;
+) -> Result<Performed, ApiError> {
+    let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:keyagreementalgorithm", vec!["ECDH".to_owned()])];
     let more = if usage == KeyUsage::KeyAgreement { &facts[..] } else { &[] };
-    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more, ..With::default() })?;
+    let permit = call.permit(
+        action,
+        &key,
+        With { alias: alias.as_deref(), attested: attested.as_ref(), more, ..With::default() },
+    )?;
     call.must_be_enabled(&key)?;
     if key.usage != usage {
         return Err(wrong_usage(&key));
@@ -48,7 +66,7 @@ async fn perform(
     let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
     call.told.material = Some(material.id.to_string());
     let outcome = call.kms.keys.open_key(&key, material).await?.perform(permit, operation).await?;
-    Ok((key, outcome))
+    Ok(Performed { key, outcome, attested })
 }
 
 fn something_else() -> ApiError {
@@ -65,12 +83,15 @@ pub(super) async fn derive(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     violations.finish()?;
     call.told.algorithm = Some("ECDH".into());
     let operation = Operation::Derive { peer };
-    let (key, outcome) =
-        perform(call, &request, KmsAction::DeriveSharedSecret, KeyUsage::KeyAgreement, operation).await?;
+    let usage = KeyUsage::KeyAgreement;
+    let Performed { key, outcome, attested } =
+        perform(call, &request, KmsAction::DeriveSharedSecret, usage, operation).await?;
     let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
         key_id: &key.arn,
-        shared_secret: Some(SecretOut::new(&secret)),
+        shared_secret: plaintext,
+        ciphertext_for_recipient,
         key_agreement_algorithm: Some("ECDH"),
         key_origin: Some(key.origin.name()),
         ..CryptoAnswer::default()
@@ -88,11 +109,14 @@ pub(super) async fn encapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> 
     check_kem(&request, &mut violations);
     violations.finish()?;
     let usage = KeyUsage::EncapsulateDecapsulate;
-    let (key, outcome) = perform(call, &request, KmsAction::Encapsulate, usage, Operation::Encapsulate).await?;
+    let Performed { key, outcome, attested } =
+        perform(call, &request, KmsAction::Encapsulate, usage, Operation::Encapsulate).await?;
     let Outcome::Encapsulated(ciphertext, secret) = outcome else { return Err(something_else()) };
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
         key_id: &key.arn,
-        shared_secret: Some(SecretOut::new(&secret)),
+        shared_secret: plaintext,
+        ciphertext_for_recipient,
         shared_secret_ciphertext_blob: Some(wire::encode(&ciphertext)),
         encapsulation_algorithm: Some("ML_KEM"),
         ..CryptoAnswer::default()
@@ -108,11 +132,14 @@ pub(super) async fn decapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> 
     violations.finish()?;
     let usage = KeyUsage::EncapsulateDecapsulate;
     let operation = Operation::Decapsulate { ciphertext };
-    let (key, outcome) = perform(call, &request, KmsAction::Decapsulate, usage, operation).await?;
+    let Performed { key, outcome, attested } =
+        perform(call, &request, KmsAction::Decapsulate, usage, operation).await?;
     let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
         key_id: &key.arn,
-        shared_secret: Some(SecretOut::new(&secret)),
+        shared_secret: plaintext,
+        ciphertext_for_recipient,
         encapsulation_algorithm: Some("ML_KEM"),
         ..CryptoAnswer::default()
     })

@@ -2,9 +2,14 @@
 
 use bytes::Bytes;
 use holdfast_crypto::SecretBytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{CryptoAnswer, Recipient, encrypt::must_encrypt, layers, refuse_recipient};
+use super::{
+    CryptoAnswer,
+    encrypt::must_encrypt,
+    layers,
+    recipient::{Recipient, Released, attested, release},
+};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With, checked_context},
@@ -55,7 +60,7 @@ fn must_wrap(key: &KeyEntry) -> Result<(), ApiError> {
 
 pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
     let request: DataKeyRequest = call.parse()?;
-    refuse_recipient(request.recipient.as_ref())?;
+    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
     violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
@@ -70,7 +75,8 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
     let context = checked_context(request.encryption_context)?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
-    let with = With { alias: alias.as_deref(), context: Some(&context), ..With::default() };
+    let with =
+        With { alias: alias.as_deref(), context: Some(&context), attested: attested.as_ref(), ..With::default() };
     let action = if with_plaintext { KmsAction::GenerateDataKey } else { KmsAction::GenerateDataKeyWithoutPlaintext };
     let permit = call.permit(action, &key, with)?;
     call.must_be_enabled(&key)?;
@@ -78,20 +84,22 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
     call.unless_dry_run(request.dry_run)?;
     let mut data_key = SecretBytes::zeroed(len);
     call.kms.ambient.fill(data_key.expose_mut());
-    let plaintext = with_plaintext.then(|| SecretOut::new(&data_key));
+    let released = with_plaintext.then(|| release(call, attested.as_ref(), &data_key)).transpose()?;
+    let Released { plaintext, ciphertext_for_recipient } = released.unwrap_or_default();
     let sealed = layers::seal(call, permit, &key, data_key, &context).await?;
     wire::answer(&CryptoAnswer {
         ciphertext_blob: Some(wire::encode(&sealed.blob)),
         plaintext,
+        ciphertext_for_recipient,
         key_id: &key.arn,
-        key_material_id: Some(sealed.material_id),
+        key_material_id: Some(sealed.material_id).filter(|_| attested.is_none()),
         ..CryptoAnswer::default()
     })
 }
 
 pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
     let request: DataKeyRequest = call.parse()?;
-    refuse_recipient(request.recipient.as_ref())?;
+    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
     let name = violations.text(request.key_pair_spec.as_deref(), "keyPairSpec", 0, 64);
@@ -101,7 +109,13 @@ pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> 
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:datakeypairspec", vec![name.to_owned()])];
-    let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
+    let with = With {
+        alias: alias.as_deref(),
+        context: Some(&context),
+        attested: attested.as_ref(),
+        more: &facts,
+        ..With::default()
+    };
     let action =
         if with_plaintext { KmsAction::GenerateDataKeyPair } else { KmsAction::GenerateDataKeyPairWithoutPlaintext };
     let permit = call.permit(action, &key, with)?;
@@ -116,15 +130,17 @@ pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> 
     call.unless_dry_run(request.dry_run)?;
     let (private, public) = call.kms.admin.data_key_pair(pair).await?;
     let public = public.spki().ok_or_else(|| ApiError::internal("a key pair without a public half"))?;
-    let plaintext = with_plaintext.then(|| SecretOut::new(&private));
+    let released = with_plaintext.then(|| release(call, attested.as_ref(), &private)).transpose()?;
+    let Released { plaintext, ciphertext_for_recipient } = released.unwrap_or_default();
     let sealed = layers::seal(call, permit, &key, private, &context).await?;
     wire::answer(&CryptoAnswer {
         private_key_ciphertext_blob: Some(wire::encode(&sealed.blob)),
         private_key_plaintext: plaintext,
+        ciphertext_for_recipient,
         public_key: Some(wire::encode(&public)),
         key_id: &key.arn,
         key_pair_spec: Some(name),
-        key_material_id: Some(sealed.material_id),
+        key_material_id: Some(sealed.material_id).filter(|_| attested.is_none()),
         ..CryptoAnswer::default()
     })
 }
@@ -137,12 +153,21 @@ pub(super) async fn random(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         custom_key_store_id: Option<String>,
         recipient: Option<Recipient>,
     }
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        plaintext: Option<SecretOut>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ciphertext_for_recipient: Option<String>,
+    }
     let request: Request = call.parse()?;
-    refuse_recipient(request.recipient.as_ref())?;
+    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
     violations.finish()?;
-    let permit = call.permit_apart(KmsAction::GenerateRandom, "*", With::default())?;
+    let permit =
+        call.permit_apart(KmsAction::GenerateRandom, "*", With { attested: attested.as_ref(), ..With::default() })?;
     if request.custom_key_store_id.is_some() {
         return Err(ApiError::unsupported("Random bytes are not drawn from custom key stores"));
     }
@@ -150,5 +175,6 @@ pub(super) async fn random(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         return Err(ApiError::validation("NumberOfBytes is required."));
     };
     let bytes = call.kms.hsm.random(permit, count as usize).await?;
-    wire::answer(&serde_json::json!({"Plaintext": wire::encode(bytes.expose())}))
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &bytes)?;
+    wire::answer(&Answer { plaintext, ciphertext_for_recipient })
 }

@@ -7,16 +7,20 @@ use holdfast_core::{CiphertextParts, EncryptionScheme, Operation, Outcome, Permi
 use holdfast_crypto::{EncryptionPadding, KeySpec, SecretBytes};
 use serde::{Deserialize, Serialize};
 
-use super::{CryptoAnswer, Recipient, layers, refuse_recipient};
+use super::{
+    CryptoAnswer, layers,
+    recipient::{Recipient, Released, attested, release},
+};
 use crate::{
     action::KmsAction,
     blob::{BLOB_BYTES_MAX, Blob},
     call::{Call, Named, With, checked_context},
     context::EncryptionContext,
     error::ApiError,
+    facts::Attested,
     keys::{KeyEntry, KeyRef},
     spec::{self, KeyUsage},
-    wire::{self, BlobText, SecretOut, Violations},
+    wire::{self, BlobText, Violations},
 };
 
 /// Longest plaintext, in bytes.
@@ -234,9 +238,11 @@ impl Source {
         call: &mut Call<'_>,
         action: KmsAction,
         context: &EncryptionContext,
+        attested: Option<&Attested>,
         more: &[(&'static str, Vec<String>)],
     ) -> Result<Permit, ApiError> {
-        let with = With { alias: self.named.alias.as_deref(), context: Some(context), more, ..With::default() };
+        let with =
+            With { alias: self.named.alias.as_deref(), context: Some(context), attested, more, ..With::default() };
         call.permit(action, &self.named.key, with).map_err(|error| {
             if self.by_blob { not_allowed().because(error.reason.unwrap_or(error.message)) } else { error }
         })
@@ -282,7 +288,7 @@ impl Source {
 
 pub(super) async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: DecryptRequest = call.parse()?;
-    refuse_recipient(request.recipient.as_ref())?;
+    let attested = attested(call, request.recipient.as_ref())?;
     check_algorithm(request.encryption_algorithm.as_deref(), "encryptionAlgorithm")?;
     let ciphertext = request.ciphertext_blob.as_ref().map(BlobText::decode).transpose()?.unwrap_or_default();
     let context = checked_context(request.encryption_context)?;
@@ -297,7 +303,8 @@ pub(super) async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     )?;
     call.told.algorithm = Some(source.algorithm.clone());
     call.check_tokens(request.grant_tokens.as_deref())?;
-    let permit = source.permit(call, KmsAction::Decrypt, &context, &algorithm_facts(&source.algorithm))?;
+    let facts = algorithm_facts(&source.algorithm);
+    let permit = source.permit(call, KmsAction::Decrypt, &context, attested.as_ref(), &facts)?;
     let key = Arc::clone(&source.named.key);
     call.must_be_enabled(&key)?;
     must_encrypt(&key)?;
@@ -309,10 +316,12 @@ pub(super) async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     let (plaintext, material) = source.decrypt(call, permit, &ciphertext, &context).await?;
     call.unless_dry_run(request.dry_run)?;
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &plaintext)?;
     wire::answer(&CryptoAnswer {
-        plaintext: Some(SecretOut::new(&plaintext)),
+        plaintext,
+        ciphertext_for_recipient,
         key_id: &key.arn,
-        key_material_id: material,
+        key_material_id: material.filter(|_| attested.is_none()),
         encryption_algorithm: Some(&source.algorithm),
         ..CryptoAnswer::default()
     })
@@ -355,7 +364,7 @@ pub(super) async fn re_encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let same = ("kms:reencryptonsamekey", vec![(from.id == to.id).to_string()]);
     let [source_algorithm] = algorithm_facts(&source.algorithm);
     let permit_from =
-        source.permit(call, KmsAction::ReEncryptFrom, &source_context, &[source_algorithm, same.clone()])?;
+        source.permit(call, KmsAction::ReEncryptFrom, &source_context, None, &[source_algorithm, same.clone()])?;
     let [target_algorithm] = algorithm_facts(algorithm);
     let facts = [target_algorithm, same];
     let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };

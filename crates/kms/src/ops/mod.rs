@@ -9,6 +9,7 @@ mod import;
 mod keys;
 mod layers;
 mod policies;
+mod recipient;
 mod replicas;
 mod rotation;
 mod sign;
@@ -100,17 +101,6 @@ struct KeyOnly {
     key_id: Option<String>,
 }
 
-/// An attested caller. What it asks for must never be given in clear: where its evidence cannot be verified, it is refused.
-#[derive(Deserialize)]
-struct Recipient {}
-
-fn refuse_recipient(recipient: Option<&Recipient>) -> Result<(), ApiError> {
-    match recipient {
-        None => Ok(()),
-        Some(_) => Err(ApiError::unsupported("Recipient: evidence of attested callers cannot be verified here yet")),
-    }
-}
-
 /// The members that answers of cryptographic operations have; each has some.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -119,6 +109,8 @@ struct CryptoAnswer<'a> {
     ciphertext_blob: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plaintext: Option<wire::SecretOut>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ciphertext_for_recipient: Option<String>,
     key_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_material_id: Option<String>,
