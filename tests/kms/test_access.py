@@ -157,6 +157,19 @@ def test_other_accounts_need_both_sides(kms, service, key):
     assert "you are not allowed to access" in error.message and key not in error.message
 
 
+def test_what_other_accounts_never_do(kms, service, key):
+    """Even if the key's policy lets them do everything: a key is administered from its own account."""
+    put(kms, key, statement("kms:*", {"AWS": iam("user/carol", OTHER_ACCOUNT)}))
+    carol = service.client("stranger")
+    assert may(carol, key) and carol.describe_key(KeyId=key)["KeyMetadata"]["Arn"] == key
+    for use in (lambda: carol.put_key_policy(KeyId=key, Policy="{}"), lambda: carol.get_key_policy(KeyId=key), lambda: carol.disable_key(KeyId=key),
+                lambda: carol.schedule_key_deletion(KeyId=key), lambda: carol.list_resource_tags(KeyId=key), lambda: carol.rotate_key_on_demand(KeyId=key),
+                lambda: carol.get_key_last_usage(KeyId=key)):
+        with refused("AccessDeniedException"):
+            use()
+    assert not service.explain("stranger", "kms:PutKeyPolicy", key)["allowed"]
+
+
 def test_re_encrypt_needs_both_keys(kms, service, key):
     other = kms.create_key()["KeyMetadata"]["Arn"]
     bob = service.client("bob")

@@ -116,7 +116,7 @@ def test_other_signatures(caller, service, body):
     ("Encrypt", b"[" * 100_000, "SerializationException", 400),
     ("Decrypt", b'{"CiphertextBlob": "eA=="}', "InvalidCiphertextException", 400), ("Decrypt", b"{}", "ValidationException", 400),
     ("NoSuchThing", b"{}", "UnknownOperationException", 400), ("encrypt", b"{}", "UnknownOperationException", 400),
-    ("GetKeyLastUsage", b"{}", "UnsupportedOperationException", 400),
+    ("GetKeyLastUsage", b"{}", "ValidationException", 400),
 ])
 def test_what_is_no_request(caller, operation, sent, code, status):
     message = assert_refused(caller.call(operation, sent), code, status)

@@ -58,6 +58,7 @@ actions! {
     GenerateDataKeyWithoutPlaintext => KeyEncrypt,
     GenerateMac => KeySign,
     GenerateRandom => RandomRead,
+    GetKeyLastUsage => KeyRead,
     GetKeyPolicy => KeyRead,
     GetKeyRotationStatus => KeyRead,
     GetParametersForImport => KeyImport,
@@ -90,6 +91,35 @@ actions! {
 }
 
 impl KmsAction {
+    /// Whether callers of another account may have it, if the key's policy lets them.
+    pub(crate) fn crosses_accounts(self) -> bool {
+        matches!(
+            self,
+            Self::CreateGrant
+                | Self::Decapsulate
+                | Self::Decrypt
+                | Self::DeriveSharedSecret
+                | Self::DescribeKey
+                | Self::Encapsulate
+                | Self::Encrypt
+                | Self::GenerateDataKey
+                | Self::GenerateDataKeyPair
+                | Self::GenerateDataKeyPairWithoutPlaintext
+                | Self::GenerateDataKeyWithoutPlaintext
+                | Self::GenerateMac
+                | Self::GetKeyRotationStatus
+                | Self::GetPublicKey
+                | Self::ListGrants
+                | Self::ReEncryptFrom
+                | Self::ReEncryptTo
+                | Self::RetireGrant
+                | Self::RevokeGrant
+                | Self::Sign
+                | Self::Verify
+                | Self::VerifyMac
+        )
+    }
+
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|action| action.name() == name)
     }

@@ -2,7 +2,7 @@
 //!
 //! 1. A `Deny` that applies, in the key policy or in a policy of the caller, decides.
 //! 2. The key policy allows the caller by name; or it allows the caller's account and a policy of the caller allows; or a grant does.
-//! 3. A caller of another account needs both: the key policy, and a policy of his own.
+//! 3. A caller of another account needs both: the key policy, and a policy of his own; and it must be an action across accounts.
 //! 4. What is about no key is decided by the caller's policies alone.
 //! 5. Everything else is denied.
 
@@ -92,6 +92,9 @@ impl Ask<'_> {
             };
         };
         let same_account = key.account == self.identity().account;
+        if !same_account && !self.action.crosses_accounts() {
+            return Decision::Deny("the key is of another account, and the action is for callers of its own".into());
+        }
         match (of_key.allow, of_key.allow_account, own.allow) {
             (Some(statement), _, _) if same_account => {
                 Decision::Allow(format!("key policy, statement {}", statement.name))

@@ -36,6 +36,8 @@ pub(crate) struct Told {
     pub via_service: Option<String>,
     pub context_sha256: Option<[u8; 32]>,
     pub context: Vec<(&'static str, String)>,
+    /// Keys that the request uses, if it succeeds.
+    pub used: Vec<KeyRef>,
 }
 
 /// An authenticated request.
@@ -159,6 +161,9 @@ impl<'a> Call<'a> {
         self.told.via_service = via;
         self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
         let permit = permit?;
+        if self.operation.is_use() {
+            self.told.used.push(key.key_ref());
+        }
         self.told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }

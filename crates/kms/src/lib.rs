@@ -34,6 +34,7 @@ mod records;
 mod service;
 mod spec;
 mod stores;
+mod usage;
 mod wire;
 
 use std::{sync::Arc, time::Duration};
@@ -50,6 +51,7 @@ pub use names::is_account;
 use stores::KeyStores;
 pub use stores::{HsmCluster, KekMaker, LinkFault, ProxyAccess, StoreLimits};
 use tokio::sync::Semaphore;
+use usage::Usage;
 
 /// What the role stands on.
 pub struct Seams {
@@ -118,6 +120,7 @@ pub struct Kms {
     keys: KeyRing,
     aliases: Aliases,
     grants: Grants,
+    usage: Usage,
     stores: Arc<KeyStores>,
     hsm: Arc<dyn Hsm>,
     admin: Arc<dyn HsmAdmin>,
@@ -140,6 +143,7 @@ impl Kms {
         let keys = KeyRing::open(Arc::clone(&store), Arc::clone(&hsm), Arc::clone(&ambient), ring).await?;
         let aliases = Aliases::open(Arc::clone(&store)).await?;
         let grants = Grants::open(Arc::clone(&store)).await?;
+        let usage = Usage::open(Arc::clone(&store)).await?;
         let stores = KeyStores::open(store, Arc::clone(&ambient), proxies, clusters, limits.stores).await?;
         Ok(Self {
             regions: regions.into_iter().map(Into::into).collect(),
@@ -147,6 +151,7 @@ impl Kms {
             keys,
             aliases,
             grants,
+            usage,
             stores: Arc::new(stores),
             hsm,
             admin,

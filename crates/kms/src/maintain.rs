@@ -88,7 +88,15 @@ impl Kms {
                 Err(error) => self.record("DeleteKey", &key, Err(error)).await,
             }
         }
+        self.write_usage().await;
         self.watch_stores().await;
+    }
+
+    /// Writes down when keys were last used; also for the end of the service.
+    pub async fn write_usage(&self) {
+        if let Err(error) = self.usage.flush().await {
+            tracing::warn!(%error, "the last use of keys could not be written; it is tried again");
+        }
     }
 
     /// Looks at the other side of each store in use. What is found is shown in metrics; the state of the store stays as its owner set it.

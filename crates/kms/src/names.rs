@@ -12,6 +12,11 @@ pub(crate) struct KeyId {
 }
 
 impl KeyId {
+    /// A byte that is as good as random.
+    pub(crate) fn shard(self) -> u8 {
+        self.bytes[15]
+    }
+
     /// A new one, of random bytes.
     pub(crate) fn new(mut random: [u8; 16], multi_region: bool) -> Self {
         if !multi_region {

@@ -80,9 +80,33 @@ operations! {
 }
 
 impl Operation {
+    /// Whether a key that it names is used by it, as `GetKeyLastUsage` counts.
+    pub(crate) fn is_use(self) -> bool {
+        matches!(
+            self,
+            Self::Decapsulate
+                | Self::Decrypt
+                | Self::DeriveSharedSecret
+                | Self::Encapsulate
+                | Self::Encrypt
+                | Self::GenerateDataKey
+                | Self::GenerateDataKeyPair
+                | Self::GenerateDataKeyPairWithoutPlaintext
+                | Self::GenerateDataKeyWithoutPlaintext
+                | Self::GenerateMac
+                | Self::ReEncrypt
+                | Self::Sign
+                | Self::Verify
+                | Self::VerifyMac
+        )
+    }
+
     /// From `X-Amz-Target`.
     pub(crate) fn parse(target: &str) -> Option<Self> {
-        let name = target.strip_prefix("TrentService.")?;
+        Self::named(target.strip_prefix("TrentService.")?)
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|operation| operation.name() == name)
     }
 }

@@ -14,6 +14,8 @@ pub(crate) const ALIAS: u8 = 3;
 pub(crate) const GRANT: u8 = 4;
 /// A custom key store. Id: its own.
 pub(crate) const KEY_STORE: u8 = 5;
+/// The last use of a key. Id: region, a slash, the key's id.
+pub(crate) const LAST_USE: u8 = 6;
 
 pub(crate) fn key(key: &KeyRef) -> RecordKey {
     RecordKey::new(KEY, format!("{}/{}", key.region, key.id))

@@ -18,8 +18,10 @@ use crate::{
     Kms,
     call::{Call, Told},
     error::ApiError,
+    keys::KeyRef,
     operation::Operation,
     ops,
+    usage::LastUse,
 };
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
@@ -45,12 +47,16 @@ impl Kms {
             Trace { request_id: self.new_uuid(), operation: "Unknown", principal: None, told: Told::default() };
         let result = self.serve(&parts, body, source, &mut trace).await;
         let (operation, request_id) = (trace.operation, trace.request_id.clone());
+        let used = trace.told.used.split_off(0);
         let event = self.event(&parts, source, trace, &result, started.elapsed().as_micros() as u64);
         let outcome = event.outcome.as_str();
         let result = match self.audit.append(event).await {
             Ok(()) => result,
             Err(error) => Err(ApiError::from(error)),
         };
+        if let (Ok(_), Some(operation)) = (&result, Operation::named(operation)) {
+            self.note_use(operation, used, &request_id);
+        }
         counter!("holdfast_kms_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
         histogram!("holdfast_kms_request_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
@@ -61,6 +67,13 @@ impl Kms {
             tracing::error!(%request_id, operation, reason, "request failed");
         }
         respond(&request_id, result)
+    }
+
+    fn note_use(&self, operation: Operation, used: Vec<KeyRef>, request_id: &str) {
+        let at = self.ambient.now();
+        for key in used.into_iter().filter(|key| self.keys.entry(key).is_some()) {
+            self.usage.note(key, LastUse { operation, at, request_id: request_id.into() });
+        }
     }
 
     /// A random UUID (RFC 9562, version 4).

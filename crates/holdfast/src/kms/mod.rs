@@ -49,6 +49,7 @@ pub(crate) struct KmsSetup {
 pub(crate) struct Running {
     shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    role: Arc<Kms>,
     audit: Arc<AuditLog>,
     marks: JoinHandle<AuditMarks>,
 }
@@ -113,10 +114,10 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
     let asked = Arc::clone(&role);
     let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
     tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
-    tasks.push(tokio::spawn(maintain(role, identity, ambient, stopped.clone())));
+    tasks.push(tokio::spawn(maintain(Arc::clone(&role), identity, ambient, stopped.clone())));
     let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
     let marks = tokio::spawn(marks.keep(stopped));
-    Ok(Running { shutdown, tasks, audit, marks })
+    Ok(Running { shutdown, tasks, role, audit, marks })
 }
 
 struct Health {
@@ -201,6 +202,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.role.write_usage().await;
         let audit = self.audit;
         let _ = tokio::task::spawn_blocking(move || audit.close()).await;
         if let Ok(mut marks) = self.marks.await {

@@ -16,6 +16,7 @@ mod sign;
 mod state;
 mod stores;
 mod tags;
+mod usage;
 
 use bytes::Bytes;
 pub(crate) use import::without;
@@ -55,9 +56,7 @@ pub(crate) async fn dispatch(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         Operation::GenerateDataKeyWithoutPlaintext => data_keys::data_key(call, false).await,
         Operation::GenerateMac => sign::generate_mac(call).await,
         Operation::GenerateRandom => data_keys::random(call).await,
-        Operation::GetKeyLastUsage => {
-            Err(ApiError::unsupported("The last usage of keys is not kept; it is in the audit log"))
-        }
+        Operation::GetKeyLastUsage => usage::last(call),
         Operation::GetKeyPolicy => policies::get(call),
         Operation::GetKeyRotationStatus => rotation::status(call),
         Operation::GetParametersForImport => import::parameters(call).await,

@@ -133,6 +133,7 @@ pub(crate) async fn delete_by_itself(kms: &Kms, permit: Permit, key: &KeyEntry) 
     draft.others = writes;
     kms.keys.commit(&lock, permit, draft).await?;
     kms.aliases.forget(&names);
+    kms.usage.forget(&entry.key_ref());
     kms.grants.remove_of_key(&entry.key_ref()).await;
     Ok(true)
 }
