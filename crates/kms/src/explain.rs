@@ -9,8 +9,7 @@ use crate::{
     context::EncryptionContext,
     facts::RequestFacts,
     keys::KeyRef,
-    names::{KeyId, KeyNaming},
-    service::served,
+    names::{KeyId, KeyNaming, served},
 };
 
 /// What is asked.

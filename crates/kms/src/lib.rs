@@ -29,6 +29,7 @@ mod maintain;
 mod names;
 mod operation;
 mod ops;
+mod own;
 mod policy;
 mod records;
 mod service;

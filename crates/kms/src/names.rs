@@ -1,6 +1,6 @@
 //! How keys, aliases and accounts are named.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use holdfast_core::{KeyName, KeyVersionId};
 
@@ -131,6 +131,11 @@ pub(crate) fn key_arn(region: &str, account: &str, id: KeyId) -> String {
 
 pub(crate) fn alias_arn(region: &str, account: &str, name: &str) -> String {
     format!("arn:aws:kms:{region}:{account}:{name}")
+}
+
+/// A region that is served, as the index shares it.
+pub(crate) fn served(regions: &[Arc<str>], name: &str) -> Option<Arc<str>> {
+    regions.iter().find(|region| &***region == name).cloned()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The life of a request: take apart, read, authenticate, act, audit, answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
 use holdfast_core::{AuditEvent, AuditOutcome, Principal};
@@ -219,9 +219,4 @@ fn respond(request_id: &str, result: Result<Bytes, ApiError>) -> Response<Full<B
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// A region that is served, as the index shares it.
-pub(crate) fn served(regions: &[Arc<str>], name: &str) -> Option<Arc<str>> {
-    regions.iter().find(|region| &***region == name).cloned()
 }

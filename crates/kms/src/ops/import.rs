@@ -16,7 +16,7 @@ use crate::{
     call::{Call, With},
     error::ApiError,
     keys::{Draft, KeyEntry, KeyState, Material, MaterialState, Origin},
-    maintain::{self, Own},
+    own::{self, Own},
     wire::{self, BlobText, Violations, moment, secs},
 };
 
@@ -146,11 +146,11 @@ pub(super) async fn parameters(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let id = KeyVersionId::from_bytes(call.kms.ambient.random());
     let wrapping =
         wrapping_version(&key.name, id, size).ok_or_else(|| ApiError::internal("the key's id is no name"))?;
-    let new = call.kms.admin.generate(maintain::permit(Own::MakeImportKey, &wrapping.name)?, &wrapping).await?;
+    let new = call.kms.admin.generate(own::permit(Own::MakeImportKey, &wrapping.name)?, &wrapping).await?;
     let public = new.public.spki().ok_or_else(|| ApiError::internal("an RSA key without a public half"))?;
     let expires = Timestamp::from_unix_millis(call.now.unix_millis() + TOKEN_HOURS * 3_600_000);
     let token = Token { expires, key: key.name.clone(), algorithm: known, wrapping, masked: new.masked };
-    let sealing = maintain::permit(Own::SealImportToken, &key.name)?;
+    let sealing = own::permit(Own::SealImportToken, &key.name)?;
     let sealed = call.kms.admin.seal_backup(sealing, &key.name, &token.encode()).await?;
     wire::answer(&json!({
         "KeyId": key.arn,
@@ -249,7 +249,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
-    let entry = super::keys::current(call, &key)?;
+    let entry = super::change::current(call, &key)?;
     let version = KeyVersionId::from_bytes(kms.ambient.random());
     let new = take_in(call, &entry, version, &token, &wrapped).await?;
     let known = entry.materials.iter().find(|material| material.check == new.check).cloned();
@@ -335,7 +335,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
-    let entry = super::keys::current(call, &key)?;
+    let entry = super::change::current(call, &key)?;
     let material = match request.key_material_id.as_deref() {
         None => entry.current(),
         Some(id) => entry.materials.iter().find(|material| material.wire_id() == id),

@@ -8,7 +8,7 @@ use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{KeyOnly, bad_marker, layers, limit, nothing, policies, rotation::material_of, tags};
+use super::{bad_marker, change::change, layers, limit, nothing, policies, rotation::material_of, tags};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
@@ -360,34 +360,4 @@ pub(super) async fn update_description(call: &mut Call<'_>) -> Result<Bytes, Api
     })
     .await?;
     nothing()
-}
-
-/// Changes one key: finds it, asks for the permit, takes its lock, looks at it again, changes, commits.
-pub(super) async fn change(
-    call: &mut Call<'_>,
-    key_id: Option<&str>,
-    action: KmsAction,
-    with: With<'_>,
-    change: impl FnOnce(&Call<'_>, &mut KeyEntry) -> Result<(), ApiError>,
-) -> Result<Arc<KeyEntry>, ApiError> {
-    let key = call.named_without_alias("keyId", key_id)?;
-    let permit = call.permit(action, &key, with)?;
-    let kms = call.kms;
-    let lock = kms.keys.lock(key.id).await;
-    let mut entry = current(call, &key)?;
-    change(call, &mut entry)?;
-    let changed = kms.keys.commit(&lock, permit, Draft::of(entry)).await?;
-    changed.into_iter().next().ok_or_else(|| ApiError::internal("nothing was changed"))
-}
-
-/// A key as it is now, under its lock.
-pub(super) fn current(call: &Call<'_>, key: &KeyEntry) -> Result<KeyEntry, ApiError> {
-    let entry = call.kms.keys.entry(&key.key_ref());
-    let entry = entry.ok_or_else(|| ApiError::not_found(format!("Key '{}' does not exist", key.arn)))?;
-    Ok(KeyEntry::clone(&entry))
-}
-
-/// The key that a request names, for operations that take nothing else.
-pub(super) fn key_only(call: &Call<'_>) -> Result<Option<String>, ApiError> {
-    Ok(call.parse::<KeyOnly>()?.key_id)
 }

@@ -2,6 +2,7 @@
 
 mod agree;
 mod aliases;
+mod change;
 mod data_keys;
 mod encrypt;
 mod grants;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{keys::change, limit, nothing};
+use super::{change::change, limit, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},

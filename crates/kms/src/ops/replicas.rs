@@ -6,19 +6,13 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    keys::{current, metadata},
-    nothing, policies,
-    rotation::family,
-    tags,
-};
+use super::{change::current, keys::metadata, nothing, policies, rotation::family, tags};
 use crate::{
     action::KmsAction,
     call::{Call, With},
     error::ApiError,
     keys::{Draft, KeyEntry, KeyRef},
-    names::key_arn,
-    service::served,
+    names::{key_arn, served},
     wire::{self, Violations},
 };
 

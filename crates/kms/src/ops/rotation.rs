@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     bad_marker,
-    keys::{change, current, key_only},
+    change::{change, current, key_only},
     limit, nothing,
     state::after_days,
 };

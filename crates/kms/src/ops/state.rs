@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    keys::{change, key_only},
+    change::{change, key_only},
     nothing,
 };
 use crate::{

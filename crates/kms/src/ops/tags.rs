@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{bad_marker, keys::change, limit, nothing};
+use super::{bad_marker, change::change, limit, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Facts, Pattern, glob, pattern::unescape};
+use super::{
+    Facts, Pattern, glob,
+    pattern::{fold_key, unescape},
+};
 
 /// What is compared, and how.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,18 +47,6 @@ pub(crate) struct Condition {
     if_exists: bool,
     key: String,
     values: Vec<Pattern>,
-}
-
-/// The name of a condition key without regard to case, but for the name inside a map (`kms:EncryptionContext:`**`Name`**,
-/// `aws:PrincipalTag/`**`Name`**).
-pub(crate) fn fold_key(key: &str) -> String {
-    let maps = ["kms:EncryptionContext:", "aws:PrincipalTag/", "aws:ResourceTag/", "aws:RequestTag/"];
-    for map in maps {
-        if key.len() > map.len() && key.is_char_boundary(map.len()) && key[..map.len()].eq_ignore_ascii_case(map) {
-            return format!("{}{}", map.to_ascii_lowercase(), &key[map.len()..]);
-        }
-    }
-    key.to_ascii_lowercase()
 }
 
 impl Condition {

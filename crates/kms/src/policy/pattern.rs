@@ -43,7 +43,7 @@ impl Pattern {
                     let (name, default) = name.split_once(',').map_or((name, None), |(name, default)| {
                         (name.trim(), Some(default.trim().trim_matches('\'').to_owned()))
                     });
-                    let values = facts.values(&super::condition::fold_key(name));
+                    let values = facts.values(&fold_key(name));
                     let value = match values.as_deref() {
                         Some([value]) => value.clone().into_owned(),
                         _ => default?,
@@ -112,4 +112,15 @@ pub(crate) fn glob(pattern: &str, text: &str, ignore_case: bool) -> bool {
         }
         (pattern, text) = (after_star.clone(), from.clone());
     }
+}
+/// The name of a condition key without regard to case, but for the name inside a map (`kms:EncryptionContext:`**`Name`**,
+/// `aws:PrincipalTag/`**`Name`**).
+pub(crate) fn fold_key(key: &str) -> String {
+    let maps = ["kms:EncryptionContext:", "aws:PrincipalTag/", "aws:ResourceTag/", "aws:RequestTag/"];
+    for map in maps {
+        if key.len() > map.len() && key.is_char_boundary(map.len()) && key[..map.len()].eq_ignore_ascii_case(map) {
+            return format!("{}{}", map.to_ascii_lowercase(), &key[map.len()..]);
+        }
+    }
+    key.to_ascii_lowercase()
 }
