@@ -123,6 +123,13 @@ def test_what_is_no_request(caller, operation, sent, code, status):
     assert "eA==" not in message
 
 
+@pytest.mark.parametrize("moment", ["-1e300", "1e300", "0", "-0.0", "9223372036854775807"])
+def test_moments_out_of_all_bounds(kms, caller, moment):
+    key = kms.create_key(Origin="EXTERNAL")["KeyMetadata"]["KeyId"]
+    body = f'{{"KeyId": "{key}", "ImportToken": "eA==", "EncryptedKeyMaterial": "eA==", "ValidTo": {moment}}}'.encode()
+    assert "ValidTo must be in the future" in assert_refused(caller.call("ImportKeyMaterial", body), "ValidationException")
+
+
 def test_the_words_of_the_service(caller):
     message = assert_refused(caller.call("Encrypt", b"{}"), "ValidationException")
     assert message == ("2 validation errors detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null; "

@@ -183,7 +183,7 @@ fn expiry(call: &Call<'_>, request: &ImportRequest) -> Result<Option<Timestamp>,
     let Some(valid_to) = request.valid_to.map(moment) else {
         return Err(ApiError::validation("A validTo date must be set if the ExpirationModel is KEY_MATERIAL_EXPIRES"));
     };
-    let days = (valid_to.unix_millis() - call.now.unix_millis()) / 86_400_000;
+    let days = valid_to.unix_millis().saturating_sub(call.now.unix_millis()) / 86_400_000;
     if valid_to <= call.now || days > EXPIRY_DAYS_MAX {
         return Err(ApiError::validation(format!(
             "ValidTo must be in the future, at most {EXPIRY_DAYS_MAX} days from now"
@@ -239,7 +239,6 @@ pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     facts.extend(request.valid_to.map(|secs| ("kms:validto", vec![(secs as i64).to_string()])));
     let permit = call.permit(KmsAction::ImportKeyMaterial, &key, With { more: &facts, ..With::default() })?;
     must_be_imported(&key)?;
-    call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let expires = expiry(call, &request)?;
     let invalid = || ApiError::new("InvalidImportTokenException", "The import token is not one for this key");
     let token = call.kms.admin.open_backup(&token).map_err(|_| invalid())?;
@@ -250,6 +249,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
     let entry = super::change::current(call, &key)?;
+    call.must_not_be(&entry, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let version = KeyVersionId::from_bytes(kms.ambient.random());
     let new = take_in(call, &entry, version, &token, &wrapped).await?;
     let known = entry.materials.iter().find(|material| material.check == new.check).cloned();
@@ -332,10 +332,10 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     let permit = call.permit(KmsAction::DeleteImportedKeyMaterial, &key, With::default())?;
     must_be_imported(&key)?;
-    call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
     let entry = super::change::current(call, &key)?;
+    call.must_not_be(&entry, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let material = match request.key_material_id.as_deref() {
         None => entry.current(),
         Some(id) => entry.materials.iter().find(|material| material.wire_id() == id),

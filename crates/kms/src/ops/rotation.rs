@@ -189,8 +189,13 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiEr
     if imported {
         adopt_pending(call, permits.1, &key).await?;
     } else {
-        let changed = new_material(call.kms, permits, &key, RotationKind::OnDemand, |_| true).await?;
-        call.told.material = changed.and_then(|key| key.current().map(|material| material.id.to_string()));
+        // It may have changed while this request waited for its turn.
+        let still_wanted =
+            |entry: &KeyEntry| entry.enabled && entry.deletion.is_none() && entry.rotations_on_demand < ON_DEMAND_MAX;
+        let changed = new_material(call.kms, permits, &key, RotationKind::OnDemand, still_wanted).await?;
+        let changed = changed
+            .ok_or_else(|| ApiError::new("ConflictException", "The key was changed at the same time; look at it"))?;
+        call.told.material = changed.current().map(|material| material.id.to_string());
     }
     wire::answer(&json!({"KeyId": key.id.to_string()}))
 }
