@@ -91,6 +91,7 @@ def test_nobody_locks_everybody_out(kms, service, key):
     ({"StringEquals": {"kms:EncryptionContext:tenant": "blue"}}, {"tenant": "blue", "more": "x"}, {}),
     ({"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": ["a", "b"]}}, {"a": "1", "b": "2"}, {"a": "1", "c": "2"}),
     ({"ForAnyValue:StringEquals": {"kms:EncryptionContextKeys": "a"}}, {"a": "1", "c": "2"}, {"c": "2"}),
+    ({"ForAnyValue:StringNotEquals": {"kms:EncryptionContextKeys": ["a", "b"]}}, {"a": "1", "c": "2"}, {"a": "1", "b": "2"}),
     ({"Null": {"kms:EncryptionContext:tenant": "false"}}, {"tenant": ""}, {"other": ""}),
     ({"StringLike": {"kms:EncryptionContext:path": "${aws:PrincipalTag/team}/*"}}, {"path": "red/x"}, {"path": "blue/x"}),
 ])

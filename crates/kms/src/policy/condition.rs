@@ -34,8 +34,10 @@ pub(crate) enum Order {
 pub(crate) enum Quantifier {
     /// `ForAllValues`: each, if there are any.
     All,
-    /// `ForAnyValue`, or none named: at least one.
+    /// `ForAnyValue`: at least one.
     Any,
+    /// None is named, for keys of one value: one, or with a negated operator each.
+    Single,
 }
 
 /// One condition.
@@ -56,7 +58,7 @@ impl Condition {
             Some(("ForAllValues", name)) => (Quantifier::All, name),
             Some(("ForAnyValue", name)) => (Quantifier::Any, name),
             Some(_) => return None,
-            None => (Quantifier::Any, name),
+            None => (Quantifier::Single, name),
         };
         let (name, if_exists) = name.strip_suffix("IfExists").map_or((name, false), |name| (name, true));
         let order = |name: &str| {
@@ -100,18 +102,21 @@ impl Condition {
             return self.values.iter().any(|wanted| self.fits(wanted, if absent { "true" } else { "false" }, facts));
         }
         let Some(found) = found.filter(|values| !values.is_empty()) else {
-            // A negated operator holds of what is not there, and every one of nothing does.
-            return self.if_exists || self.negated || self.quantifier == Quantifier::All;
+            return self.if_exists
+                || match self.quantifier {
+                    // Each of nothing fits, one of nothing does not.
+                    Quantifier::All => true,
+                    Quantifier::Any => false,
+                    Quantifier::Single => self.negated,
+                };
         };
         let mut fits = found.iter().map(|value| {
             let any = self.values.iter().any(|wanted| self.fits(wanted, value, facts));
             any != self.negated
         });
         match (self.quantifier, self.negated) {
-            (Quantifier::All, _) => fits.all(|fit| fit),
-            // "Not" of several values: none of them may be a wanted one.
-            (Quantifier::Any, true) => fits.all(|fit| fit),
-            (Quantifier::Any, false) => fits.any(|fit| fit),
+            (Quantifier::All, _) | (Quantifier::Single, true) => fits.all(|fit| fit),
+            (Quantifier::Any, _) | (Quantifier::Single, false) => fits.any(|fit| fit),
         }
     }
 
