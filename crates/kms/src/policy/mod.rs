@@ -4,6 +4,7 @@
 //! statement that answers. How the answers of several documents and grants combine is [`crate::authz`]'s.
 
 mod condition;
+mod json;
 mod pattern;
 mod raw;
 #[cfg(test)]

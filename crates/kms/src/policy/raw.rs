@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{Condition, Effect, Either, MalformedPolicy, Pattern, PolicyKind, PrincipalPattern, Statement};
+use super::{
+    Condition, Effect, Either, MalformedPolicy, Pattern, PolicyKind, PrincipalPattern, Statement, json::Strict,
+};
 
 const STATEMENTS_MAX: usize = 1000;
 
@@ -14,7 +16,11 @@ pub(super) fn parse(kind: PolicyKind, text: &str) -> Result<Vec<Statement>, Malf
     if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) || text.contains("\\u0001") {
         return malformed("it holds control characters");
     }
-    let Ok(Value::Object(document)) = serde_json::from_str(text) else { return malformed("it is not a JSON object") };
+    let document = match serde_json::from_str(text) {
+        Ok(Strict(Value::Object(document))) => document,
+        Err(error) if error.is_data() => return malformed(error.to_string()),
+        _ => return malformed("it is not a JSON object"),
+    };
     let mut variables = false;
     let mut statements = Vec::new();
     for (name, value) in &document {

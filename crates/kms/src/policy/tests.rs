@@ -143,6 +143,12 @@ fn what_is_not_understood_is_refused() {
         ("\"Action\":\"kms:*\"", "\"Action\":1"),
         ("\"Resource\":\"*\"", "\"Resource\":\"*\",\"Condition\":{\"StringSort\":{\"a\":\"b\"}}"),
         ("\"Resource\":\"*\"", "\"Resource\":\"*\",\"NotResource\":\"*\""),
+        ("\"Effect\":\"Allow\"", "\"Effect\":\"Deny\",\"Effect\":\"Allow\""),
+        (
+            "\"Resource\":\"*\"",
+            "\"Resource\":\"*\",\"Condition\":{\"Bool\":{\"a\":\"true\"},\"Bool\":{\"b\":\"true\"}}",
+        ),
+        ("\"Resource\":\"*\"", "\"Resource\":\"*\",\"Condition\":{\"Bool\":{\"a\":\"true\",\"a\":\"false\"}}"),
     ] {
         assert!(statement.contains(from), "{from}");
         assert!(PolicyDocument::parse(PolicyKind::Key, &whole(&statement.replace(from, to))).is_err(), "{to}");
