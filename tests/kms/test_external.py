@@ -1,13 +1,16 @@
 """External keys end to end: boto3 -> kms -> xks-proxy -> SoftHSM2; then every way in which the other side can fail."""
 import base64
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
+import threading
 import time
 
 import pytest
 from between import Between
+from botocore.exceptions import ClientError
 from chain import Chain, connect
 from proxy import Kms, free_port
 from service import Service, iam, refused
@@ -229,6 +232,28 @@ def test_disconnect_takes_effect_at_once_and_lasts(chain, between):
     assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"x"
     chain.service.restart(9)
     assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"x", "it comes back as it was"
+
+
+def test_one_external_key_serves_one_key_of_a_store(chain, between):
+    """Two at once, as a rule both looked up at the proxy before either is made."""
+    middle, store, _ = between
+    both = threading.Barrier(2)
+
+    def together(path):
+        if path.endswith("/metadata"):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.1)
+
+    def create():
+        try:
+            return chain.create_key("second", CustomKeyStoreId=store)
+        except ClientError as error:
+            return error.response["Error"]["Code"]
+
+    middle.before = together
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in [pool.submit(create), pool.submit(create)]]
+    assert sorted(found)[0] == "XksKeyAlreadyInUseException" and sorted(found)[1].startswith("arn:"), found
 
 
 @pytest.mark.parametrize(("before", "code", "words", "connection"), [

@@ -17,7 +17,7 @@ use crate::{
     names::{KeyId, key_arn},
     operation::Operation,
     spec::{self, KeyUsage, spec_name},
-    stores::{About, Connection, StoreKind},
+    stores::{About, Connection, KeyStore, StoreKind},
     wire::{self, Violations, secs},
 };
 
@@ -142,13 +142,16 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     };
     call.told.key = Some(entry.arn.clone());
     policies::check_lockout(call, &entry, request.bypass_policy_lockout_safety_check)?;
-    // A reference is looked up, entered and counted under one lock: one external key serves one key of a store.
+    let kms = call.kms;
     let _stores = match &request.custom_key_store_id {
         None => None,
         Some(store) => {
-            let kms = call.kms;
+            let reference = reference(call, &entry, store, request.xks_key_id.as_deref()).await?;
+            // One external key serves one key of a store: looked at again, and entered, under one lock. It is not held while the
+            // other side is asked, since a disconnection waits for nobody's network.
             let guard = kms.stores.changing.lock().await;
-            entry.reference = Some(reference(call, &entry, store, request.xks_key_id.as_deref()).await?);
+            check_reference(call, &entry, &reference)?;
+            entry.reference = Some(reference);
             Some(guard)
         }
     };
@@ -182,16 +185,11 @@ fn create_facts(request: &CreateRequest, wanted: &Wanted) -> Vec<(&'static str, 
     ]
 }
 
-/// Looks a reference up: the store must be connected, the key there of the right kind, and not taken.
-async fn reference(
-    call: &mut Call<'_>,
-    entry: &KeyEntry,
-    store_id: &str,
-    xks_key: Option<&str>,
-) -> Result<Reference, ApiError> {
-    let store = call.kms.stores.get(store_id);
+/// The store of a reference must be connected, of the right kind, and the key there not taken.
+fn check_reference(call: &Call<'_>, entry: &KeyEntry, reference: &Reference) -> Result<Arc<KeyStore>, ApiError> {
+    let store = call.kms.stores.get(&reference.store);
     let store = store.filter(|store| store.account == *call.account() && store.region == *call.region);
-    let store = store.ok_or_else(|| super::stores::not_found(store_id))?;
+    let store = store.ok_or_else(|| super::stores::not_found(&reference.store))?;
     let in_hsm = matches!(store.kind, StoreKind::Hsm { .. });
     if in_hsm != (entry.origin == Origin::AwsCloudHsm) {
         return Err(ApiError::validation("The Origin is not that of the custom key store"));
@@ -202,6 +200,20 @@ async fn reference(
             format!("The custom key store is {}; it must be CONNECTED", store.connection.name()),
         ));
     }
+    let taken = call.kms.keys.find(|other| other.reference.as_ref() == Some(reference));
+    if taken.is_empty() {
+        return Ok(store);
+    }
+    Err(ApiError::new("XksKeyAlreadyInUseException", "Another KMS key of the store is this external key"))
+}
+
+/// Looks a reference up, and the key on the other side.
+async fn reference(
+    call: &mut Call<'_>,
+    entry: &KeyEntry,
+    store_id: &str,
+    xks_key: Option<&str>,
+) -> Result<Reference, ApiError> {
     let key = match xks_key {
         None => entry.id.to_string(),
         Some(key) => {
@@ -213,11 +225,8 @@ async fn reference(
             key.to_owned()
         }
     };
-    let reference = Reference { store: store.id.clone(), key };
-    let taken = call.kms.keys.find(|other| other.reference.as_ref() == Some(&reference));
-    if !taken.is_empty() {
-        return Err(ApiError::new("XksKeyAlreadyInUseException", "Another KMS key of the store is this external key"));
-    }
+    let reference = Reference { store: store_id.to_owned(), key };
+    let store = check_reference(call, entry, &reference)?;
     let link = store.link.as_ref().ok_or_else(|| {
         crate::LinkFault::Unreachable("the configuration does not let the service connect there".into())
             .for_create_key(store_id)

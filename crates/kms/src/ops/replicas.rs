@@ -61,6 +61,8 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     };
     let lock = call.kms.keys.lock(key.id).await;
     let primary = current(call, &key)?;
+    must_be_primary(&primary)?;
+    call.must_be_enabled(&primary)?;
     if call.kms.keys.entry(&KeyRef { region: Arc::clone(&region), id: key.id }).is_some() {
         return Err(ApiError::new("AlreadyExistsException", format!("The key is in {region} already")));
     }
@@ -113,6 +115,7 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Result<Bytes, ApiErro
     let lock = call.kms.keys.lock(key.id).await;
     let primary = current(call, &key)?;
     must_be_primary(&primary)?;
+    call.must_be_enabled(&primary)?;
     let mut entries = family(call.kms, &primary);
     if !entries.iter().any(|entry| entry.region == region) {
         return Err(ApiError::not_found(format!("The key is not in {region}")));

@@ -155,6 +155,16 @@ fn check_unique(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Whether there is room for a new store.
+fn check_place(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
+    check_unique(call, store)?;
+    let stores = &call.kms.stores;
+    if stores.of(&store.account, &store.region).len() < stores.limits().stores_max {
+        return Ok(());
+    }
+    Err(ApiError::new("LimitExceededException", "There are as many custom key stores as there may be"))
+}
+
 pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
     let mut violations = Violations::default();
@@ -201,11 +211,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         record_version: 0,
     };
     call.told.context.push(("custom-key-store", id.clone()));
-    let _changing = stores.changing.lock().await;
-    check_unique(call, &store)?;
-    if stores.of(&store.account, &store.region).len() >= stores.limits().stores_max {
-        return Err(ApiError::new("LimitExceededException", "There are as many custom key stores as there may be"));
-    }
+    check_place(call, &store)?;
     match &store.kind {
         StoreKind::Hsm { cluster } if store.link.is_none() => {
             let message = format!("The service's configuration knows no cluster {cluster}");
@@ -215,6 +221,9 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         StoreKind::Xks(config) if config.vpc_service.is_none() => probe(call, &store).await?,
         StoreKind::Hsm { .. } | StoreKind::Xks(_) => {}
     }
+    // Not before the other side has answered: a disconnection waits for nobody's network.
+    let _changing = stores.changing.lock().await;
+    check_place(call, &store)?;
     stores.put(store).await?;
     wire::answer(&json!({"CustomKeyStoreId": id}))
 }
@@ -225,7 +234,6 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
     allowed(call, KmsAction::UpdateCustomKeyStore)?;
     let stores = &call.kms.stores;
-    let _changing = stores.changing.lock().await;
     let old = named(call, request.custom_key_store_id.as_deref())?;
     let mut store = KeyStore::clone(&old);
     if let Some(name) = &request.new_custom_key_store_name {
@@ -276,6 +284,12 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     if public || (connected && matches!(store.kind, StoreKind::Xks(_))) {
         probe(call, &store).await?;
     }
+    let _changing = stores.changing.lock().await;
+    let now = named(call, request.custom_key_store_id.as_deref())?;
+    if (now.record_version, now.connection) != (old.record_version, old.connection) {
+        return Err(ApiError::new("ConflictException", "The custom key store was changed at the same time"));
+    }
+    check_unique(call, &store)?;
     stores.put(store).await?;
     nothing()
 }
@@ -412,8 +426,10 @@ async fn finish_connecting(stores: Arc<KeyStores>, mut store: KeyStore, arn: Str
         }
     };
     let _changing = stores.changing.lock().await;
-    // It may have been disconnected meanwhile: then it stays so.
-    let still = stores.get(&store.id).is_some_and(|now| now.connection == Connection::Connecting);
+    // It may have been disconnected meanwhile, and even connected anew: then this attempt is over.
+    let still = stores
+        .get(&store.id)
+        .is_some_and(|now| now.connection == Connection::Connecting && now.record_version == store.record_version);
     if !still {
         return;
     }
