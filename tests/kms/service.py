@@ -127,7 +127,8 @@ class Service:
         return json.loads(done.stdout)
 
     def events(self) -> list[dict]:
-        lines = [json.loads(line) for path in sorted((self.data_dir / "audit").glob("*.jsonl")) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for path in sorted((self.data_dir / "audit").glob("*.jsonl")) for line in path.read_text().splitlines(keepends=True)
+                 if line.endswith("\n")]  # one that is being written has no end yet
         return [line for line in lines if line.get("type") == "event"]
 
     def verify_audit(self) -> None:
