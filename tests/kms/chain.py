@@ -31,7 +31,7 @@ def connect(kms, store: str, seconds: float = 10) -> dict:
 class Chain:
     """Over the software HSM unless `hsms` says otherwise. `names`: keys behind the proxy."""
 
-    def __init__(self, directory: pathlib.Path, names: list[str], *, hsms: str | None = None, more: str = "", limits: str = "",
+    def __init__(self, directory: pathlib.Path, names: list[str], *, hsms: str | None = None, more: str = "", limits: str = "store_budget_ms = 1000\n",
                  proof: str = "off", mode: str = "trust-provider"):
         self.names, self.hsms = names, hsms
         self.proxy = Proxy(directory / "proxy", hsms or '[[hsms]]\nname = "east"\nsoftware_insecure = true\n')
