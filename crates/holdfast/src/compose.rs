@@ -1,10 +1,10 @@
 //! Who is wired to whom: from a checked configuration to a running instance.
 
-use std::{collections::HashMap, fs, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_core::{Ambient, AuditSink, Sealer, Store};
-use holdfast_crypto::{SecretBytes, kdf};
+use holdfast_crypto::kdf;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_managed_hsm::{Authenticator, Founding, HostNames, IssuerConfig, ManagedHsm, Seams};
@@ -17,7 +17,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
-    config::{Config, EmbeddedIssuer},
+    config::{Config, EmbeddedIssuer, parts::read_secret},
     fault::Fault,
     hsm::SoftHsm,
     instance::{
@@ -201,13 +201,8 @@ fn issuer_fetch(config: &Config, embedded: Option<String>, identity: &TlsIdentit
 pub(crate) fn embedded_clients(embedded: &EmbeddedIssuer) -> Result<HashMap<String, issuer::Client>, Fault> {
     let mut clients = HashMap::new();
     for client in &embedded.clients {
-        let path = &client.secret_file;
-        let secret = SecretBytes::take(fs::read(path).map_err(|error| Fault::file(path, error))?);
-        let trimmed = secret.expose().trim_ascii();
-        if trimmed.len() < 16 {
-            return Err(Fault::usage(format!("{}: a client secret has at least 16 characters", path.display())));
-        }
-        let secret_sha256 = kdf::sha256(&[trimmed]);
+        let secret = read_secret(&client.secret_file)?;
+        let secret_sha256 = kdf::sha256(&[secret.expose()]);
         let object_id = client.object_id.clone();
         clients.insert(client.client_id.to_ascii_lowercase(), issuer::Client { object_id, secret_sha256 });
     }

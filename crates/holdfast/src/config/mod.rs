@@ -104,9 +104,7 @@ pub(crate) const DEFAULT_AUDIENCE: &str = "https://managedhsm.azure.net";
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Fault::file(path, error).hint("type: holdfast config example > holdfast.toml"))?;
-        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+        parts::load(path, "> holdfast.toml", Self::parse)
     }
 
     /// Reads and checks the text of a file.

@@ -1,10 +1,25 @@
 //! What the configurations of several roles have in common.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use holdfast_crypto::SecretBytes;
+use holdfast_managed_hsm::{KekClient, ServiceIdentity};
 use serde::Deserialize;
 
-use super::Audit;
+use super::{Audit, DEFAULT_AUDIENCE, default_threads};
+use crate::{
+    fault::Fault,
+    hsm::HsmThreads,
+    server::{
+        ConnectionLimits,
+        client::{HttpsClient, PooledClient},
+    },
+};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +35,97 @@ pub(crate) struct RawAudit {
 pub(crate) struct RawLog {
     #[serde(default)]
     pub json: bool,
+}
+
+/// What secrets are sealed to.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawSilicon {
+    kind: String,
+    root_file: PathBuf,
+}
+
+impl RawSilicon {
+    pub(crate) fn check(self) -> Result<PathBuf, String> {
+        if self.kind == "software-insecure" {
+            return Ok(self.root_file);
+        }
+        Err(format!("silicon.kind = {:?}: this version knows \"software-insecure\" only", self.kind))
+    }
+}
+
+/// The certificate of an instance whose key is sealed.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawTls {
+    pub certificate_file: Option<PathBuf>,
+}
+
+/// Reads a role's file; `example` is what its example is usually called.
+pub(crate) fn load<T>(path: &Path, example: &str, parse: fn(&str) -> Result<T, String>) -> Result<T, Fault> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Fault::file(path, error).hint(format!("type: holdfast config example {example}")))?;
+    parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+}
+
+/// A secret that somebody else shares, without the white space around it.
+pub(crate) fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
+    let content = SecretBytes::take(std::fs::read(path).map_err(|error| Fault::file(path, error))?);
+    let trimmed = content.expose().trim_ascii();
+    if trimmed.len() < 16 {
+        return Err(Fault::usage(format!("{}: a secret has at least 16 characters", path.display())));
+    }
+    Ok(SecretBytes::copy_of(trimmed))
+}
+
+/// How a service reaches Managed HSMs, and as whom.
+pub(crate) struct HsmAccess<'a> {
+    pub urls: &'a [String],
+    /// Whom the HSMs' certificates are trusted from; the system's authorities without it.
+    pub ca_file: Option<&'a Path>,
+    pub authority: &'a str,
+    pub authority_ca_file: Option<&'a Path>,
+    pub audience: Option<&'a str>,
+    pub client_id: &'a str,
+    pub client_secret_file: &'a Path,
+}
+
+impl HsmAccess<'_> {
+    pub(crate) fn client(&self) -> Result<KekClient, Fault> {
+        let mut clients = Vec::new();
+        if let Some(file) = self.ca_file {
+            for url in self.urls {
+                clients.push((url.clone(), HttpsClient::new(Some(file))?));
+            }
+        }
+        if let Some(file) = self.authority_ca_file {
+            clients.push((self.authority.to_owned(), HttpsClient::new(Some(file))?));
+        }
+        let identity = ServiceIdentity {
+            authority: self.authority.trim_end_matches('/').to_owned(),
+            client_id: self.client_id.to_owned(),
+            client_secret: read_secret(self.client_secret_file)?,
+            audience: self.audience.unwrap_or(DEFAULT_AUDIENCE).to_owned(),
+        };
+        let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
+        Ok(KekClient::new(exchange, identity, self.urls.to_vec()))
+    }
+}
+
+/// `limits.connections`
+pub(crate) fn connections(given: Option<usize>) -> Result<ConnectionLimits, String> {
+    let defaults = ConnectionLimits::default();
+    let connections_max = within("limits.connections", given, defaults.connections_max, 1, 100_000)?;
+    Ok(ConnectionLimits { connections_max, ..defaults })
+}
+
+/// `limits.private_key_threads` and `limits.private_key_queue`
+pub(crate) fn hsm_threads(threads: Option<usize>, queue: Option<usize>) -> Result<HsmThreads, String> {
+    let defaults = default_threads();
+    Ok(HsmThreads {
+        private_key: within("limits.private_key_threads", threads, defaults.private_key, 1, 256)?,
+        queue_max: within("limits.private_key_queue", queue, defaults.queue_max, 1, 65_536)?,
+    })
 }
 
 /// A socket address, or an error that names the field.

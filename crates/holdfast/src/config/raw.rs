@@ -6,9 +6,9 @@ use holdfast_crypto::Rsa1_5Policy;
 use holdfast_managed_hsm::{HostPort, IssuerConfig, Limits};
 use serde::Deserialize;
 
-use super::parts::{RawAudit, RawLog, address, within};
 use super::{
-    DEFAULT_AUDIENCE, EmbeddedClient, EmbeddedIssuer, HsmConfig, Identity, IssuerSource, Listen, default_threads,
+    DEFAULT_AUDIENCE, EmbeddedClient, EmbeddedIssuer, HsmConfig, Identity, IssuerSource, Listen,
+    parts::{RawAudit, RawLog, RawSilicon, RawTls, address, connections, hsm_threads, within},
 };
 use crate::server::ConnectionLimits;
 
@@ -58,19 +58,6 @@ fn ninety() -> u32 {
 
 fn yes() -> bool {
     true
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSilicon {
-    kind: String,
-    root_file: PathBuf,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    certificate_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -154,12 +141,7 @@ impl Config {
             metrics_address: metrics.map(|text| address("listen.metrics_address", text)).transpose()?,
             host_names,
         };
-        if self.silicon.kind != "software-insecure" {
-            return Err(format!(
-                "silicon.kind = {:?}: this version knows \"software-insecure\" only",
-                self.silicon.kind
-            ));
-        }
+        let silicon_root = self.silicon.check()?;
         let embedded_issuer = self.embedded_issuer.map(RawEmbeddedIssuer::check).transpose()?;
         if self.identity.issuers.is_empty() && embedded_issuer.is_none() {
             return Err("identity.issuers must name at least one issuer".into());
@@ -168,7 +150,7 @@ impl Config {
         Ok(super::Config {
             listen,
             hsm: self.hsm.check()?,
-            silicon_root: self.silicon.root_file,
+            silicon_root,
             tls_certificate_file: self.tls.certificate_file,
             identity: self.identity.check()?,
             embedded_issuer,
@@ -227,24 +209,17 @@ impl RawEmbeddedIssuer {
 
 impl RawLimits {
     fn check(self) -> Result<(ConnectionLimits, Limits, crate::hsm::HsmThreads), String> {
-        let connection_defaults = ConnectionLimits::default();
+        let connections = connections(self.connections)?;
         let connections = ConnectionLimits {
-            connections_max: within(
-                "limits.connections",
-                self.connections,
-                connection_defaults.connections_max,
-                1,
-                100_000,
-            )?,
             header_bytes_max: within("limits.header_kib", self.header_kib, 32, 8, 256)? << 10,
             header_timeout: Duration::from_secs(within(
                 "limits.header_timeout_secs",
                 self.header_timeout_secs,
-                connection_defaults.header_timeout.as_secs(),
+                connections.header_timeout.as_secs(),
                 1,
                 600,
             )?),
-            ..connection_defaults
+            ..connections
         };
         let defaults = Limits::default();
         let limits = Limits {
@@ -254,10 +229,7 @@ impl RawLimits {
             versions_max: within("limits.versions_per_key", self.versions_per_key, defaults.versions_max, 1, 1000)?,
             open_keys_max: within("limits.open_keys", self.open_keys, defaults.open_keys_max, 16, 1_000_000)?,
         };
-        let mut threads = default_threads();
-        threads.private_key =
-            within("limits.private_key_threads", self.private_key_threads, threads.private_key, 1, 256)?;
-        threads.queue_max = within("limits.private_key_queue", self.private_key_queue, threads.queue_max, 1, 65_536)?;
+        let threads = hsm_threads(self.private_key_threads, self.private_key_queue)?;
         Ok((connections, limits, threads))
     }
 }

@@ -13,16 +13,14 @@ use holdfast_enclave::NitroVerifier;
 use holdfast_kms::{
     CredentialConfig, Directory, HsmCluster, IdentityConfig, KmsConfig, Limits, ProxyAccess, StoreLimits,
 };
-use holdfast_managed_hsm::{KekClient, ServiceIdentity};
-use holdfast_wire::Exchange;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
 
 use super::HsmMaker;
 use crate::{
     config::{
-        Audit, default_threads,
-        parts::{RawAudit, RawLog, address, within},
+        Audit,
+        parts::{self, HsmAccess, RawAudit, RawLog, RawSilicon, RawTls, address, hsm_threads, read_secret, within},
     },
     fault::Fault,
     hsm::HsmThreads,
@@ -30,7 +28,6 @@ use crate::{
         ConnectionLimits,
         client::{HttpsClient, PooledClient},
     },
-    storage::config::read_secret,
 };
 
 /// The commented example: `holdfast config example --role kms`.
@@ -66,19 +63,6 @@ struct RawListen {
     address: String,
     metrics_address: Option<String>,
     host_names: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    certificate_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSilicon {
-    kind: String,
-    root_file: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -213,32 +197,19 @@ impl RawLimits {
             stores,
             ..defaults
         };
-        let connections = ConnectionLimits::default();
-        let connections = ConnectionLimits {
-            connections_max: within("limits.connections", self.connections, connections.connections_max, 1, 100_000)?,
-            ..connections
-        };
-        let mut threads = default_threads();
-        threads.private_key =
-            within("limits.private_key_threads", self.private_key_threads, threads.private_key, 1, 256)?;
-        threads.queue_max = within("limits.private_key_queue", self.private_key_queue, threads.queue_max, 1, 65_536)?;
-        Ok((connections, threads, limits))
+        let threads = hsm_threads(self.private_key_threads, self.private_key_queue)?;
+        Ok((parts::connections(self.connections)?, threads, limits))
     }
 }
 
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Fault::file(path, error).hint("type: holdfast config example --role kms > kms.toml"))?;
-        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+        parts::load(path, "--role kms > kms.toml", Self::parse)
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
-        if raw.silicon.kind != "software-insecure" {
-            let kind = raw.silicon.kind;
-            return Err(format!("silicon.kind = {kind:?}: this version knows \"software-insecure\" only"));
-        }
+        let silicon_root = raw.silicon.check()?;
         if raw.kms.regions.is_empty() || !raw.kms.regions.iter().all(|region| is_region(region)) {
             return Err("kms.regions must name at least one region, as us-east-1".into());
         }
@@ -259,7 +230,7 @@ impl Config {
             metrics_address: metrics.map(|text| address("listen.metrics_address", text)).transpose()?,
             host_names: raw.listen.host_names,
             certificate_file: raw.tls.certificate_file,
-            silicon_root: raw.silicon.root_file,
+            silicon_root,
             data_dir: raw.kms.data_dir,
             audit: raw.audit.check()?,
             connections,
@@ -346,18 +317,16 @@ pub(crate) const PROXY_IDLE_MAX: usize = 4096;
 
 impl RawCluster {
     fn cluster(&self) -> Result<HsmCluster, Fault> {
-        let mut clients = vec![(self.url.clone(), HttpsClient::new(self.ca_file.as_deref())?)];
-        if let Some(file) = &self.authority_ca_file {
-            clients.push((self.authority.clone(), HttpsClient::new(Some(file))?));
-        }
-        let exchange: Arc<dyn Exchange> = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
-        let identity = ServiceIdentity {
-            authority: self.authority.clone(),
-            client_id: self.client_id.clone(),
-            client_secret: read_secret(&self.client_secret_file)?,
-            audience: self.audience.clone().unwrap_or_else(|| crate::config::DEFAULT_AUDIENCE.into()),
+        let access = HsmAccess {
+            urls: std::slice::from_ref(&self.url),
+            ca_file: self.ca_file.as_deref(),
+            authority: &self.authority,
+            authority_ca_file: self.authority_ca_file.as_deref(),
+            audience: self.audience.as_deref(),
+            client_id: &self.client_id,
+            client_secret_file: &self.client_secret_file,
         };
-        let client = Arc::new(KekClient::new(exchange, identity, vec![self.url.clone()]));
+        let client = Arc::new(access.client()?);
         Ok(HsmCluster {
             id: self.id.clone(),
             url: self.url.clone(),

@@ -11,7 +11,7 @@ use std::{
 use holdfast_core::KekService;
 use holdfast_crypto::SecretBytes;
 use holdfast_kms::{KmsCredential, KmsKekClient};
-use holdfast_managed_hsm::{KekClient, ServiceIdentity};
+use holdfast_managed_hsm::KekClient;
 use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
 use rustls::{
     ServerConfig,
@@ -23,7 +23,7 @@ use serde::Deserialize;
 use super::{CloudBlobsConfig, keks::KekServices};
 use crate::{
     ambient::OsAmbient,
-    config::parts::{RawLog, address},
+    config::parts::{self, HsmAccess, RawLog, address, read_secret},
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
 };
@@ -139,10 +139,7 @@ fn secs(name: &str, value: Option<u64>, default: u64, min: u64, max: u64) -> Res
 
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Fault::file(path, error).hint("type: holdfast config example --role storage > storage.toml")
-        })?;
-        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+        parts::load(path, "--role storage > storage.toml", Self::parse)
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
@@ -254,23 +251,16 @@ impl Config {
 
 impl RawKeyService {
     fn client(&self) -> Result<KekClient, Fault> {
-        let mut clients = Vec::new();
-        if let Some(file) = &self.ca_file {
-            for url in &self.hsm_urls {
-                clients.push((url.clone(), HttpsClient::new(Some(file))?));
-            }
-        }
-        if let Some(file) = &self.authority_ca_file {
-            clients.push((self.authority.clone(), HttpsClient::new(Some(file))?));
-        }
-        let identity = ServiceIdentity {
-            authority: self.authority.trim_end_matches('/').to_owned(),
-            client_id: self.client_id.clone(),
-            client_secret: read_secret(&self.client_secret_file)?,
-            audience: self.audience.clone().unwrap_or_else(|| crate::config::DEFAULT_AUDIENCE.into()),
+        let access = HsmAccess {
+            urls: &self.hsm_urls,
+            ca_file: self.ca_file.as_deref(),
+            authority: &self.authority,
+            authority_ca_file: self.authority_ca_file.as_deref(),
+            audience: self.audience.as_deref(),
+            client_id: &self.client_id,
+            client_secret_file: &self.client_secret_file,
         };
-        let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
-        Ok(KekClient::new(exchange, identity, self.hsm_urls.clone()))
+        access.client()
     }
 }
 
@@ -281,15 +271,6 @@ impl RawKms {
         let credential = KmsCredential { access_key_id: self.access_key_id.clone(), secret };
         Ok(KmsKekClient::new(exchange, &self.url, &self.region, credential, Arc::new(OsAmbient)))
     }
-}
-
-pub(crate) fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
-    let content = SecretBytes::take(std::fs::read(path).map_err(|error| Fault::file(path, error))?);
-    let trimmed = content.expose().trim_ascii();
-    if trimmed.len() < 16 {
-        return Err(Fault::usage(format!("{}: a secret has at least 16 characters", path.display())));
-    }
-    Ok(SecretBytes::copy_of(trimmed))
 }
 
 #[cfg(test)]

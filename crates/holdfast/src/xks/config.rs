@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::{
     config::{
         Audit,
-        parts::{RawAudit, RawLog, address, within},
+        parts::{self, RawAudit, RawLog, RawSilicon, address, within},
     },
     fault::Fault,
     server::ConnectionLimits,
@@ -104,13 +104,6 @@ struct RawState {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawSilicon {
-    kind: String,
-    root_file: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawHsm {
     name: String,
     module: Option<PathBuf>,
@@ -146,9 +139,7 @@ fn is_name(name: &str) -> bool {
 
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Fault::file(path, error).hint("type: holdfast config example --role xks > xks.toml"))?;
-        Self::parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
+        parts::load(path, "--role xks > xks.toml", Self::parse)
     }
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
@@ -157,12 +148,7 @@ impl Config {
         if raw.listen.host_names.is_empty() {
             return Err("listen.host_names must name at least one host".into());
         }
-        if raw.silicon.kind != "software-insecure" {
-            return Err(format!(
-                "silicon.kind = {:?}: this version knows \"software-insecure\" only",
-                raw.silicon.kind
-            ));
-        }
+        let silicon_root = raw.silicon.check()?;
         if !is_name(&raw.state.process) || raw.state.process == super::COMMAND {
             return Err("state.process has up to 64 letters, digits, '-' and '_', and is not \"command\"".into());
         }
@@ -184,7 +170,6 @@ impl Config {
         let defaults = Limits::default();
         let answer = within("limits.answer_millis", limits.answer_millis, 200, 20, 10_000)?;
         let hsm = within("limits.hsm_millis", limits.hsm_millis, 150.min(answer), 10, answer)?;
-        let connections = ConnectionLimits::default();
         Ok(Self {
             address: address("listen.address", &raw.listen.address)?,
             ekm_address,
@@ -193,20 +178,11 @@ impl Config {
             tls: raw.tls,
             state_dir: raw.state.directory,
             process: raw.state.process,
-            silicon_root: raw.silicon.root_file,
+            silicon_root,
             quorum: raw.quorum,
             hsms,
             audit: raw.audit.check()?,
-            connections: ConnectionLimits {
-                connections_max: within(
-                    "limits.connections",
-                    limits.connections,
-                    connections.connections_max,
-                    1,
-                    100_000,
-                )?,
-                ..connections
-            },
+            connections: parts::connections(limits.connections)?,
             limits: Limits {
                 in_flight_max: within("limits.in_flight", limits.in_flight, defaults.in_flight_max, 1, 100_000)?,
                 answer_budget: Duration::from_millis(answer),
