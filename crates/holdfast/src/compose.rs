@@ -2,37 +2,36 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use holdfast_core::{Ambient, AuditSink, Sealer, Store};
 use holdfast_crypto::kdf;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_managed_hsm::{Authenticator, Founding, HostNames, IssuerConfig, ManagedHsm, Seams};
 use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     config::{Config, EmbeddedIssuer, parts::read_secret},
     fault::Fault,
+    health::{Health, Told},
     hsm::SoftHsm,
     instance::{
-        AuditMarks, Opened, listen, listen_some, not_found, open_audit, plain, signalled, tls_identity, write_public,
+        AuditMarks, Opened, close_audit, listen, listen_some, open_audit, signalled, tls_identity, write_public,
     },
     issuer::{self, Issuer},
     server::{
         self,
         client::{HttpsClient, IssuerFetch},
-        tls::TlsIdentity,
+        tls::{Renewal, TlsIdentity},
     },
 };
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
-const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 
 /// A running instance.
 pub(crate) struct Running {
@@ -142,31 +141,18 @@ impl Opened {
         };
         let role = ManagedHsm::open(seams, authenticator, hosts, &founding, config.limits).await.map_err(Fault::new)?;
         let role = Arc::new(role);
-        let health = Health {
+        let told = HsmTold {
             silicon: silicon.kind(),
             memory_isolated: silicon.memory_isolated(),
             role: Arc::clone(&role),
             audit: Arc::clone(&audit),
-            metrics,
         };
-        let health = Arc::new(health);
+        let health = Health::new(told, metrics);
+        let on_main = sockets.metrics.is_none();
         if let Some(socket) = sockets.metrics {
-            let health = Arc::clone(&health);
-            let handler = server::handler(move |request, _| {
-                let health = Arc::clone(&health);
-                async move { health.answer(request.uri().path()).unwrap_or_else(not_found) }
-            });
-            servers.push(tokio::spawn(server::serve(
-                "metrics",
-                socket,
-                None::<server::Tls>,
-                config.connections,
-                handler,
-                stopped.clone(),
-            )));
+            servers.push(health.serve(socket, config.connections, stopped.clone()));
         }
-        let on_main = config.listen.metrics_address.is_none();
-        let handler = hsm_handler(Arc::clone(&role), health, on_main);
+        let handler = hsm_handler(Arc::clone(&role), on_main.then_some(health));
         let tls = Some(identity.server_config()?);
         servers.push(tokio::spawn(server::serve(
             "hsm",
@@ -176,7 +162,8 @@ impl Opened {
             handler,
             stopped.clone(),
         )));
-        servers.push(tokio::spawn(maintain(role, Arc::clone(&identity), Arc::clone(&ambient), stopped.clone())));
+        let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
+        servers.push(tokio::spawn(maintain(role, renewal, stopped.clone())));
         let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { shutdown, servers, audit, marks, identity, ambient })
@@ -209,46 +196,39 @@ pub(crate) fn embedded_clients(embedded: &EmbeddedIssuer) -> Result<HashMap<Stri
     Ok(clients)
 }
 
-/// What orchestrators and Prometheus ask.
-struct Health {
+/// What the role tells of itself.
+struct HsmTold {
     silicon: &'static str,
     memory_isolated: bool,
     role: Arc<ManagedHsm>,
     audit: Arc<AuditLog>,
-    metrics: PrometheusHandle,
 }
 
-impl Health {
-    fn answer(&self, path: &str) -> Option<Response<Full<Bytes>>> {
-        match path {
-            "/healthz" => Some(plain(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")),
-            "/readyz" => {
-                let ready = serde_json::json!({
-                    "status": "ready",
-                    "role": "managed-hsm",
-                    "version": env!("CARGO_PKG_VERSION"),
-                    "silicon": self.silicon,
-                    "memory_isolated": self.memory_isolated,
-                    "keys": self.role.key_count(),
-                    "audit_lines": self.audit.latest().seq,
-                });
-                Some(plain(StatusCode::OK, "application/json", format!("{ready}\n")))
-            }
-            "/metrics" => {
-                gauge!("holdfast_hsm_keys").set(self.role.key_count() as f64);
-                Some(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render()))
-            }
-            _ => None,
-        }
+impl Told for HsmTold {
+    fn ready(&self) -> Value {
+        json!({
+            "status": "ready",
+            "role": "managed-hsm",
+            "version": env!("CARGO_PKG_VERSION"),
+            "silicon": self.silicon,
+            "memory_isolated": self.memory_isolated,
+            "keys": self.role.key_count(),
+            "audit_lines": self.audit.latest().seq,
+        })
+    }
+
+    fn set_gauges(&self) {
+        gauge!("holdfast_hsm_keys").set(self.role.key_count() as f64);
     }
 }
 
-fn hsm_handler(role: Arc<ManagedHsm>, health: Arc<Health>, health_here: bool) -> server::Handler {
+/// `health`: answered here too, if not on a port of its own.
+fn hsm_handler(role: Arc<ManagedHsm>, health: Option<Health>) -> server::Handler {
     server::handler(move |request: Request<Incoming>, peer| {
         let role = Arc::clone(&role);
-        let health = Arc::clone(&health);
+        let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
         async move {
-            if health_here && let Some(answer) = health.answer(request.uri().path()) {
+            if let Some(answer) = answer {
                 return answer;
             }
             let (parts, body) = request.into_parts();
@@ -257,24 +237,10 @@ fn hsm_handler(role: Arc<ManagedHsm>, health: Arc<Health>, health_here: bool) ->
     })
 }
 
-async fn maintain(
-    role: Arc<ManagedHsm>,
-    identity: Arc<TlsIdentity>,
-    ambient: Arc<dyn Ambient>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let mut renewed = tokio::time::Instant::now();
-    loop {
-        if tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_ok() {
-            return;
-        }
+async fn maintain(role: Arc<ManagedHsm>, mut renewal: Renewal, mut stopped: watch::Receiver<bool>) {
+    while tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
         role.maintain().await;
-        if renewed.elapsed() >= CERTIFICATE_RENEWAL {
-            renewed = tokio::time::Instant::now();
-            if let Err(error) = identity.renew(ambient.now()) {
-                tracing::error!(%error, "the TLS certificate could not be renewed");
-            }
-        }
+        renewal.when_due();
     }
 }
 
@@ -314,11 +280,7 @@ impl Running {
         for server in self.servers {
             let _ = server.await;
         }
-        let audit = self.audit;
-        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-        if let Ok(mut marks) = self.marks.await {
-            marks.write().await;
-        }
+        close_audit(self.audit, self.marks).await;
         tracing::info!("stopped");
     }
 

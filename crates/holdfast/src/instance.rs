@@ -17,7 +17,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     ambient::OsAmbient,
@@ -225,6 +225,14 @@ impl AuditMarks {
             Ok(()) => (self.version, self.written) = (self.version + 1, latest.seq),
             Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered"),
         }
+    }
+}
+
+/// Closes the log once nothing writes to it any more, and remembers its end.
+pub(crate) async fn close_audit(audit: Arc<AuditLog>, marks: JoinHandle<AuditMarks>) {
+    let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+    if let Ok(mut marks) = marks.await {
+        marks.write().await;
     }
 }
 

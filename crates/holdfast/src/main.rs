@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod fault;
 mod hardening;
+mod health;
 mod hsm;
 mod instance;
 mod issuer;

@@ -6,26 +6,30 @@ pub(crate) mod config;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, AuditSink, KekError, Store};
+use holdfast_core::{AuditSink, KekError, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_kms::{KekMaker, Kms, KmsConfig, Seams};
 use holdfast_managed_hsm::KekClient;
 use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     config::Audit,
     control,
     fault::Fault,
+    health::{Health, Told},
     hsm::{HsmThreads, SoftHsm},
-    instance::{self, AuditMarks, Opened, not_found, open_audit, plain, tls_identity, write_public},
-    server::{self, ConnectionLimits, tls::TlsIdentity},
+    instance::{self, AuditMarks, Opened, close_audit, open_audit, tls_identity, write_public},
+    server::{
+        self, ConnectionLimits,
+        tls::{Renewal, TlsIdentity},
+    },
 };
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
@@ -100,13 +104,10 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
     write_public(&data_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
     let (shutdown, stopped) = watch::channel(false);
     let mut tasks = Vec::new();
-    let health = Arc::new(Health { role: Arc::clone(&role), audit: Arc::clone(&audit), metrics: setup.metrics });
+    let health = Health::new(KmsTold { role: Arc::clone(&role), audit: Arc::clone(&audit) }, setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     if let Some(socket) = setup.metrics_socket {
-        let handler = health_handler(Arc::clone(&health));
-        let serving =
-            server::serve("metrics", socket, None::<server::Tls>, setup.connections, handler, stopped.clone());
-        tasks.push(tokio::spawn(serving));
+        tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
     let tls = Some(identity.server_config()?);
     let handler = door(Arc::clone(&role), on_main.then_some(health));
@@ -114,52 +115,38 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
     let asked = Arc::clone(&role);
     let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
     tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
-    tasks.push(tokio::spawn(maintain(Arc::clone(&role), identity, ambient, stopped.clone())));
+    tasks.push(tokio::spawn(maintain(Arc::clone(&role), Renewal::new(identity, ambient), stopped.clone())));
     let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { shutdown, tasks, role, audit, marks })
 }
 
-struct Health {
+/// What the role tells of itself.
+struct KmsTold {
     role: Arc<Kms>,
     audit: Arc<AuditLog>,
-    metrics: PrometheusHandle,
 }
 
-impl Health {
-    fn answer(&self, path: &str) -> Option<Response<Full<bytes::Bytes>>> {
-        match path {
-            "/healthz" => Some(plain(StatusCode::OK, "text/plain; charset=utf-8", "ok\n")),
-            "/readyz" => {
-                let stores: serde_json::Map<_, _> =
-                    self.role.store_states().into_iter().map(|(id, state)| (id, state.into())).collect();
-                let ready = serde_json::json!({
-                    "status": "ready",
-                    "role": "kms",
-                    "version": env!("CARGO_PKG_VERSION"),
-                    "keys": self.role.key_count(),
-                    "custom_key_stores": stores,
-                    "audit_lines": self.audit.latest().seq,
-                });
-                Some(plain(StatusCode::OK, "application/json", format!("{ready}\n")))
-            }
-            "/metrics" => {
-                gauge!("holdfast_kms_keys").set(self.role.key_count() as f64);
-                Some(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render()))
-            }
-            _ => None,
-        }
+impl Told for KmsTold {
+    fn ready(&self) -> Value {
+        let stores: Map<_, _> = self.role.store_states().into_iter().map(|(id, state)| (id, state.into())).collect();
+        json!({
+            "status": "ready",
+            "role": "kms",
+            "version": env!("CARGO_PKG_VERSION"),
+            "keys": self.role.key_count(),
+            "custom_key_stores": stores,
+            "audit_lines": self.audit.latest().seq,
+        })
+    }
+
+    fn set_gauges(&self) {
+        gauge!("holdfast_kms_keys").set(self.role.key_count() as f64);
     }
 }
 
-fn health_handler(health: Arc<Health>) -> server::Handler {
-    server::handler(move |request: Request<Incoming>, _| {
-        let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
-        async move { answer }
-    })
-}
-
-fn door(role: Arc<Kms>, health: Option<Arc<Health>>) -> server::Handler {
+/// `health`: answered here too, if not on a port of its own.
+fn door(role: Arc<Kms>, health: Option<Health>) -> server::Handler {
     server::handler(move |request: Request<Incoming>, address| {
         let role = Arc::clone(&role);
         let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
@@ -173,22 +160,10 @@ fn door(role: Arc<Kms>, health: Option<Arc<Health>>) -> server::Handler {
     })
 }
 
-async fn maintain(
-    role: Arc<Kms>,
-    identity: Arc<TlsIdentity>,
-    ambient: Arc<dyn Ambient>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    const RENEWAL: Duration = Duration::from_secs(24 * 3600);
-    let mut renewed = tokio::time::Instant::now();
+async fn maintain(role: Arc<Kms>, mut renewal: Renewal, mut stopped: watch::Receiver<bool>) {
     loop {
         role.maintain().await;
-        if renewed.elapsed() >= RENEWAL {
-            renewed = tokio::time::Instant::now();
-            if let Err(error) = identity.renew(ambient.now()) {
-                tracing::error!(%error, "the TLS certificate could not be renewed");
-            }
-        }
+        renewal.when_due();
         if tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_ok() {
             return;
         }
@@ -203,10 +178,6 @@ impl Running {
             let _ = task.await;
         }
         self.role.write_usage().await;
-        let audit = self.audit;
-        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-        if let Ok(mut marks) = self.marks.await {
-            marks.write().await;
-        }
+        close_audit(self.audit, self.marks).await;
     }
 }

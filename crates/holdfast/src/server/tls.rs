@@ -1,6 +1,6 @@
 //! Certificates: an authority born in the instance, and the leaf it issues.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use holdfast_core::{Ambient, Timestamp};
@@ -16,6 +16,7 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use tokio::time::Instant;
 
 use crate::fault::Fault;
 
@@ -77,6 +78,33 @@ fn authority_params(now: Timestamp) -> Result<CertificateParams, Fault> {
 fn key_pair(pkcs8: &SecretBytes) -> Result<KeyPair, Fault> {
     let der = PrivatePkcs8KeyDer::from(pkcs8.expose());
     KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(Fault::tls)
+}
+
+/// How often a certificate is issued anew: long before it ends.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// Issues the leaf of an identity anew from time to time.
+pub(crate) struct Renewal {
+    identity: Arc<TlsIdentity>,
+    ambient: Arc<dyn Ambient>,
+    last: Instant,
+}
+
+impl Renewal {
+    pub(crate) fn new(identity: Arc<TlsIdentity>, ambient: Arc<dyn Ambient>) -> Self {
+        Self { identity, ambient, last: Instant::now() }
+    }
+
+    /// Is called often, and does it once a day.
+    pub(crate) fn when_due(&mut self) {
+        if self.last.elapsed() < RENEWAL_INTERVAL {
+            return;
+        }
+        self.last = Instant::now();
+        if let Err(error) = self.identity.renew(self.ambient.now()) {
+            tracing::error!(%error, "the TLS certificate could not be renewed");
+        }
+    }
 }
 
 /// What the server shows: its key, and the chain in force.

@@ -19,6 +19,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use crate::{
     control,
     fault::Fault,
+    health::{Health, Told},
     server::{self, AnswerBody, ConnectionLimits},
 };
 
@@ -75,23 +76,11 @@ pub(crate) async fn start(
         tracing::info!(orphans, "blobs left by a crash were deleted");
     }
     let service = holdfast_storage::service(&storage, setup.keys);
-    let health = Arc::new(Health { storage: Arc::clone(&storage), metrics: setup.metrics });
+    let health = Health::new(StorageTold(Arc::clone(&storage)), setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
     if let Some(socket) = setup.metrics_socket {
-        let health = Arc::clone(&health);
-        let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
-            let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
-            async move { answer }
-        });
-        tasks.push(tokio::spawn(server::serve(
-            "metrics",
-            socket,
-            None::<server::Tls>,
-            setup.connections,
-            handler,
-            stopped.clone(),
-        )));
+        tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
         let health = on_main.then(|| health.answer(request.uri().path())).flatten();
@@ -100,7 +89,7 @@ pub(crate) async fn start(
         let answer = health.is_none().then(|| Service::call(&service, request));
         async move {
             match (health, answer) {
-                (Some(health), _) => health,
+                (Some(health), _) => health.map(server::full),
                 (None, Some(answer)) => {
                     let mut response = match answer.await {
                         Ok(response) => response.map(|body| body.boxed_unsync()),
@@ -112,7 +101,7 @@ pub(crate) async fn start(
                     }
                     response
                 }
-                (None, None) => not_found(),
+                (None, None) => status_only(StatusCode::NOT_FOUND),
             }
         }
     });
@@ -150,27 +139,18 @@ async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-struct Health {
-    storage: Arc<Storage>,
-    metrics: PrometheusHandle,
-}
+/// What the role tells of itself.
+struct StorageTold(Arc<Storage>);
 
-impl Health {
-    fn answer(&self, path: &str) -> Option<Response<AnswerBody>> {
-        let text = match path {
-            "/healthz" => "ok\n".to_owned(),
-            "/readyz" => {
-                let reachable = self.storage.keks_reachable();
-                let status = if reachable { "ready" } else { "degraded" };
-                let role = "storage";
-                let version = env!("CARGO_PKG_VERSION");
-                let ready = serde_json::json!({"status": status, "role": role, "version": version, "key_service_reachable": reachable});
-                format!("{ready}\n")
-            }
-            "/metrics" => self.metrics.render(),
-            _ => return None,
-        };
-        Some(Response::new(server::full(text.into())))
+impl Told for StorageTold {
+    fn ready(&self) -> serde_json::Value {
+        let reachable = self.0.keks_reachable();
+        serde_json::json!({
+            "status": if reachable { "ready" } else { "degraded" },
+            "role": "storage",
+            "version": env!("CARGO_PKG_VERSION"),
+            "key_service_reachable": reachable,
+        })
     }
 }
 
@@ -193,8 +173,4 @@ fn status_only(status: StatusCode) -> Response<AnswerBody> {
     let mut response = Response::new(server::full(bytes::Bytes::new().into()));
     *response.status_mut() = status;
     response
-}
-
-fn not_found() -> Response<AnswerBody> {
-    status_only(StatusCode::NOT_FOUND)
 }

@@ -19,8 +19,7 @@ use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
 use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog};
 use holdfast_xks_proxy::{ClientCertificate, Door, Peer, Seams, XksProxy};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs, version};
@@ -28,8 +27,11 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     fault::Fault,
+    health::{Health, Told},
     hsm::SoftExternalHsm,
-    instance::{self, AuditMarks, Opened, listen, listen_some, open_audit, plain, tls_identity, write_public},
+    instance::{
+        self, AuditMarks, Opened, close_audit, listen, listen_some, open_audit, plain, tls_identity, write_public,
+    },
     server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
 };
 
@@ -199,10 +201,8 @@ impl State {
             tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm)));
         }
         if let Some(socket) = sockets.metrics {
-            let handler = health_handler(Arc::clone(&proxy), metrics);
-            let plain = None::<Tls>;
-            let serving = server::serve("metrics", socket, plain, config.connections, handler, stopped.clone());
-            tasks.push(tokio::spawn(serving));
+            let health = Health::new(ProxyTold(Arc::clone(&proxy)), metrics);
+            tasks.push(health.serve(socket, config.connections, stopped.clone()));
         }
         let asked = Arc::clone(&proxy);
         let process = config.process.clone();
@@ -300,7 +300,7 @@ fn door(proxy: &Arc<XksProxy>, door: Door) -> server::Handler {
         let proxy = Arc::clone(&proxy);
         async move {
             if request.uri().path() == "/ping" {
-                return text("pong\n");
+                return plain(StatusCode::OK, "text/plain; charset=utf-8", "pong\n");
             }
             let certificate = request.extensions().get::<Arc<ClientCertificate>>().cloned();
             let (parts, body) = request.into_parts();
@@ -309,25 +309,13 @@ fn door(proxy: &Arc<XksProxy>, door: Door) -> server::Handler {
     })
 }
 
-fn text(body: &'static str) -> Response<Full<bytes::Bytes>> {
-    plain(StatusCode::OK, "text/plain; charset=utf-8", body)
-}
+/// What the role tells of itself.
+struct ProxyTold(Arc<XksProxy>);
 
-fn health_handler(proxy: Arc<XksProxy>, metrics: PrometheusHandle) -> server::Handler {
-    server::handler(move |request: Request<Incoming>, _| {
-        let (proxy, metrics) = (Arc::clone(&proxy), metrics.clone());
-        async move {
-            match request.uri().path() {
-                "/healthz" => text("ok\n"),
-                "/readyz" => {
-                    let status = control::status(&proxy);
-                    plain(StatusCode::OK, "application/json", format!("{status}\n"))
-                }
-                "/metrics" => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
-                _ => instance::not_found(),
-            }
-        }
-    })
+impl Told for ProxyTold {
+    fn ready(&self) -> serde_json::Value {
+        control::status(&self.0)
+    }
 }
 
 impl Running {
@@ -337,11 +325,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
-        let audit = self.audit;
-        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-        if let Ok(mut marks) = self.marks.await {
-            marks.write().await;
-        }
+        close_audit(self.audit, self.marks).await;
     }
 }
 

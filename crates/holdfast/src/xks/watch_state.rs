@@ -14,13 +14,12 @@ use holdfast_xks_proxy::XksProxy;
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use crate::server::tls::TlsIdentity;
+use crate::server::tls::{Renewal, TlsIdentity};
 
 /// A change is noticed after this time even if nobody tells of it; looking costs one `stat`.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 const SECOND: Duration = Duration::from_secs(1);
 const DEEP_INTERVAL: Duration = Duration::from_secs(15);
-const CERTIFICATE_RENEWAL: Duration = Duration::from_secs(24 * 3600);
 /// The first look at the keys waits for the HSMs to get ready.
 const INSPECTION_DELAY: Duration = Duration::from_secs(2);
 
@@ -145,7 +144,7 @@ async fn every_second(
     ambient: Arc<dyn Ambient>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let mut renewed = tokio::time::Instant::now();
+    let mut renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
     let mut told = Vec::new();
     loop {
         proxy.set_fleet_size(alive(&processes).len());
@@ -164,12 +163,7 @@ async fn every_second(
             return;
         }
         proxy.report_throttled().await;
-        if renewed.elapsed() >= CERTIFICATE_RENEWAL {
-            renewed = tokio::time::Instant::now();
-            if let Err(error) = identity.renew(ambient.now()) {
-                tracing::error!(%error, "the TLS certificate could not be renewed");
-            }
-        }
+        renewal.when_due();
     }
 }
 
