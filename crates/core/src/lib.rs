@@ -19,6 +19,7 @@ mod hsm;
 mod index;
 mod kek;
 mod key;
+mod open_keys;
 mod principal;
 mod sealer;
 mod store;
@@ -41,6 +42,7 @@ pub use kek::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
 pub use key::{
     InvalidName, KeyAttributes, KeyName, KeyOperation, KeyOperations, KeyVersion, KeyVersionId, PartitionId,
 };
+pub use open_keys::{OpenKeyError, OpenKeys};
 pub use principal::{Principal, PrincipalKind};
 pub use sealer::{SealError, Sealer};
 pub use store::{Record, RecordKey, Store, StoreError, Write};

@@ -3,7 +3,7 @@
 //! `message` is for the caller, `reason` for the audit log.
 
 use bytes::Bytes;
-use holdfast_core::{AuditError, AuditOutcome, HsmError, PermitMismatch, StoreError};
+use holdfast_core::{AuditError, AuditOutcome, HsmError, OpenKeyError, PermitMismatch, StoreError};
 use holdfast_wire::{body::BodyFault, sigv4::Rejection};
 use http::StatusCode;
 
@@ -118,6 +118,15 @@ impl From<StoreError> for ApiError {
                 Self::new("ConflictException", "The resource was changed by another request; try again")
             }
             StoreError::Damaged | StoreError::Failed(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<OpenKeyError> for ApiError {
+    fn from(error: OpenKeyError) -> Self {
+        match error {
+            OpenKeyError::Hsm(error) => error.into(),
+            OpenKeyError::Store(error) => error.into(),
         }
     }
 }

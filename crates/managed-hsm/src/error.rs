@@ -4,7 +4,7 @@
 //! stays inside.
 
 use bytes::Bytes;
-use holdfast_core::{AuditError, AuditOutcome, Denial, HsmError, PermitMismatch, StoreError};
+use holdfast_core::{AuditError, AuditOutcome, Denial, HsmError, OpenKeyError, PermitMismatch, StoreError};
 use http::StatusCode;
 use serde::Serialize;
 
@@ -180,6 +180,15 @@ impl From<StoreError> for ApiError {
             StoreError::Failed(_) => {
                 Self::unavailable("StoreUnavailable", "The service cannot store the change now", error.to_string())
             }
+        }
+    }
+}
+
+impl From<OpenKeyError> for ApiError {
+    fn from(error: OpenKeyError) -> Self {
+        match error {
+            OpenKeyError::Hsm(error) => error.into(),
+            OpenKeyError::Store(error) => error.into(),
         }
     }
 }

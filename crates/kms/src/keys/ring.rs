@@ -8,11 +8,10 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, Ambient, Hsm, KeyVersionId, MaskedKey, OpenKey, Permit, RecordKey, Resource, Store, StoreError, Timestamp,
-    Write,
+    Action, Ambient, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Permit, RecordKey, Resource, Store,
+    StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
-use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{KeyEntry, KeyRef, Material, StoredKey};
@@ -56,12 +55,6 @@ impl Draft {
     }
 }
 
-struct HotKey {
-    /// Of the record the key was opened from.
-    blob_version: u64,
-    key: Arc<dyn OpenKey>,
-}
-
 #[derive(Default)]
 struct Index {
     keys: HashMap<KeyRef, Arc<KeyEntry>>,
@@ -86,9 +79,8 @@ pub(crate) struct KeyRing {
     index: RwLock<Index>,
     locks: Vec<Mutex<()>>,
     hasher: RandomState,
-    hot: Cache<KeyVersionId, Arc<HotKey>>,
+    open: OpenKeys,
     store: Arc<dyn Store>,
-    hsm: Arc<dyn Hsm>,
     ambient: Arc<dyn Ambient>,
     limits: KeyRingLimits,
 }
@@ -121,9 +113,8 @@ impl KeyRing {
             index: RwLock::new(index),
             locks: (0..KEY_LOCKS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            hot: Cache::new(limits.open_keys_max),
+            open: OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max),
             store,
-            hsm,
             ambient,
             limits,
         })
@@ -213,40 +204,25 @@ impl KeyRing {
         removed.iter().for_each(|entry| index.remove(entry));
         drop(index);
         for (id, ..) in blobs {
-            self.hot.remove(&id);
+            self.open.forget(id);
         }
         Ok(changed)
     }
 
-    async fn masked(&self, material: &Material) -> Result<MaskedKey, ApiError> {
-        let record = self.store.read(&records::material(material.id)).await?;
-        let record = record.filter(|record| Some(record.version) == material.blob_version);
-        // Otherwise a change was committed after the caller took its entry.
-        record.map(|record| MaskedKey(record.value.into())).ok_or_else(|| ApiError::from(StoreError::Conflict))
-    }
-
-    /// A material opened for use. It serves only as long as the entry names the very record it was opened from.
+    /// A material opened for use.
     pub(crate) async fn open_key(&self, entry: &KeyEntry, material: &Material) -> Result<Arc<dyn OpenKey>, ApiError> {
-        let blob_version = material.blob_version.unwrap_or_default();
-        if let Some(hot) = self.hot.get(&material.id)
-            && hot.blob_version == blob_version
-        {
-            return Ok(Arc::clone(&hot.key));
-        }
-        let masked = self.masked(material).await?;
-        let key = self.hsm.open(&entry.bound(material.id), &masked).await.inspect_err(|error| {
-            tracing::error!(key = %entry.arn, material = %material.id, %error, "a stored key does not open");
-        })?;
-        self.hot.insert(material.id, Arc::new(HotKey { blob_version, key: Arc::clone(&key) }));
-        Ok(key)
+        let which = || (records::material(material.id), entry.bound(material.id));
+        let open = self.open.open(material.id, material.blob_version.unwrap_or_default(), which).await;
+        Ok(open.inspect_err(|error| {
+            if matches!(error, OpenKeyError::Hsm(_)) {
+                tracing::error!(key = %entry.arn, material = %material.id, %error, "a stored key does not open");
+            }
+        })?)
     }
 
-    /// The public part of a material, from its header if it is not open.
+    /// The public part of a material.
     pub(crate) async fn public(&self, entry: &KeyEntry, material: &Material) -> Result<PublicKey, ApiError> {
-        if let Some(hot) = self.hot.get(&material.id) {
-            return Ok(hot.key.public().clone());
-        }
-        let masked = self.masked(material).await?;
-        Ok(self.hsm.describe(&entry.bound(material.id), &masked)?)
+        let which = || (records::material(material.id), entry.bound(material.id));
+        Ok(self.open.public(material.id, material.blob_version.unwrap_or_default(), which).await?)
     }
 }

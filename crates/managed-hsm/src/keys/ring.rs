@@ -8,10 +8,10 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, RecordKey, Store, StoreError, Timestamp, Write,
+    Ambient, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, RecordKey, Store,
+    StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
-use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Deletion, KeyEntry, StoredKey, VersionEntry};
@@ -44,12 +44,6 @@ impl Located {
     }
 }
 
-struct HotKey {
-    /// Of the record the key was opened from: a newer one means that attributes changed.
-    blob_version: u64,
-    key: Arc<dyn OpenKey>,
-}
-
 /// The right to change one name; others wait.
 pub(crate) struct NameLock<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
 
@@ -66,9 +60,8 @@ pub(crate) struct KeyRing {
     index: RwLock<BTreeMap<KeyName, Arc<KeyEntry>>>,
     locks: Vec<Mutex<()>>,
     hasher: RandomState,
-    hot: Cache<KeyVersionId, Arc<HotKey>>,
+    open: OpenKeys,
     store: Arc<dyn Store>,
-    hsm: Arc<dyn Hsm>,
     ambient: Arc<dyn Ambient>,
     limits: KeyRingLimits,
 }
@@ -101,9 +94,8 @@ impl KeyRing {
             index: RwLock::new(index),
             locks: (0..NAME_LOCKS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            hot: Cache::new(limits.open_keys_max),
+            open: OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max),
             store,
-            hsm,
             ambient,
             limits,
         })
@@ -222,50 +214,31 @@ impl KeyRing {
         self.store.commit(batch).await?;
         self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.name);
         for version in &entry.versions {
-            self.hot.remove(&version.id);
+            self.open.forget(version.id);
         }
         Ok(())
     }
 
     /// The masked blob of a version.
     pub(crate) async fn masked(&self, version: &VersionEntry) -> Result<MaskedKey, ApiError> {
-        let record = self.store.read(&records::blob(version.id)).await?;
-        let record = record.filter(|record| record.version == version.blob_version);
-        record.map(|record| MaskedKey(record.value.into())).ok_or_else(|| {
-            // A change was committed after the caller took its entry, or the record is gone.
-            ApiError::from(StoreError::Conflict)
-        })
+        Ok(self.open.masked(&records::blob(version.id), version.blob_version).await?)
     }
 
-    /// The public part of a version: from the open key, or from the blob's header without opening it.
+    /// The public part of a version.
     pub(crate) async fn public(&self, entry: &KeyEntry, version: &VersionEntry) -> Result<PublicKey, ApiError> {
-        if let Some(hot) = self.hot.get(&version.id) {
-            return Ok(hot.key.public().clone());
-        }
-        let masked = self.masked(version).await?;
-        Ok(self.hsm.describe(&entry.bound(version), &masked)?)
+        let which = || (records::blob(version.id), entry.bound(version));
+        Ok(self.open.public(version.id, version.blob_version, which).await?)
     }
 
     /// A version opened for use.
-    ///
-    /// An open key serves only as long as the index names the very record it was opened from: once a change of
-    /// attributes has been acknowledged, no later call uses the old ones.
     pub(crate) async fn open_key(&self, located: &Located) -> Result<Arc<dyn OpenKey>, ApiError> {
         let version = located.version();
-        if let Some(hot) = self.hot.get(&version.id)
-            && hot.blob_version == version.blob_version
-        {
-            return Ok(Arc::clone(&hot.key));
-        }
-        let masked = self.masked(version).await?;
-        let key = self.hsm.open(&located.entry.bound(version), &masked).await.inspect_err(|error| {
-            if *error == HsmError::Damaged {
+        let which = || (records::blob(version.id), located.entry.bound(version));
+        Ok(self.open.open(version.id, version.blob_version, which).await.inspect_err(|error| {
+            if *error == OpenKeyError::Hsm(HsmError::Damaged) {
                 tracing::error!(key = %located.entry.name, version = %version.id, "a stored key does not open");
             }
-        })?;
-        let hot = HotKey { blob_version: version.blob_version, key: Arc::clone(&key) };
-        self.hot.insert(version.id, Arc::new(hot));
-        Ok(key)
+        })?)
     }
 }
 
