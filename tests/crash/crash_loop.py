@@ -11,21 +11,20 @@ intends before a request and what was acknowledged after it. After each kill and
 
     python3 tests/crash/crash_loop.py --kills 50
 """
-import argparse
+import functools
 import http.client
 import json
 import os
 import pathlib
 import random
-import signal
 import ssl
 import sys
 import tempfile
-import threading
 import time
 import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from kills import arguments, kill_under_load  # noqa: E402
 from process import Server, b64, unb64  # noqa: E402
 
 WRITERS = 8
@@ -157,18 +156,13 @@ def check_audit(server, writers, seen):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=None)
-    args = parser.parse_args()
-    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}, {args.kills} kills", flush=True)
+    kills, seed = arguments(__doc__)
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as directory:
         server = Server(pathlib.Path(directory))
         writers = [Writer(number, seed + number) for number in range(WRITERS)]
         seen, total, slowest = {"line": 0}, 0, 0.0
-        for kill in range(args.kills + 1):
+        for kill in range(kills + 1):
             server.env_file.unlink(missing_ok=True)
             started = time.monotonic()
             server.start()
@@ -182,20 +176,13 @@ def main():
                 settled = [key.name for key in writer.keys.values() if len(writer.keys) > 60]
                 for name in settled[:-60]:
                     del writer.keys[name]
-            if kill == args.kills:
+            if kill == kills:
                 break
-            threads = [threading.Thread(target=writer.run, args=(server, token)) for writer in writers]
-            for thread in threads:
-                thread.start()
-            time.sleep(chance.uniform(0.01, 0.5))
-            server.process.send_signal(signal.SIGKILL)
-            server.process.wait()
-            for thread in threads:
-                thread.join()
+            kill_under_load(server.process, [functools.partial(writer.run, server, token) for writer in writers], chance.uniform(0.01, 0.5))
             total += check_audit(server, writers, seen)
         server.stop()
         assert "panicked" not in server.log.read_text()
-    print(f"{args.kills} kills, {total} acknowledged requests: 0 lost; slowest start {slowest:.2f} s", flush=True)
+    print(f"{kills} kills, {total} acknowledged requests: 0 lost; slowest start {slowest:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ ciphertext. Each notes what it intends and what was acknowledged. After each kil
 
     python3 tests/crash/kms_crash_loop.py --kills 50
 """
-import argparse
+import functools
 import pathlib
 import random
-import signal
 import sys
 import tempfile
-import threading
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "kms"))
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
+from kills import arguments, kill_under_load  # noqa: E402
 from service import Service, iam  # noqa: E402
 
 WRITERS, KEYS_MAX, BLOBS_MAX = 6, 8, 60
@@ -111,30 +109,20 @@ class Writer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=None)
-    args = parser.parse_args()
-    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}, {args.kills} kills", flush=True)
+    kills, seed = arguments(__doc__)
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as directory:
         service = Service(pathlib.Path(directory) / "kms").start()
         kms = service.client("root", max_pool_connections=WRITERS)
         writers = [Writer(number, seed + number) for number in range(WRITERS)]
-        for _ in range(args.kills):
-            threads = [threading.Thread(target=writer.run, args=(kms,)) for writer in writers]
-            [thread.start() for thread in threads]
-            time.sleep(chance.uniform(0.05, 0.5))
-            service.process.send_signal(signal.SIGKILL)
-            service.process.wait()
-            [thread.join() for thread in threads]
+        for _ in range(kills):
+            kill_under_load(service.process, [functools.partial(writer.run, kms) for writer in writers], chance.uniform(0.05, 0.5))
             service.start()
             for writer in writers:
                 writer.check(kms)
         total = sum(writer.acknowledged for writer in writers)
         service.check_end()
-    print(f"{args.kills} kills, {total} acknowledged requests: 0 lost", flush=True)
+    print(f"{kills} kills, {total} acknowledged requests: 0 lost", flush=True)
 
 
 if __name__ == "__main__":

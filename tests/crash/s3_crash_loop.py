@@ -10,19 +10,17 @@ what it intends and what was acknowledged. After each kill and restart every key
 
     python3 tests/crash/s3_crash_loop.py --kills 50
 """
-import argparse
+import functools
 import hashlib
 import pathlib
 import random
-import signal
 import sys
 import tempfile
-import threading
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "s3"))
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 from conftest import ADMIN, CRYPTO_OFFICER, CRYPTO_USER, ENCRYPTION_USER, STORAGE, Hsm, Storage  # noqa: E402
+from kills import arguments, kill_under_load  # noqa: E402
 
 WRITERS, KEYS, MARKER = 6, 12, b"plaintext-of-the-crash-loop"
 PART = 5 * 1024 * 1024
@@ -80,12 +78,7 @@ def check(s3, writer):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=None)
-    args = parser.parse_args()
-    seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}, {args.kills} kills", flush=True)
+    kills, seed = arguments(__doc__)
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as directory:
         hsm = Hsm(pathlib.Path(directory) / "h")
@@ -98,13 +91,8 @@ def main():
         storage.client().create_bucket(Bucket="crash")
         modes = [{}, {}, {"ServerSideEncryption": "aws:kms"}, {"ServerSideEncryption": "aws:kms", "BucketKeyEnabled": True}]
         writers = [Writer(number, seed + number, modes) for number in range(WRITERS)]
-        for _ in range(args.kills):
-            threads = [threading.Thread(target=writer.run, args=(storage.client(),)) for writer in writers]
-            [thread.start() for thread in threads]
-            time.sleep(chance.uniform(0.05, 0.6))
-            storage.process.send_signal(signal.SIGKILL)
-            storage.process.wait()
-            [thread.join() for thread in threads]
+        for _ in range(kills):
+            kill_under_load(storage.process, [functools.partial(writer.run, storage.client()) for writer in writers], chance.uniform(0.05, 0.6))
             storage.start()
             for writer in writers:
                 check(storage.client(), writer)
@@ -114,7 +102,7 @@ def main():
         storage.stop()
         hsm.stop()
         assert "panicked" not in storage.log.read_text()
-    print(f"{args.kills} kills, {total} acknowledged requests: 0 lost", flush=True)
+    print(f"{kills} kills, {total} acknowledged requests: 0 lost", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Attacks on the signature, and requests that are no requests. Each is refused in the service's own form."""
 import concurrent.futures
-import datetime
 import json
 import re
 import socket
@@ -8,10 +7,9 @@ import ssl
 
 import pytest
 import requests
-from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from service import REGION
+from signing import sign
 
 
 class Caller:
@@ -26,18 +24,7 @@ class Caller:
         access_key, secret = key or self.service.keys[self.name]
         headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": "TrentService." + operation} | (headers or {})
         request = AWSRequest(method, self.service.url + path, data=body, headers=headers)
-        signer = SigV4Auth(Credentials(access_key, secret), signed_service, region)
-        if offset:
-            moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=offset)
-            request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
-            request.headers["X-Amz-Date"] = request.context["timestamp"]
-            text = signer.string_to_sign(request, signer.canonical_request(request))
-            request.headers["Authorization"] = ", ".join([
-                f"AWS4-HMAC-SHA256 Credential={signer.scope(request)}", f"SignedHeaders={signer.signed_headers(signer.headers_to_sign(request))}",
-                f"Signature={signer.signature(text, request)}"])
-        else:
-            signer.add_auth(request)
-        return dict(request.headers)
+        return sign(request, access_key, secret, signed_service, region, offset)
 
     def send(self, body: bytes, headers: dict, path: str = "/", method: str = "POST") -> requests.Response:
         return self.session.request(method, self.service.url + path, data=body, headers=headers, verify=self.service.ca_file, timeout=30)

@@ -1,6 +1,5 @@
 """A proxy with its operators, and a client that signs as AWS KMS does, with AWS's own signer."""
 import base64
-import datetime
 import json
 import pathlib
 import signal
@@ -10,10 +9,9 @@ import threading
 import time
 
 import requests
-from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from process import BINARY, start
+from signing import sign
 
 REGION = "us-east-1"
 ALICE = "arn:aws:iam::123456789012:user/Alice"
@@ -181,19 +179,7 @@ class Kms:
                credential: Credential | None = None, offset: int = 0) -> dict:
         credential = credential or self.credential
         request = AWSRequest(method, self.proxy.url(self.process) + path, data=body, headers={"Content-Type": "application/json"})
-        signer = SigV4Auth(Credentials(credential.access_key, credential.secret), service, region)
-        if offset:
-            moment = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=offset)
-            request.context["timestamp"] = moment.strftime("%Y%m%dT%H%M%SZ")
-            request.headers["X-Amz-Date"] = request.context["timestamp"]
-            text = signer.string_to_sign(request, signer.canonical_request(request))
-            request.headers["Authorization"] = ", ".join([
-                f"AWS4-HMAC-SHA256 Credential={signer.scope(request)}",
-                f"SignedHeaders={signer.signed_headers(signer.headers_to_sign(request))}",
-                f"Signature={signer.signature(text, request)}"])
-        else:
-            signer.add_auth(request)
-        return dict(request.headers)
+        return sign(request, credential.access_key, credential.secret, service, region, offset)
 
     def send(self, path: str, body: bytes, headers: dict, method: str = "POST") -> requests.Response:
         if not hasattr(self.local, "session"):
