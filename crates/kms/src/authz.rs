@@ -15,10 +15,13 @@ use crate::{
     authn::Identity,
     error::ApiError,
     facts::RequestFacts,
-    grants::{Grant, Grants, NewGrant},
+    grants::{Grant, GrantTerms, Grants},
     keys::KeyEntry,
     policy::{Answer, Question},
 };
+
+/// Grants that an explanation lists.
+const EXPLAINED_GRANTS_MAX: usize = 100;
 
 /// A question: may this identity do this.
 pub(crate) struct Ask<'a> {
@@ -29,7 +32,7 @@ pub(crate) struct Ask<'a> {
     pub facts: &'a RequestFacts<'a>,
     pub grants: &'a Grants,
     /// What a grant is to be made of: one made by leave of a grant must be within it.
-    pub new_grant: Option<&'a NewGrant>,
+    pub new_grant: Option<&'a GrantTerms>,
 }
 
 /// What the caller's own policies say.
@@ -163,8 +166,8 @@ impl Ask<'_> {
         }
         if let Some(key) = self.key {
             let arn = &self.identity().arn;
-            let (grants, _) = self.grants.page(None, 100, |grant| grant.key == key.key_ref() && grant.grantee == *arn);
-            for grant in grants {
+            let own = self.grants.of_key(&key.key_ref()).into_iter().filter(|grant| grant.terms.grantee == *arn);
+            for grant in own.take(EXPLAINED_GRANTS_MAX) {
                 let allows = if grant.allows(self.action, self.facts.context) { "allows" } else { "does not apply" };
                 lines.push(format!("grant {}: {allows}", grant.id));
             }

@@ -16,7 +16,7 @@ use crate::{
     context::EncryptionContext,
     error::ApiError,
     facts::{Attested, RequestFacts},
-    grants::{GrantId, NewGrant},
+    grants::{GrantId, GrantTerms},
     keys::{KeyEntry, KeyRef, KeyState},
     names::{BadName, KeyId, KeyNaming, alias_arn, key_arn},
     operation::Operation,
@@ -70,7 +70,7 @@ pub(crate) struct With<'a> {
     /// What the caller's evidence proves.
     pub attested: Option<&'a Attested>,
     pub more: &'a [(&'static str, Vec<String>)],
-    pub new_grant: Option<&'a NewGrant>,
+    pub new_grant: Option<&'a GrantTerms>,
 }
 
 impl<'a> Call<'a> {

@@ -79,32 +79,26 @@ impl Constraint {
     }
 }
 
+/// What a grant gives, to whom.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GrantTerms {
+    pub key: KeyRef,
+    pub grantee: String,
+    pub retiring: Option<String>,
+    pub operations: Vec<KmsAction>,
+    pub constraint: Option<Constraint>,
+    pub name: Option<String>,
+    /// The principal that made it.
+    pub issuer: String,
+}
+
 /// A grant.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
     pub id: GrantId,
-    pub key: KeyRef,
-    pub grantee: String,
-    pub retiring: Option<String>,
-    pub operations: Vec<KmsAction>,
-    pub constraint: Option<Constraint>,
-    pub name: Option<String>,
+    pub terms: GrantTerms,
     pub created: Timestamp,
-    /// The principal that made it.
-    pub issuer: String,
     record_version: u64,
-}
-
-/// What a grant is to be.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct NewGrant {
-    pub key: KeyRef,
-    pub grantee: String,
-    pub retiring: Option<String>,
-    pub operations: Vec<KmsAction>,
-    pub constraint: Option<Constraint>,
-    pub name: Option<String>,
-    pub issuer: String,
 }
 
 /// Operations that a grant may allow.
@@ -158,21 +152,22 @@ impl Grant {
     /// Whether it lets its grantee do this.
     pub(crate) fn allows(&self, action: KmsAction, context: Option<&EncryptionContext>) -> bool {
         let none = EncryptionContext::default();
-        self.operations.contains(&action)
+        self.terms.operations.contains(&action)
             && self
+                .terms
                 .constraint
                 .as_ref()
                 .is_none_or(|constraint| !has_context(action) || constraint.holds(context.unwrap_or(&none)))
     }
 
     /// Whether a grant made by this grant's leave gives no more than it.
-    pub(crate) fn covers(&self, new: &NewGrant) -> bool {
-        let fits = match (&self.constraint, &new.constraint) {
+    pub(crate) fn covers(&self, new: &GrantTerms) -> bool {
+        let fits = match (&self.terms.constraint, &new.constraint) {
             (None, _) => true,
             (Some(_), None) => false,
             (Some(outer), Some(inner)) => inner.within(outer),
         };
-        fits && new.operations.iter().all(|operation| self.operations.contains(operation))
+        fits && new.operations.iter().all(|operation| self.terms.operations.contains(operation))
     }
 }
 
@@ -198,23 +193,23 @@ struct StoredGrant {
 impl StoredGrant {
     fn new(grant: &Grant) -> Self {
         let (mut equals, mut subset) = (None, None);
-        match &grant.constraint {
+        match &grant.terms.constraint {
             Some(Constraint::Equals(context)) => equals = Some(context.0.clone()),
             Some(Constraint::Subset(context)) => subset = Some(context.0.clone()),
             None => {}
         }
         Self {
             v: FORMAT,
-            region: grant.key.region.to_string(),
-            key: grant.key.id.to_string(),
-            grantee: grant.grantee.clone(),
-            retiring: grant.retiring.clone(),
-            operations: grant.operations.iter().map(|action| operation_name(*action).to_owned()).collect(),
+            region: grant.terms.key.region.to_string(),
+            key: grant.terms.key.id.to_string(),
+            grantee: grant.terms.grantee.clone(),
+            retiring: grant.terms.retiring.clone(),
+            operations: grant.terms.operations.iter().map(|action| operation_name(*action).to_owned()).collect(),
             equals,
             subset,
-            name: grant.name.clone(),
+            name: grant.terms.name.clone(),
             created: grant.created.unix_millis(),
-            issuer: grant.issuer.clone(),
+            issuer: grant.terms.issuer.clone(),
         }
     }
 
@@ -229,14 +224,16 @@ impl StoredGrant {
         (self.v == FORMAT).then_some(())?;
         Some(Grant {
             id: GrantId(id.try_into().ok()?),
-            key: KeyRef { region: self.region.into(), id: KeyId::parse(&self.key)? },
-            grantee: self.grantee,
-            retiring: self.retiring,
-            operations: operations?,
-            constraint,
-            name: self.name,
+            terms: GrantTerms {
+                key: KeyRef { region: self.region.into(), id: KeyId::parse(&self.key)? },
+                grantee: self.grantee,
+                retiring: self.retiring,
+                operations: operations?,
+                constraint,
+                name: self.name,
+                issuer: self.issuer,
+            },
             created: Timestamp::from_unix_millis(self.created),
-            issuer: self.issuer,
             record_version,
         })
     }
@@ -252,21 +249,21 @@ struct Index {
 impl Index {
     fn insert(&mut self, grant: Arc<Grant>) {
         self.all.insert(grant.id, Arc::clone(&grant));
-        let of_key = self.by_key.entry(grant.key.clone()).or_default();
-        of_key.entry(grant.grantee.clone()).or_default().push(grant);
+        let of_key = self.by_key.entry(grant.terms.key.clone()).or_default();
+        of_key.entry(grant.terms.grantee.clone()).or_default().push(grant);
     }
 
     fn remove(&mut self, grant: &Grant) {
         self.all.remove(&grant.id);
-        let Some(of_key) = self.by_key.get_mut(&grant.key) else { return };
-        if let Some(of_grantee) = of_key.get_mut(&grant.grantee) {
+        let Some(of_key) = self.by_key.get_mut(&grant.terms.key) else { return };
+        if let Some(of_grantee) = of_key.get_mut(&grant.terms.grantee) {
             of_grantee.retain(|other| other.id != grant.id);
             if of_grantee.is_empty() {
-                of_key.remove(&grant.grantee);
+                of_key.remove(&grant.terms.grantee);
             }
         }
         if of_key.is_empty() {
-            self.by_key.remove(&grant.key);
+            self.by_key.remove(&grant.terms.key);
         }
     }
 }
@@ -317,32 +314,32 @@ impl Grants {
         of_grantee.iter().find(|grant| wanted(grant)).cloned()
     }
 
-    /// Those that `wanted` accepts, by id, after `after`; and whether there are more.
-    pub(crate) fn page(
-        &self,
-        after: Option<GrantId>,
-        count: usize,
-        wanted: impl Fn(&Grant) -> bool,
-    ) -> (Vec<Arc<Grant>>, bool) {
-        use std::ops::Bound;
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    /// Those on one key, by id.
+    pub(crate) fn of_key(&self, key: &KeyRef) -> Vec<Arc<Grant>> {
         let index = self.read();
-        let found = index.all.range((start, Bound::Unbounded)).map(|(_, grant)| grant).filter(|grant| wanted(grant));
-        let mut found: Vec<_> = found.take(count + 1).cloned().collect();
-        let more = found.len() > count;
-        found.truncate(count);
-        (found, more)
+        let mut found: Vec<_> =
+            index.by_key.get(key).into_iter().flat_map(HashMap::values).flatten().cloned().collect();
+        drop(index);
+        found.sort_unstable_by_key(|grant| grant.id);
+        found
+    }
+
+    /// Those that this principal may retire, by id. There is no index of them: few ask.
+    pub(crate) fn of_retiring(&self, principal: &str) -> Vec<Arc<Grant>> {
+        let index = self.read();
+        let found = index.all.values().filter(|grant| grant.terms.retiring.as_deref() == Some(principal));
+        found.cloned().collect()
     }
 
     /// Makes one, or with the same name and content gives the one that is there.
-    pub(crate) async fn create(&self, id: GrantId, new: NewGrant, now: Timestamp) -> Result<GrantId, ApiError> {
+    pub(crate) async fn create(&self, id: GrantId, new: GrantTerms, now: Timestamp) -> Result<GrantId, ApiError> {
         let _changing = self.changing.lock().await;
         if let Some(name) = &new.name {
             let same = |grant: &Grant| {
-                grant.name.as_ref() == Some(name)
-                    && grant.retiring == new.retiring
-                    && grant.operations == new.operations
-                    && grant.constraint == new.constraint
+                grant.terms.name.as_ref() == Some(name)
+                    && grant.terms.retiring == new.retiring
+                    && grant.terms.operations == new.operations
+                    && grant.terms.constraint == new.constraint
             };
             if let Some(grant) = self.find(&new.key, &new.grantee, same) {
                 return Ok(grant.id);
@@ -352,9 +349,7 @@ impl Grants {
         if count >= PER_KEY_MAX {
             return Err(ApiError::new("LimitExceededException", format!("A key has at most {PER_KEY_MAX} grants")));
         }
-        let NewGrant { key, grantee, retiring, operations, constraint, name, issuer } = new;
-        let grant =
-            Grant { id, key, grantee, retiring, operations, constraint, name, created: now, issuer, record_version: 1 };
+        let grant = Grant { id, terms: new, created: now, record_version: 1 };
         let value =
             serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
         self.store.commit(vec![Write { key: record(id), expected_version: 0, value: Some(value) }]).await?;
@@ -373,8 +368,7 @@ impl Grants {
 
     /// Those of a key that is gone. A crash before leaves grants of a key that no longer is, which allow nothing.
     pub(crate) async fn remove_of_key(&self, key: &KeyRef) {
-        let (grants, _) = self.page(None, usize::MAX - 1, |grant| grant.key == *key);
-        for grant in grants {
+        for grant in self.of_key(key) {
             if let Err(error) = self.remove(&grant).await {
                 tracing::warn!(%error.message, grant = %grant.id, "a grant of a deleted key stays for now");
             }

@@ -13,7 +13,7 @@ use crate::{
     call::{Call, With},
     context::EncryptionContext,
     error::ApiError,
-    grants::{Constraint, Grant, GrantId, NewGrant, operation_name, parse_operation},
+    grants::{Constraint, Grant, GrantId, GrantTerms, operation_name, parse_operation},
     keys::{KeyEntry, KeyRef, KeyState},
     names::key_arn,
     spec::KeyUsage,
@@ -144,7 +144,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let constraint = constraint(request.constraints)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
-    let new = NewGrant {
+    let new = GrantTerms {
         key: key.key_ref(),
         grantee,
         retiring: request.retiring_principal,
@@ -188,21 +188,21 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 }
 
 fn entry(call: &Call<'_>, grant: &Grant) -> Value {
-    let account = call.kms.keys.entry(&grant.key).map(|key| Arc::clone(&key.account));
+    let account = call.kms.keys.entry(&grant.terms.key).map(|key| Arc::clone(&key.account));
     let account = account.unwrap_or_else(|| Arc::clone(call.account()));
     let mut out = json!({
-        "KeyId": key_arn(&grant.key.region, &account, grant.key.id),
+        "KeyId": key_arn(&grant.terms.key.region, &account, grant.terms.key.id),
         "GrantId": grant.id.to_string(),
         "CreationDate": secs(grant.created),
-        "GranteePrincipal": grant.grantee,
-        "IssuingAccount": grant.issuer,
-        "Operations": grant.operations.iter().map(|action| operation_name(*action)).collect::<Vec<_>>(),
-        "Name": grant.name.as_deref().unwrap_or_default(),
+        "GranteePrincipal": grant.terms.grantee,
+        "IssuingAccount": grant.terms.issuer,
+        "Operations": grant.terms.operations.iter().map(|action| operation_name(*action)).collect::<Vec<_>>(),
+        "Name": grant.terms.name.as_deref().unwrap_or_default(),
     });
-    if let Some(retiring) = &grant.retiring {
+    if let Some(retiring) = &grant.terms.retiring {
         out["RetiringPrincipal"] = retiring.as_str().into();
     }
-    match &grant.constraint {
+    match &grant.terms.constraint {
         Some(Constraint::Equals(pairs)) => out["Constraints"] = json!({"EncryptionContextEquals": pairs.0}),
         Some(Constraint::Subset(pairs)) => out["Constraints"] = json!({"EncryptionContextSubset": pairs.0}),
         None => {}
@@ -210,16 +210,18 @@ fn entry(call: &Call<'_>, grant: &Grant) -> Value {
     out
 }
 
-fn answer(call: &Call<'_>, request: &ListRequest, wanted: impl Fn(&Grant) -> bool) -> Result<Bytes, ApiError> {
+/// One page of `found`, which are in the order of their ids.
+fn page(call: &Call<'_>, request: &ListRequest, mut found: Vec<Arc<Grant>>) -> Result<Bytes, ApiError> {
     let count = limit(request.limit, 50, 100)?;
-    let after = match request.marker.as_deref() {
-        None => None,
-        Some(marker) => Some(GrantId::parse(marker).ok_or_else(bad_marker)?),
-    };
-    let (grants, more) = call.kms.grants.page(after, count, wanted);
-    let list: Vec<_> = grants.iter().map(|grant| entry(call, grant)).collect();
+    if let Some(marker) = request.marker.as_deref() {
+        let after = GrantId::parse(marker).ok_or_else(bad_marker)?;
+        found.retain(|grant| grant.id > after);
+    }
+    let more = found.len() > count;
+    found.truncate(count);
+    let list: Vec<_> = found.iter().map(|grant| entry(call, grant)).collect();
     let mut out = json!({"Grants": list, "Truncated": more});
-    if let Some(last) = grants.last().filter(|_| more) {
+    if let Some(last) = found.last().filter(|_| more) {
         out["NextMarker"] = last.id.to_string().into();
     }
     wire::answer(&out)
@@ -234,12 +236,12 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     call.allowed(KmsAction::ListGrants, &key, With::default())?;
     let id = request.grant_id.as_deref().map(parse_id).transpose()?;
-    let key = key.key_ref();
-    answer(call, &request, |grant| {
-        grant.key == key
-            && id.is_none_or(|id| grant.id == id)
-            && request.grantee_principal.as_ref().is_none_or(|grantee| grant.grantee == *grantee)
-    })
+    let mut found = call.kms.grants.of_key(&key.key_ref());
+    found.retain(|grant| {
+        id.is_none_or(|id| grant.id == id)
+            && request.grantee_principal.as_ref().is_none_or(|grantee| grant.terms.grantee == *grantee)
+    });
+    page(call, &request, found)
 }
 
 pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -253,7 +255,7 @@ pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));
         }
     }
-    answer(call, &request, |grant| grant.retiring.as_deref() == Some(retiring))
+    page(call, &request, call.kms.grants.of_retiring(retiring))
 }
 
 pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -272,7 +274,7 @@ pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 }
 
 fn of_key(call: &Call<'_>, id: GrantId, key: &KeyRef) -> Result<Arc<Grant>, ApiError> {
-    let grant = call.kms.grants.get(id).filter(|grant| grant.key == *key);
+    let grant = call.kms.grants.get(id).filter(|grant| grant.terms.key == *key);
     grant.ok_or_else(|| ApiError::not_found(format!("Grant {id} is not found")))
 }
 
@@ -290,11 +292,11 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         }
         _ => return Err(ApiError::validation("RetireGrant takes a grant token, or a key ARN and a grant id")),
     };
-    let key = call.kms.keys.entry(&grant.key);
+    let key = call.kms.keys.entry(&grant.terms.key);
     let key = key.ok_or_else(|| ApiError::not_found("The key of the grant is gone"))?;
     call.told.key = Some(key.arn.clone());
-    let own = grant.retiring.as_ref() == Some(&call.identity.arn)
-        || (grant.grantee == call.identity.arn && grant.operations.contains(&KmsAction::RetireGrant));
+    let own = grant.terms.retiring.as_ref() == Some(&call.identity.arn)
+        || (grant.terms.grantee == call.identity.arn && grant.terms.operations.contains(&KmsAction::RetireGrant));
     if own {
         call.told.rule = Some(format!("grant {}", grant.id));
     } else {
