@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_core::{Operation, Outcome};
+use holdfast_crypto::SecretBytes;
 use serde::Deserialize;
 
 use super::{
@@ -69,6 +70,17 @@ async fn perform(
     Ok(Performed { key, outcome, attested })
 }
 
+/// What every answer with a shared secret has.
+fn shared<'a>(
+    call: &Call<'_>,
+    key: &'a KeyEntry,
+    attested: Option<&Attested>,
+    secret: &SecretBytes,
+) -> Result<CryptoAnswer<'a>, ApiError> {
+    let Released { plaintext, ciphertext_for_recipient } = release(call, attested, secret)?;
+    Ok(CryptoAnswer { key_id: &key.arn, shared_secret: plaintext, ciphertext_for_recipient, ..CryptoAnswer::default() })
+}
+
 fn something_else() -> ApiError {
     ApiError::internal("the HSM did something else")
 }
@@ -87,14 +99,10 @@ pub(super) async fn derive(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let Performed { key, outcome, attested } =
         perform(call, &request, KmsAction::DeriveSharedSecret, usage, operation).await?;
     let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
-    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
-        key_id: &key.arn,
-        shared_secret: plaintext,
-        ciphertext_for_recipient,
         key_agreement_algorithm: Some("ECDH"),
         key_origin: Some(key.origin.name()),
-        ..CryptoAnswer::default()
+        ..shared(call, &key, attested.as_ref(), &secret)?
     })
 }
 
@@ -112,14 +120,10 @@ pub(super) async fn encapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> 
     let Performed { key, outcome, attested } =
         perform(call, &request, KmsAction::Encapsulate, usage, Operation::Encapsulate).await?;
     let Outcome::Encapsulated(ciphertext, secret) = outcome else { return Err(something_else()) };
-    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
-        key_id: &key.arn,
-        shared_secret: plaintext,
-        ciphertext_for_recipient,
         shared_secret_ciphertext_blob: Some(wire::encode(&ciphertext)),
         encapsulation_algorithm: Some("ML_KEM"),
-        ..CryptoAnswer::default()
+        ..shared(call, &key, attested.as_ref(), &secret)?
     })
 }
 
@@ -135,12 +139,8 @@ pub(super) async fn decapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> 
     let Performed { key, outcome, attested } =
         perform(call, &request, KmsAction::Decapsulate, usage, operation).await?;
     let Outcome::Plaintext(secret) = outcome else { return Err(something_else()) };
-    let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &secret)?;
     wire::answer(&CryptoAnswer {
-        key_id: &key.arn,
-        shared_secret: plaintext,
-        ciphertext_for_recipient,
         encapsulation_algorithm: Some("ML_KEM"),
-        ..CryptoAnswer::default()
+        ..shared(call, &key, attested.as_ref(), &secret)?
     })
 }

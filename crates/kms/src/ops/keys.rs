@@ -8,7 +8,7 @@ use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{bad_marker, change::change, layers, limit, nothing, policies, rotation::material_of, tags};
+use super::{KeyWithTokens, bad_marker, change::change, layers, limit, nothing, policies, rotation::material_of, tags};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
@@ -305,13 +305,7 @@ pub(super) fn metadata(call: &Call<'_>, key: &KeyEntry) -> Value {
 }
 
 pub(super) fn describe(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Request {
-        key_id: Option<String>,
-        grant_tokens: Option<Vec<String>>,
-    }
-    let request: Request = call.parse()?;
+    let request: KeyWithTokens = call.parse()?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     call.allowed(KmsAction::DescribeKey, &key, With { alias: alias.as_deref(), ..With::default() })?;

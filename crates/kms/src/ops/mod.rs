@@ -101,6 +101,14 @@ struct KeyOnly {
     key_id: Option<String>,
 }
 
+/// A request that names a key in any way, and shows grant tokens.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct KeyWithTokens {
+    key_id: Option<String>,
+    grant_tokens: Option<Vec<String>>,
+}
+
 /// The members that answers of cryptographic operations have; each has some.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "PascalCase")]

@@ -5,7 +5,7 @@ use holdfast_core::{Operation, Outcome, Permit};
 use holdfast_crypto::{KeySpec, SignatureScheme, der};
 use serde::Deserialize;
 
-use super::{CryptoAnswer, encrypt::wrong_usage};
+use super::{CryptoAnswer, KeyWithTokens, encrypt::wrong_usage};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
@@ -205,13 +205,7 @@ pub(super) async fn verify_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 }
 
 pub(super) async fn public_key(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Request {
-        key_id: Option<String>,
-        grant_tokens: Option<Vec<String>>,
-    }
-    let request: Request = call.parse()?;
+    let request: KeyWithTokens = call.parse()?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     call.allowed(KmsAction::GetPublicKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
