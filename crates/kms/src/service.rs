@@ -31,7 +31,8 @@ const ECHOED_CHARS_MAX: usize = 128;
 /// What is known of a request while it is served.
 struct Trace {
     request_id: String,
-    operation: &'static str,
+    /// None: no such operation.
+    operation: Option<Operation>,
     principal: Option<Principal>,
     told: Told,
 }
@@ -43,10 +44,10 @@ impl Kms {
         B: Body<Data = Bytes> + Send,
     {
         let started = Instant::now();
-        let mut trace =
-            Trace { request_id: self.new_uuid(), operation: "Unknown", principal: None, told: Told::default() };
+        let mut trace = Trace { request_id: self.new_uuid(), operation: None, principal: None, told: Told::default() };
         let result = self.serve(&parts, body, source, &mut trace).await;
-        let (operation, request_id) = (trace.operation, trace.request_id.clone());
+        let (asked, request_id) = (trace.operation, trace.request_id.clone());
+        let operation = asked.map_or("Unknown", Operation::name);
         let used = trace.told.used.split_off(0);
         let event = self.event(&parts, source, trace, &result, started.elapsed().as_micros() as u64);
         let outcome = event.outcome.as_str();
@@ -54,8 +55,8 @@ impl Kms {
             Ok(()) => result,
             Err(error) => Err(ApiError::from(error)),
         };
-        if let (Ok(_), Some(operation)) = (&result, Operation::named(operation)) {
-            self.note_use(operation, used, &request_id);
+        if let (Ok(_), Some(asked)) = (&result, asked) {
+            self.note_use(asked, used, &request_id);
         }
         counter!("holdfast_kms_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
         histogram!("holdfast_kms_request_duration_seconds", "operation" => operation)
@@ -92,10 +93,7 @@ impl Kms {
         B: Body<Data = Bytes> + Send,
     {
         let target = header_text(&parts.headers, "x-amz-target");
-        let operation = target.and_then(Operation::parse);
-        if let Some(operation) = operation {
-            trace.operation = operation.name();
-        }
+        trace.operation = target.and_then(Operation::parse);
         let limits = BodyLimits { bytes_max: self.limits.body_bytes_max, timeout: self.limits.body_timeout };
         let body = body::read(body, limits).await?;
         // Not before the body is there: who sends slowly would keep others out.
@@ -105,7 +103,7 @@ impl Kms {
         let (identity, region) = self.directory.authenticate(parts, &body, &self.regions, now)?;
         trace.principal = Some(identity.principal().clone());
         let is_call = parts.method == Method::POST && parts.uri.path() == "/";
-        let Some(operation) = operation.filter(|_| is_call) else {
+        let Some(operation) = trace.operation.filter(|_| is_call) else {
             return Err(ApiError::new("UnknownOperationException", "There is no such operation"));
         };
         let mut call = Call {
@@ -144,7 +142,7 @@ impl Kms {
         context.extend(told.context_sha256.map(|digest| ("encryption-context-sha256", hex(&digest))));
         AuditEvent {
             time: self.ambient.now(),
-            operation,
+            operation: operation.map_or("Unknown", Operation::name),
             principal,
             key: told.key,
             key_version: told.material,
