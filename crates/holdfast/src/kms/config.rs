@@ -210,6 +210,9 @@ impl Config {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
         let silicon_root = raw.silicon.check()?;
+        if raw.listen.host_names.is_empty() {
+            return Err("listen.host_names must name at least one host".into());
+        }
         if raw.kms.regions.is_empty() || !raw.kms.regions.iter().all(|region| is_region(region)) {
             return Err("kms.regions must name at least one region, as us-east-1".into());
         }
@@ -348,6 +351,7 @@ mod tests {
             ("store_budget_ms", "store_bugdet_ms", "unknown field"),
             ("store_budget_ms = 250", "store_budget_ms = 10", "50 to 5000"),
             ("\"us-east-1\"", "\"US East\"", "regions"),
+            ("[\"kms.example.com\"]", "[]", "host_names"),
             ("https://xks.customer.example", "http://xks.customer.example", "https"),
             ("kind = \"software-insecure\"", "kind = \"tpm\"", "software-insecure"),
         ] {
