@@ -5,7 +5,7 @@
 //! then by the other side, so that neither alone can read it.
 //!
 //! Reading order: [`Kms::handle`] (`service`: the life of a request), `call` (what an operation has at hand: the key named, the permit),
-//! `ops` (what is done), `authz` with `policy` and `grants` (who may), `keys` and `blob` (what is kept, what is given out), `stores` (custom
+//! `ops` (what is done), `authz` with `policy` and `grants` (who may), `keys`, `usage` and `blob` (what is kept, what is given out), `stores` (custom
 //! key stores), `error` (what is told). `client` is the dialect from the other side, for storage.
 //!
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
