@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 fn socket_path(directory: &Path) -> io::Result<PathBuf> {
     let whole = directory.canonicalize()?;
     let digest = kdf::sha256(&[whole.as_os_str().as_encoded_bytes()]);
-    let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = holdfast_wire::hex::hex(&digest[..8]);
     let directory = std::env::temp_dir().join(format!("holdfast-{}", rustix::process::geteuid().as_raw()));
     match fs::DirBuilder::new().mode(0o700).create(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

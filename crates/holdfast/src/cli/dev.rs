@@ -17,7 +17,7 @@ use holdfast_managed_hsm::{
     ServiceIdentity,
 };
 use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
-use holdfast_wire::Exchange;
+use holdfast_wire::{Exchange, hex::hex};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
@@ -90,7 +90,7 @@ impl DevClient {
     fn new(opened: &instance::Opened, prefix: String, name: &str) -> Self {
         let mut bytes = [0; 24];
         OsAmbient.fill(&mut bytes);
-        let secret = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let secret = hex(&bytes);
         let client_id = opened.derived_guid(&format!("client {name}"));
         Self { prefix, client_id, object_id: opened.derived_guid(&format!("object {name}")), secret }
     }

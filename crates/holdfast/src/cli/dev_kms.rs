@@ -14,7 +14,7 @@ use holdfast_kms::{
     CredentialConfig, Directory, IdentityConfig, KmsConfig, KmsCredential, KmsKekClient, Limits, ProxyAccess,
     StoreLimits,
 };
-use holdfast_wire::Exchange;
+use holdfast_wire::{Exchange, hex::hex};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ impl DevAccessKey {
     pub(super) fn new() -> Self {
         let mut random = [0; 36];
         OsAmbient.fill(&mut random);
-        let hex: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&random);
         Self { id: format!("HFDEV{}", &hex[..15].to_ascii_uppercase()), secret: hex[16..].to_owned() }
     }
 }

@@ -174,8 +174,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     violations.finish()?;
     check_proxy(&request)?;
     let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
-    let permit = call.permit_apart(KmsAction::CreateCustomKeyStore, "*", With::default())?;
-    permit.spend(KmsAction::CreateCustomKeyStore.core(), &holdfast_core::Resource::Keys)?;
+    allowed(call, KmsAction::CreateCustomKeyStore)?;
     let kind = if request.custom_key_store_type.as_deref() == Some("EXTERNAL_KEY_STORE") {
         let (Some(endpoint), Some(path), Some((access_key_id, secret)), Some(connectivity)) = (
             request.xks_proxy_uri_endpoint.clone(),

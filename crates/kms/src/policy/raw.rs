@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::names::is_account;
+
 use super::{
     Condition, Effect, Either, MalformedPolicy, Pattern, PolicyKind, PrincipalPattern, Statement, json::Strict,
 };
@@ -151,7 +153,6 @@ fn principals_of(value: &Value) -> Result<Vec<PrincipalPattern>, MalformedPolicy
 }
 
 fn aws_principal(text: &str) -> Result<PrincipalPattern, MalformedPolicy> {
-    let is_account = |text: &str| text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
     if text == "*" {
         return Ok(PrincipalPattern::Any);
     }
