@@ -23,6 +23,9 @@ use crate::{
 const TOKEN_MAGIC: &[u8; 4] = b"HFI\x01";
 const TOKEN_HOURS: i64 = 24;
 const EXPIRY_DAYS_MAX: i64 = 365;
+/// The first is meant where none is named.
+const EXPIRATION_MODELS: [&str; 2] = ["KEY_MATERIAL_EXPIRES", "KEY_MATERIAL_DOES_NOT_EXPIRE"];
+const NEW_KEY_MATERIAL: &str = "NEW_KEY_MATERIAL";
 const WRAPPING_ALGORITHMS: &[&str] = &[
     "RSAES_PKCS1_V1_5",
     "RSAES_OAEP_SHA_1",
@@ -174,7 +177,7 @@ struct ImportRequest {
 }
 
 fn expiry(call: &Call<'_>, request: &ImportRequest) -> Result<Option<Timestamp>, ApiError> {
-    if request.expiration_model.as_deref() == Some("KEY_MATERIAL_DOES_NOT_EXPIRE") {
+    if request.expiration_model.as_deref() == Some(EXPIRATION_MODELS[1]) {
         return match request.valid_to {
             None => Ok(None),
             Some(_) => Err(ApiError::validation("ValidTo goes with KEY_MATERIAL_EXPIRES")),
@@ -215,80 +218,94 @@ async fn take_in(
     if new.spec == key.spec { Ok(new) } else { Err(incorrect("it is not of the key's spec")) }
 }
 
-pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    let request: ImportRequest = call.parse()?;
+/// Token and wrapped material, once all members are known to be in bounds.
+fn blobs(request: &ImportRequest) -> Result<(Vec<u8>, Vec<u8>), ApiError> {
     let token = request.import_token.as_ref().map(BlobText::decode).transpose()?;
     let wrapped = request.encrypted_key_material.as_ref().map(BlobText::decode).transpose()?;
     let mut violations = Violations::default();
     let token = violations.blob(token.as_deref(), "importToken", 1, 6144).to_vec();
     let wrapped = violations.blob(wrapped.as_deref(), "encryptedKeyMaterial", 1, 6144).to_vec();
-    let models = ["KEY_MATERIAL_EXPIRES", "KEY_MATERIAL_DOES_NOT_EXPIRE"];
-    violations.one_of(request.expiration_model.as_deref(), "expirationModel", &models);
-    let types = ["NEW_KEY_MATERIAL", "EXISTING_KEY_MATERIAL"];
+    violations.one_of(request.expiration_model.as_deref(), "expirationModel", &EXPIRATION_MODELS);
+    let types = [NEW_KEY_MATERIAL, "EXISTING_KEY_MATERIAL"];
     violations.one_of(request.import_type.as_deref(), "importType", &types);
-    violations.length(
-        request.key_material_description.as_deref().unwrap_or_default(),
-        "keyMaterialDescription",
-        0,
-        256,
-    );
+    let description = request.key_material_description.as_deref().unwrap_or_default();
+    violations.length(description, "keyMaterialDescription", 0, 256);
     violations.finish()?;
+    Ok((token, wrapped))
+}
+
+fn open_token(call: &Call<'_>, key: &KeyEntry, sealed: &[u8]) -> Result<Token, ApiError> {
+    let invalid = || ApiError::new("InvalidImportTokenException", "The import token is not one for this key");
+    let token = call.kms.admin.open_backup(sealed).map_err(|_| invalid())?;
+    let token = Token::decode(token.expose()).filter(|token| token.key == key.name).ok_or_else(invalid)?;
+    if token.expires > call.now {
+        return Ok(token);
+    }
+    Err(ApiError::new("ExpiredImportTokenException", "The import token has expired; get another one"))
+}
+
+/// A masked key to be written: its version, the record's version now, content.
+type BlobWrite = (KeyVersionId, u64, Option<MaskedKey>);
+
+/// Takes the material in, and finds its place among those of the key.
+async fn place(
+    call: &mut Call<'_>,
+    entry: &KeyEntry,
+    request: &ImportRequest,
+    token: &Token,
+    wrapped: &[u8],
+    expires: Option<Timestamp>,
+) -> Result<(Material, BlobWrite), ApiError> {
+    let version = KeyVersionId::from_bytes(call.kms.ambient.random());
+    let new = take_in(call, entry, version, token, wrapped).await?;
+    let known = entry.materials.iter().find(|material| material.check == new.check).cloned();
+    let new_wanted = request.import_type.as_deref() == Some(NEW_KEY_MATERIAL);
+    let rotates = new_wanted && entry.is_symmetric_encryption();
+    let fresh = Material { expires, ..material_of(version, &new, call.now) };
+    let blob = (version, 0, Some(new.masked));
+    match known {
+        // The same again: under its old version, since ciphertexts name that.
+        Some(_)
+            if rotates
+                && request.key_material_id.is_none()
+                && entry.materials.iter().all(|m| m.is_present(call.now)) =>
+        {
+            Err(incorrect("it is key material that the key has already"))
+        }
+        Some(old) => {
+            let again = take_in(call, entry, old.id, token, wrapped).await?;
+            let before = old.blob_version.unwrap_or_default();
+            let blob = (old.id, before, Some(again.masked));
+            Ok((Material { blob_version: Some(before + 1), expires, ..old }, blob))
+        }
+        None if entry.materials.is_empty() => Ok((fresh, blob)),
+        None if rotates => {
+            if entry.materials.iter().any(|material| material.state == MaterialState::PendingRotation) {
+                return Err(ApiError::new("ConflictException", "Key material waits for a rotation already"));
+            }
+            Ok((Material { state: MaterialState::PendingRotation, ..fresh }, blob))
+        }
+        None => Err(incorrect("it is not the key material that this key had")),
+    }
+}
+
+pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: ImportRequest = call.parse()?;
+    let (token, wrapped) = blobs(&request)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
-    let mut facts =
-        vec![("kms:expirationmodel", vec![request.expiration_model.clone().unwrap_or_else(|| models[0].into())])];
+    let model = request.expiration_model.as_deref().unwrap_or(EXPIRATION_MODELS[0]);
+    let mut facts = vec![("kms:expirationmodel", vec![model.to_owned()])];
     facts.extend(request.valid_to.map(|secs| ("kms:validto", vec![(secs as i64).to_string()])));
     let permit = call.permit(KmsAction::ImportKeyMaterial, &key, With { more: &facts, ..With::default() })?;
     must_be_imported(&key)?;
     let expires = expiry(call, &request)?;
-    let invalid = || ApiError::new("InvalidImportTokenException", "The import token is not one for this key");
-    let token = call.kms.admin.open_backup(&token).map_err(|_| invalid())?;
-    let token = Token::decode(token.expose()).filter(|token| token.key == key.name).ok_or_else(invalid)?;
-    if token.expires <= call.now {
-        return Err(ApiError::new("ExpiredImportTokenException", "The import token has expired; get another one"));
-    }
+    let token = open_token(call, &key, &token)?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
     let entry = super::change::current(call, &key)?;
     call.must_not_be(&entry, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    let version = KeyVersionId::from_bytes(kms.ambient.random());
-    let new = take_in(call, &entry, version, &token, &wrapped).await?;
-    let known = entry.materials.iter().find(|material| material.check == new.check).cloned();
-    let new_wanted = request.import_type.as_deref() == Some("NEW_KEY_MATERIAL");
-    let asked_for = request.key_material_id.as_deref();
-    let (material, blob) = match known {
-        // The same again: under its old version, since ciphertexts name that.
-        Some(_)
-            if new_wanted
-                && !entry.materials.is_empty()
-                && entry.is_symmetric_encryption()
-                && asked_for.is_none()
-                && entry.materials.iter().all(|m| m.is_present(call.now)) =>
-        {
-            return Err(incorrect("it is key material that the key has already"));
-        }
-        Some(old) => {
-            let again = take_in(call, &entry, old.id, &token, &wrapped).await?;
-            let before = old.blob_version.unwrap_or_default();
-            let material = Material { blob_version: Some(before + 1), expires, ..old };
-            let blob = (material.id, before, Some(again.masked));
-            (material, blob)
-        }
-        None if entry.materials.is_empty() => {
-            let blob = (version, 0, Some(new.masked.clone()));
-            (Material { expires, ..material_of(version, &new, call.now) }, blob)
-        }
-        None if new_wanted && entry.is_symmetric_encryption() => {
-            let waits = |material: &Material| material.state == MaterialState::PendingRotation;
-            if entry.materials.iter().any(waits) {
-                return Err(ApiError::new("ConflictException", "Key material waits for a rotation already"));
-            }
-            let material =
-                Material { expires, state: MaterialState::PendingRotation, ..material_of(version, &new, call.now) };
-            (material, (version, 0, Some(new.masked.clone())))
-        }
-        None => return Err(incorrect("it is not the key material that this key had")),
-    };
-    if asked_for.is_some_and(|id| id != material.wire_id()) {
+    let (material, blob) = place(call, &entry, &request, &token, &wrapped, expires).await?;
+    if request.key_material_id.as_deref().is_some_and(|id| id != material.wire_id()) {
         return Err(incorrect("its id is another one"));
     }
     let material = Material {
