@@ -29,6 +29,11 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
         "key management with boto3, aws and the Encryption SDK",
         program(&pytest, &["tests/kms", "-q", "--durations=5"]),
     )?;
+    let clients = python_environment("clients")?;
+    python_environment("clients-old")?;
+    node_packages()?;
+    let pytest = clients.join("bin/pytest").to_string_lossy().into_owned();
+    step("whole clients", program(&pytest, &["tests/clients", "-q", "--durations=5"]))?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
     step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
@@ -49,6 +54,15 @@ fn install_tools() -> Result<(), String> {
     }
     if !works("rclone", &["version"]) {
         packages.push("rclone");
+    }
+    if !works("restic", &["version"]) {
+        packages.push("restic");
+    }
+    if !works("s3cmd", &["--version"]) {
+        packages.push("s3cmd");
+    }
+    if !works("npm", &["--version"]) {
+        packages.extend(["nodejs", "npm"]);
     }
     if !works("softhsm2-util", &["--version"]) {
         packages.push("softhsm2");
@@ -88,4 +102,26 @@ fn python_environment(name: &str) -> Result<PathBuf, String> {
     step(&format!("packages of {name}"), program(&pip, &["install", "--quiet", "-r", &file]))?;
     fs::write(&stamp, wanted).map_err(|error| error.to_string())?;
     Ok(directory)
+}
+
+/// The npm packages of `tests/clients/package-lock.json`, outside of the sources, installed again when that file changes.
+fn node_packages() -> Result<(), String> {
+    let source = root().join("tests/clients");
+    let directory = root().join("target/node-clients");
+    let read = |path: PathBuf| fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()));
+    let wanted = read(source.join("package-lock.json"))?;
+    let stamp = directory.join("installed.json");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(source.join(file), directory.join(file)).map_err(|error| error.to_string())?;
+    }
+    let path = directory.to_string_lossy().into_owned();
+    step(
+        "packages of node",
+        program("npm", &["ci", "--prefix", &path, "--no-audit", "--no-fund", "--ignore-scripts"]),
+    )?;
+    fs::write(&stamp, wanted).map_err(|error| error.to_string())
 }
