@@ -20,6 +20,7 @@ use crate::{
     encryption::Key,
     error::{damaged, error, from_kek, from_store, invalid_request},
     format::{CHUNK_BYTES, StreamIdentity, StreamKeys, StreamSealer, chunk_count},
+    readers::Hold,
     record::{ChecksumRecord, Id, StreamRecord},
 };
 
@@ -153,6 +154,8 @@ impl Storage {
         body: Option<StreamingBlob>,
         claims: Claims,
     ) -> S3Result<Written> {
+        // Who announces more than fits is told before he sends it.
+        self.must_have_room(claims.content_length.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))?;
         let stream = Id::random(self.ambient());
         let identity = StreamIdentity {
             dek: target.dek.unwrap_or(Id([0; 16])),
@@ -189,6 +192,7 @@ impl Storage {
             for piece in pieces.drain(..) {
                 // A slow upload does not outlive the permission to write under the key.
                 self.still_allowed(&mut key).await.map_err(from_kek)?;
+                self.must_have_room(piece.len() as u64)?;
                 self.blob_writer(&mut blob, stream).await?.write(piece).await.map_err(from_store)?;
             }
         }
@@ -297,6 +301,8 @@ struct Reader {
     key: Key,
     segments: VecDeque<Segment>,
     open: Option<OpenSegment>,
+    /// The blobs stay for as long as this reads them.
+    _hold: Option<Arc<Hold>>,
 }
 
 struct OpenSegment {
@@ -319,9 +325,11 @@ impl Storage {
         (bucket, object, dek): (Id, Id, Option<Id>),
         key: Key,
         segments: Vec<Segment>,
+        hold: Option<Arc<Hold>>,
     ) -> S3Result<StreamingBlob> {
         let identity = StreamIdentity { dek: dek.unwrap_or(Id([0; 16])), bucket, object, stream: Id([0; 16]) };
-        let mut reader = Reader { storage: Arc::clone(self), identity, key, segments: segments.into(), open: None };
+        let segments = segments.into();
+        let mut reader = Reader { storage: Arc::clone(self), identity, key, segments, open: None, _hold: hold };
         let Some(first) = reader.next().await? else { return Ok(StreamingBlob::from(s3s::Body::empty())) };
         let rest = stream::unfold(Some(reader), |reader| async {
             let mut reader = reader?;

@@ -1,92 +1,226 @@
-//! What is deleted in the background: blobs that nothing refers to any more, and orphans of crashes.
+//! What goes on in the background: blobs that nothing refers to any more are deleted, as soon as nobody reads them; what big changes
+//! left behind is cleared away in small commits; orphans of crashes are found.
+//!
+//! Whatever is interrupted here is done again: a row that asks for something goes only after it was done.
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, ops::ControlFlow, sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream};
 use holdfast_core::{BlobId, IndexWrite};
 use s3s::S3Result;
 
 use crate::{
     Storage,
-    ops::versions::record_of,
-    record::{self, Id, ManifestPart, PartRecord},
+    record::{self, CompletedRecord, FORMAT, Id, ManifestPart, PartRecord, UploadRecord, Waste},
     rows,
+    view::{decode_manifest, record_of, waste},
 };
 
 /// A blob without an owner is an orphan at this age: no request takes longer to name what it wrote.
 const ORPHAN_AGE_SECS: u64 = 24 * 3600;
-/// Garbage rows taken in one pass: some 50 MB of memory.
-const BATCH: usize = 1_000_000;
+/// Rows that one commit of the collector changes: a millisecond or two in which others wait.
+const ROWS_A_COMMIT: usize = 256;
+/// Blobs deleted at a time.
+const DELETIONS_AT_ONCE: usize = 8;
+/// How long the answer to a completed upload is remembered. A client that lost it asks again within minutes.
+const COMPLETED_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Readers that began before a blob became garbage have this long to end.
-const GARBAGE_AGE: Duration = Duration::from_secs(15 * 60);
-
-/// Garbage, and when it was first seen.
-#[derive(Default)]
-pub struct Collector {
-    seen: HashMap<Id, Instant>,
-}
-
-impl Collector {
-    /// One pass: deletes garbage that is old enough, remembers what is new. Says how many blobs were deleted.
-    pub async fn pass(&mut self, storage: &Storage) -> usize {
-        self.pass_at(storage, Instant::now()).await
-    }
-
-    async fn pass_at(&mut self, storage: &Storage, now: Instant) -> usize {
-        storage.deks.sweep();
-        let rows = match storage.garbage() {
-            Ok(rows) => rows,
-            Err(error) => {
-                tracing::warn!(%error, "garbage could not be listed");
-                return 0;
-            }
-        };
-        let mut seen = HashMap::with_capacity(rows.len());
-        let mut old = Vec::new();
-        for id in rows {
-            let since = *self.seen.get(&id).unwrap_or(&now);
-            seen.insert(id, since);
-            if now.duration_since(since) >= GARBAGE_AGE {
-                old.push(id);
-            }
-        }
-        self.seen = seen;
-        let mut deleted = Vec::new();
-        for id in old {
-            match storage.blobs.delete(id.blob()).await {
-                Ok(()) => deleted.push(id),
-                Err(error) => tracing::warn!(%error, blob = %id, "a blob could not be deleted"),
-            }
-        }
-        let count = deleted.len();
-        if count > 0 {
-            let forgotten = storage
-                .transact(move |_| {
-                    Ok(((), deleted.into_iter().map(|id| IndexWrite::remove(rows::garbage(id))).collect()))
-                })
-                .await;
-            if let Err(error) = forgotten {
-                tracing::warn!(%error, "deleted blobs could not be struck off");
-            }
-        }
-        count
-    }
+/// A blob to be deleted, and the object whose readers it waits for.
+struct Garbage {
+    blob: Id,
+    object: Option<Id>,
 }
 
 impl Storage {
-    fn garbage(&self) -> S3Result<Vec<Id>> {
+    /// Waits until there may be something to collect.
+    pub async fn collectable(&self) {
+        tokio::select! {
+            () = self.discarded.notified() => {}
+            () = self.readers.ended() => {}
+        }
+    }
+
+    /// One pass: deletes all garbage that nobody reads. Says how many blobs were deleted.
+    pub async fn collect(&self) -> usize {
+        self.deks.sweep();
+        let deleted = self.collect_all().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "garbage could not be collected");
+            0
+        });
+        metrics::counter!("holdfast_storage_blobs_collected_total").increment(deleted as u64);
+        deleted
+    }
+
+    async fn collect_all(&self) -> S3Result<usize> {
+        Ok(self.collect_garbage().await? + self.collect_waste().await?)
+    }
+
+    async fn collect_garbage(&self) -> S3Result<usize> {
+        let (mut deleted, mut from, mut kept) = (0, rows::all_garbage(), 0_usize);
+        loop {
+            let page = self.garbage(&from)?;
+            let Some(last) = page.last() else { break };
+            from = [rows::garbage(last.blob), vec![0]].concat();
+            self.readers.settle();
+            let (held, free): (Vec<_>, Vec<_>) =
+                page.into_iter().partition(|garbage| garbage.object.is_some_and(|object| self.readers.holds(object)));
+            kept += held.len();
+            let gone = self.delete_blobs(free.into_iter().map(|garbage| garbage.blob).collect()).await;
+            deleted += gone.len();
+            self.write(gone.into_iter().map(|id| IndexWrite::remove(rows::garbage(id))).collect()).await?;
+        }
+        metrics::gauge!("holdfast_storage_garbage_blobs_held").set(kept as f64);
+        Ok(deleted)
+    }
+
+    /// A page of blobs to be deleted.
+    fn garbage(&self, from: &[u8]) -> S3Result<Vec<Garbage>> {
         self.look(|view| {
             let mut found = Vec::new();
-            view.scan(&rows::all_garbage(), &rows::all_garbage(), |row, _| {
-                found.extend(row.get(1..17).and_then(|id| id.try_into().ok()).map(Id));
-                Ok(if found.len() == BATCH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            view.scan(from, &rows::all_garbage(), |row, object| {
+                let blob = rows::collected_id(row);
+                found.extend(blob.map(|blob| Garbage { blob, object: object.try_into().ok().map(Id) }));
+                Ok(if found.len() == ROWS_A_COMMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
             Ok(found)
         })
+    }
+
+    /// Says which are gone.
+    async fn delete_blobs(&self, blobs: Vec<Id>) -> Vec<Id> {
+        let store = Arc::clone(&self.blobs);
+        let deletions = stream::iter(blobs).map(move |id| {
+            let store = Arc::clone(&store);
+            async move {
+                let deleted = store.delete(id.blob()).await;
+                deleted
+                    .map(|()| id)
+                    .inspect_err(|error| tracing::warn!(%error, blob = %id, "a blob could not be deleted"))
+            }
+        });
+        let gone: Vec<_> = deletions.buffer_unordered(DELETIONS_AT_ONCE).collect().await;
+        gone.into_iter().flatten().collect()
+    }
+
+    async fn write(&self, writes: Vec<IndexWrite>) -> S3Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.transact(move |_| Ok(((), writes))).await
+    }
+
+    async fn collect_waste(&self) -> S3Result<usize> {
+        let (mut deleted, mut from) = (0, rows::all_waste());
+        loop {
+            let next = self.look(|view| {
+                let mut next = None;
+                view.scan(&from, &rows::all_waste(), |row, value| {
+                    next = rows::collected_id(row).zip(record::decode::<Waste>(value).map(|(what, _)| what));
+                    Ok(ControlFlow::Break(()))
+                })?;
+                Ok(next)
+            })?;
+            let Some((id, what)) = next else { return Ok(deleted) };
+            from = [rows::waste(id), vec![0]].concat();
+            deleted += match what {
+                Waste::Manifest { .. } => self.clear_manifest(id).await?,
+                Waste::Parts { object, .. } => self.clear_parts(id, object).await?,
+                Waste::Uploads { .. } => self.clear_uploads(id).await?,
+            };
+        }
+    }
+
+    /// A discarded object of many parts, when its last reader has ended.
+    async fn clear_manifest(&self, object: Id) -> S3Result<usize> {
+        self.readers.settle();
+        if self.readers.holds(object) {
+            return Ok(0);
+        }
+        let parts = self.manifest_of(object)?.unwrap_or_default();
+        let gone = self.delete_blobs(parts.iter().map(|part| part.stream.id).collect()).await;
+        if gone.len() == parts.len() {
+            self.write(vec![IndexWrite::remove(rows::manifest(object)), IndexWrite::remove(rows::waste(object))])
+                .await?;
+        }
+        Ok(gone.len())
+    }
+
+    fn manifest_of(&self, object: Id) -> S3Result<Option<Vec<ManifestPart>>> {
+        self.look(|view| view.find_manifest(object)?.as_deref().map(decode_manifest).transpose())
+    }
+
+    /// The parts of an upload that is over. Those that became a part of the object stay, if it is still there: an object without a
+    /// manifest was discarded, and its blobs with it.
+    async fn clear_parts(&self, upload: Id, object: Option<Id>) -> S3Result<usize> {
+        let manifest = object.map(|object| self.manifest_of(object)).transpose()?.flatten().unwrap_or_default();
+        let kept: HashSet<Id> = manifest.into_iter().map(|part| part.stream.id).collect();
+        let mut deleted = 0;
+        loop {
+            let parts = self.look(|view| view.parts(upload, 0, ROWS_A_COMMIT))?;
+            if parts.is_empty() {
+                self.write(vec![IndexWrite::remove(rows::waste(upload))]).await?;
+                return Ok(deleted);
+            }
+            let unused = parts.iter().map(|part| part.stream.id).filter(|id| !kept.contains(id)).collect();
+            let gone: HashSet<Id> = self.delete_blobs(unused).await.into_iter().collect();
+            deleted += gone.len();
+            let done = parts.iter().filter(|part| kept.contains(&part.stream.id) || gone.contains(&part.stream.id));
+            let writes: Vec<_> = done.map(|part| IndexWrite::remove(rows::part(upload, part.number))).collect();
+            let all = writes.len() == parts.len();
+            self.write(writes).await?;
+            if !all {
+                return Ok(deleted);
+            }
+        }
+    }
+
+    /// The uploads that were under way in a bucket that is deleted.
+    async fn clear_uploads(&self, bucket: Id) -> S3Result<usize> {
+        loop {
+            let uploads = self.look(|view| {
+                let (mut uploads, all) = (Vec::new(), rows::uploads(bucket));
+                view.scan(&all, &all, |row, value| {
+                    uploads.push((row.to_vec(), record::decode::<UploadRecord>(value).map(|(upload, _)| upload.id)));
+                    Ok(if uploads.len() == ROWS_A_COMMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+                })?;
+                Ok(uploads)
+            })?;
+            let mut writes = Vec::new();
+            for (row, id) in uploads {
+                writes.push(IndexWrite::remove(row));
+                writes.extend(id.map(|id| waste(id, &Waste::Parts { v: FORMAT, object: None })));
+            }
+            if writes.is_empty() {
+                self.write(vec![IndexWrite::remove(rows::waste(bucket))]).await?;
+                return Ok(0);
+            }
+            self.write(writes).await?;
+        }
+    }
+
+    /// Forgets answers that were given long ago. Says how many.
+    ///
+    /// # Errors
+    /// If the index cannot be read or written.
+    pub async fn forget_completed(&self) -> Result<usize, String> {
+        let oldest = self.now_millis() - i64::try_from(COMPLETED_AGE.as_millis()).unwrap_or(i64::MAX);
+        let old = self.look(|view| {
+            let mut old = Vec::new();
+            view.scan(&rows::all_completed(), &rows::all_completed(), |row, value| {
+                let done: Option<(CompletedRecord, _)> = record::decode(value);
+                if done.is_none_or(|(done, _)| done.completed < oldest) {
+                    old.push(IndexWrite::remove(row.to_vec()));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(old)
+        });
+        let old = old.map_err(|error| error.to_string())?;
+        let count = old.len();
+        for rows in old.chunks(ROWS_A_COMMIT) {
+            self.write(rows.to_vec()).await.map_err(|error| error.to_string())?;
+        }
+        Ok(count)
     }
 
     /// Every blob that something refers to.
@@ -100,7 +234,7 @@ impl Storage {
                 })?;
             }
             view.scan(&rows::all_manifests(), &rows::all_manifests(), |_, value| {
-                let parts: Vec<ManifestPart> = crate::view::decode_manifest(value)?;
+                let parts: Vec<ManifestPart> = decode_manifest(value)?;
                 all.extend(parts.iter().map(|part| part.stream.id.blob()));
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -109,7 +243,7 @@ impl Storage {
                 Ok(ControlFlow::Continue(()))
             })?;
             view.scan(&rows::all_garbage(), &rows::all_garbage(), |row, _| {
-                all.extend(row.get(1..17).and_then(|id| id.try_into().ok()).map(|id| Id(id).blob()));
+                all.extend(rows::collected_id(row).map(Id::blob));
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(all)
@@ -141,122 +275,4 @@ impl Storage {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use async_trait::async_trait;
-    use bytes::Bytes;
-    use holdfast_core::{Ambient, BlobStore, BlobWriter, KekError, KekService, StoreError, Timestamp, WrappedDek};
-    use holdfast_crypto::SecretBytes;
-    use holdfast_store::MemoryIndex;
-
-    use super::*;
-    use crate::{DekCacheLimits, Seams, StorageConfig};
-
-    struct Still;
-    impl Ambient for Still {
-        fn now(&self) -> Timestamp {
-            Timestamp::default()
-        }
-        fn fill(&self, out: &mut [u8]) {
-            out.fill(0);
-        }
-    }
-
-    struct NoKeks;
-    #[async_trait]
-    impl KekService for NoKeks {
-        async fn wrap(&self, kek: &str, _: &SecretBytes) -> Result<WrappedDek, KekError> {
-            Err(KekError::NotFound(kek.into()))
-        }
-        async fn unwrap(&self, wrapped: &WrappedDek) -> Result<SecretBytes, KekError> {
-            Err(KekError::NotFound(wrapped.kek_url.clone()))
-        }
-        async fn newest_version(&self, kek: &str) -> Result<String, KekError> {
-            Err(KekError::NotFound(kek.into()))
-        }
-        fn knows(&self, _: &str) -> bool {
-            false
-        }
-        fn without_version(&self, kek: &str) -> String {
-            kek.into()
-        }
-    }
-
-    /// Names of blobs, without bytes.
-    #[derive(Default)]
-    struct Names(Mutex<HashSet<BlobId>>);
-    #[async_trait]
-    impl BlobStore for Names {
-        async fn create(&self, _: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
-            Err(StoreError::Busy)
-        }
-        async fn read(&self, _: BlobId, _: u64, _: usize) -> Result<Bytes, StoreError> {
-            Err(StoreError::Damaged)
-        }
-        async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
-            self.0.lock().unwrap().remove(&id);
-            Ok(())
-        }
-        async fn list_older(&self, _: u64) -> Result<Vec<BlobId>, StoreError> {
-            Ok(self.0.lock().unwrap().iter().copied().collect())
-        }
-    }
-
-    fn storage() -> (Arc<Storage>, Arc<Names>) {
-        let blobs = Arc::new(Names::default());
-        let seams = Seams {
-            keks: Arc::new(NoKeks),
-            index: Arc::new(MemoryIndex::default()),
-            blobs: Arc::clone(&blobs) as _,
-            ambient: Arc::new(Still),
-        };
-        let config = StorageConfig {
-            default_kek: String::new(),
-            deks: DekCacheLimits::default(),
-            encryption_off: false,
-            region: String::new(),
-        };
-        (Storage::open(seams, config), blobs)
-    }
-
-    fn blob(byte: u8) -> Id {
-        Id([byte; 16])
-    }
-
-    async fn put(storage: &Storage, row: Vec<u8>, value: Vec<u8>) {
-        storage.transact(move |_| Ok(((), vec![IndexWrite::put(row, value)]))).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn garbage_goes_at_its_age_and_not_before() {
-        let (storage, blobs) = storage();
-        blobs.0.lock().unwrap().extend([blob(1).blob(), blob(2).blob(), blob(3).blob()]);
-        put(&storage, rows::garbage(blob(1)), Vec::new()).await;
-        let (mut collector, begun) = (Collector::default(), Instant::now());
-        assert_eq!(collector.pass_at(&storage, begun).await, 0);
-        put(&storage, rows::garbage(blob(2)), Vec::new()).await;
-        let almost = begun + GARBAGE_AGE - Duration::from_secs(1);
-        assert_eq!(collector.pass_at(&storage, almost).await, 0, "readers may still need it");
-        assert_eq!(collector.pass_at(&storage, begun + GARBAGE_AGE).await, 1, "the first, and not the one seen later");
-        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([blob(2).blob(), blob(3).blob()]));
-        assert_eq!(collector.pass_at(&storage, almost + GARBAGE_AGE).await, 1);
-        assert_eq!(storage.garbage().unwrap(), [], "both are struck off");
-        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([blob(3).blob()]), "what is no garbage stays");
-    }
-
-    #[tokio::test]
-    async fn an_orphan_is_what_no_row_names() {
-        let (storage, blobs) = storage();
-        blobs.0.lock().unwrap().extend([1, 2, 3, 4].map(|byte| blob(byte).blob()));
-        let stream = |id| crate::record::StreamRecord { id, size: 1, inline: false };
-        let part =
-            PartRecord { v: 1, number: 1, stream: stream(blob(1)), etag: String::new(), modified: 0, checksum: None };
-        put(&storage, rows::part(blob(9), 1), record::encode(&part, &[])).await;
-        let manifest = [ManifestPart { number: 1, stream: stream(blob(2)), checksum: None }];
-        put(&storage, rows::manifest(blob(8)), serde_json::to_vec(&manifest).unwrap()).await;
-        put(&storage, rows::garbage(blob(3)), Vec::new()).await;
-        assert_eq!(storage.collect_orphans(true).await, Ok(1));
-        assert_eq!(*blobs.0.lock().unwrap(), HashSet::from([1, 2, 3].map(|byte| blob(byte).blob())));
-    }
-}
+mod tests;

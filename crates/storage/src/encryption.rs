@@ -305,7 +305,7 @@ impl Storage {
         Ok(())
     }
 
-    /// What answers say of an object's encryption.
+    /// What answers say of an object's encryption: the KEK as it was asked for, though its versions come and go.
     pub(crate) fn told(&self, bucket: &BucketRecord, encryption: &Encryption) -> Told {
         let mut told = Told::default();
         match encryption {
@@ -316,16 +316,16 @@ impl Storage {
                 told.sse = Some(dto::ServerSideEncryption::from_static("aws:kms"));
                 let find = |bucket: &BucketRecord| {
                     let container = bucket.deks.iter().find(|container| container.id == *dek);
-                    container.map(|container| container.envelope.kek_url.clone())
+                    container.map(|container| container.kek.clone())
                 };
                 // The DEK may have been made for this very request, after the bucket was looked at.
                 let now = || self.look(|view| view.bucket(&bucket.name)).ok().as_ref().and_then(find);
                 told.kek = find(bucket).or_else(now);
                 told.bucket_key = Some(true);
             }
-            Encryption::Object { envelope, .. } => {
+            Encryption::Object { kek, .. } => {
                 told.sse = Some(dto::ServerSideEncryption::from_static("aws:kms"));
-                told.kek = Some(envelope.kek_url.clone());
+                told.kek = Some(kek.clone());
             }
             Encryption::Customer { key_md5 } => {
                 told.customer_algorithm = Some("AES256".into());

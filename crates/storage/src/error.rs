@@ -1,8 +1,9 @@
 //! The exhaustive maps into S3's errors. Revoked is 4xx, which SDKs do not retry; unavailable is 503, which they do.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_core::{KekError, StoreError};
-use http::StatusCode;
-use s3s::{S3Error, S3ErrorCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use s3s::{Body, S3Error, S3ErrorCode};
 
 pub(crate) fn error(code: S3ErrorCode, message: impl Into<std::borrow::Cow<'static, str>>) -> S3Error {
     S3Error::with_message(code, message)
@@ -25,6 +26,53 @@ pub(crate) fn custom(code: &'static str, status: StatusCode, message: String) ->
     let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), message);
     error.set_status_code(status);
     error
+}
+
+/// Carries members of an error's body from where it is made to [`finished`]: s3s has a place for code and message only.
+const MEMBERS: HeaderName = HeaderName::from_static("x-holdfast-error-members");
+
+/// Adds members to the body of an error, such as `Condition`.
+pub(crate) fn with_members(mut error: S3Error, members: &[(&str, &str)]) -> S3Error {
+    let encoded = BASE64.encode(serde_json::to_vec(members).unwrap_or_default());
+    let mut headers = error.headers().cloned().unwrap_or_default();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    headers.insert(MEMBERS, HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static("")));
+    error.set_headers(headers);
+    error
+}
+
+/// An answer as it goes out: the members that an error was given stand in its body.
+#[must_use]
+pub fn finished(mut response: Response<Body>) -> Response<Body> {
+    let Some(encoded) = response.headers_mut().remove(MEMBERS) else { return response };
+    let members = BASE64.decode(encoded.as_bytes()).ok();
+    let members: Option<Vec<(String, String)>> = members.and_then(|json| serde_json::from_slice(&json).ok());
+    let body = response.body().bytes().and_then(|body| String::from_utf8(body.to_vec()).ok());
+    if let (Some(members), Some(body)) = (members, body)
+        && let Some((head, tail)) = body.rsplit_once("</Error>")
+    {
+        let mut whole = head.to_owned();
+        for (name, value) in members {
+            whole.push_str(&format!("<{name}>{}</{name}>", xml_escaped(&value)));
+        }
+        *response.body_mut() = Body::from(format!("{whole}</Error>{tail}"));
+    }
+    response
+}
+
+/// Text as XML has it; what XML 1.0 cannot carry at all becomes a replacement character.
+fn xml_escaped(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
+        match char {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\t' | '\n' | '\r' => out.push_str(&format!("&#{};", u32::from(char))),
+            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push(char::REPLACEMENT_CHARACTER),
+            char => out.push(char),
+        }
+        out
+    })
 }
 
 /// What was stored is not what comes back. The cause stays in the log.

@@ -76,7 +76,7 @@ pub fn envelope_in(index: &dyn Index, dek: &str, object: &str) -> Option<String>
         // An object that was moved to another KEK keeps the id of its container's DEK.
         for rows in [rows::all_objects(), rows::all_versions()] {
             view.scan(&rows, &rows, |_, value| {
-                let record = crate::ops::versions::record_of(value)?;
+                let record = crate::view::record_of(value)?;
                 if let Encryption::Object { dek: known, envelope, .. } = record.encryption
                     && known == dek
                     && record.object.to_string() == object

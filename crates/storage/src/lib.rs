@@ -17,10 +17,15 @@ mod error;
 mod format;
 mod inspect;
 mod ops;
+mod readers;
 mod record;
 mod rewrap;
+mod room;
 mod rows;
 mod s3;
+#[cfg(test)]
+mod twins;
+mod versions;
 mod view;
 
 use std::sync::{
@@ -28,15 +33,18 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-pub use collect::Collector;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
+pub use error::finished;
 use error::from_store;
 use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService};
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
+use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
+pub use room::{Room, RoomLeft};
 pub use s3::{AccessKey, service};
 use s3s::{S3ErrorCode, S3Result};
+use tokio::sync::Notify;
 use view::View;
 
 /// What the role stands on.
@@ -49,6 +57,8 @@ pub struct Seams {
     pub blobs: Arc<dyn BlobStore>,
     /// Clock and entropy.
     pub ambient: Arc<dyn Ambient>,
+    /// How much may still be written.
+    pub room: Arc<dyn Room>,
 }
 
 /// How the role behaves.
@@ -71,17 +81,23 @@ pub struct Storage {
     index: Arc<dyn Index>,
     blobs: Arc<dyn BlobStore>,
     ambient: Arc<dyn Ambient>,
+    room: Arc<dyn Room>,
     /// Whether the key service answered when it was last asked in the background.
     keks_reachable: AtomicBool,
+    readers: Arc<Readers>,
+    /// Told when a commit has left something for the collector.
+    discarded: Notify,
 }
 
 impl Storage {
     /// Opens the service. It starts, and does all that needs no key, while the key service is away.
     #[must_use]
     pub fn open(seams: Seams, config: StorageConfig) -> Arc<Self> {
-        let Seams { keks, index, blobs, ambient } = seams;
+        let Seams { keks, index, blobs, ambient, room } = seams;
         let deks = DekCache::new(keks, config.deks);
-        Arc::new(Self { config, deks, index, blobs, ambient, keks_reachable: AtomicBool::new(true) })
+        let keks_reachable = AtomicBool::new(true);
+        let (readers, discarded) = (Arc::default(), Notify::new());
+        Arc::new(Self { config, deks, index, blobs, ambient, room, keks_reachable, readers, discarded })
     }
 
     /// Drops all unwrapped DEKs at once; says how many there were.
@@ -116,6 +132,8 @@ impl Storage {
     ) -> S3Result<T> {
         let slot = Arc::new(Mutex::new(None));
         let decided = Arc::clone(&slot);
+        let discards = Arc::new(AtomicBool::new(false));
+        let discarded = Arc::clone(&discards);
         let committed = self
             .index
             .commit(Box::new(move |reader| {
@@ -123,11 +141,16 @@ impl Storage {
                     Ok((value, writes)) => (Ok(value), writes),
                     Err(error) => (Err(error), Vec::new()),
                 };
+                let leaves = |write: &IndexWrite| write.value.is_some() && rows::is_for_collector(&write.key);
+                discarded.store(writes.iter().any(leaves), Ordering::Relaxed);
                 *decided.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 Ok(writes)
             }))
             .await;
         committed.map_err(from_store)?;
+        if discards.load(Ordering::Relaxed) {
+            self.discarded.notify_one();
+        }
         let outcome = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         outcome.unwrap_or_else(|| Err(error::error(S3ErrorCode::InternalError, "The change was not decided")))
     }

@@ -18,6 +18,13 @@ impl Id {
         Self(ambient.random())
     }
 
+    /// In order of time: 6 bytes of milliseconds since 1970, the rest at random.
+    pub(crate) fn random_at(ambient: &dyn Ambient, millis: i64) -> Self {
+        let mut id: [u8; 16] = ambient.random();
+        id[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+        Self(id)
+    }
+
     pub(crate) fn parse(hex: &str) -> Option<Self> {
         holdfast_core::BlobId::parse(hex).map(|id| Self(id.0))
     }
@@ -128,6 +135,10 @@ pub(crate) struct BucketRecord {
     pub deks: Vec<ContainerDek>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(String, String)>,
+    /// Whether every listed `null` version of this bucket has a row that says its place. Not so in buckets from before there
+    /// were such rows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nulls: bool,
 }
 
 /// How an object is encrypted.
@@ -196,7 +207,7 @@ pub(crate) struct ObjectRecord {
     pub key: String,
     /// This generation of the object; a part of every key derived for it.
     pub object: Id,
-    /// `null`, or 32 hex digits.
+    /// See `versions`; empty while its place is not known.
     pub version: String,
     /// Order of versions of a key: larger is newer.
     pub seq: u64,
@@ -232,14 +243,19 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero_u64(number: &u64) -> bool {
+    *number == 0
+}
+
 impl ObjectRecord {
     /// A version that is about to be made; what its body gives, and the MAC, come later.
-    pub(crate) fn new(key: String, object: Id, version: String, modified: i64, encryption: Encryption) -> Self {
+    pub(crate) fn new(key: String, object: Id, modified: i64, encryption: Encryption) -> Self {
         Self {
             v: FORMAT,
             key,
             object,
-            version,
+            version: String::new(),
             seq: 0,
             modified,
             size: 0,
@@ -256,21 +272,17 @@ impl ObjectRecord {
         }
     }
 
-    /// Takes over what writing the body gave, and authenticates the whole.
-    pub(crate) fn complete(&mut self, written: &crate::body::Written, dek: Option<&SecretBytes>, bucket: Id) {
+    /// Takes over what writing the body gave.
+    pub(crate) fn complete(&mut self, written: &crate::body::Written) {
         self.size = written.stream.size;
         self.stream = Some(written.stream.clone());
         self.etag.clone_from(&written.etag);
         self.checksum.clone_from(&written.checksum);
-        if let Some(dek) = dek {
-            self.authenticate(dek, bucket, None);
-        }
     }
 
     /// What the MAC is over: everything but the envelope (rewrapping changes it), the tags, and the MAC itself. Order of
     /// versions is kept by the index alone.
-    fn canonical(&self, bucket: Id, manifest: Option<&[u8]>) -> Vec<u8> {
-        let manifest = manifest.map(|bytes| BASE64.encode(holdfast_crypto::kdf::sha256(&[bytes])));
+    fn canonical(&self, bucket: Id, manifest: Option<&ManifestDigest>) -> Vec<u8> {
         let content = serde_json::to_string(&self.content).unwrap_or_default();
         let checksum = serde_json::to_string(&self.checksum).unwrap_or_default();
         let stream = serde_json::to_string(&self.stream).unwrap_or_default();
@@ -286,7 +298,7 @@ impl ObjectRecord {
             self.parts.to_string(),
             content,
             checksum,
-            manifest.unwrap_or_default(),
+            manifest.map(|digest| digest.0.clone()).unwrap_or_default(),
         ];
         let mut out = Vec::new();
         for field in fields {
@@ -296,18 +308,18 @@ impl ObjectRecord {
         out
     }
 
-    fn mac_under(&self, dek: &SecretBytes, bucket: Id, manifest: Option<&[u8]>) -> Option<String> {
+    fn mac_under(&self, dek: &SecretBytes, bucket: Id, manifest: Option<&ManifestDigest>) -> Option<String> {
         let mac = crate::format::metadata_mac(dek, self.object, &self.canonical(bucket, manifest)).ok()?;
         Some(BASE64.encode(mac))
     }
 
     /// Sets the MAC.
-    pub(crate) fn authenticate(&mut self, dek: &SecretBytes, bucket: Id, manifest: Option<&[u8]>) {
+    pub(crate) fn authenticate(&mut self, dek: &SecretBytes, bucket: Id, manifest: Option<&ManifestDigest>) {
         self.mac = self.mac_under(dek, bucket, manifest).unwrap_or_default();
     }
 
     /// Whether the MAC holds.
-    pub(crate) fn is_authentic(&self, dek: &SecretBytes, bucket: Id, manifest: Option<&[u8]>) -> bool {
+    pub(crate) fn is_authentic(&self, dek: &SecretBytes, bucket: Id, manifest: Option<&ManifestDigest>) -> bool {
         let expected = self.mac_under(dek, bucket, manifest);
         expected.is_some_and(|mac| holdfast_crypto::secret::ct_eq(mac.as_bytes(), self.mac.as_bytes()))
     }
@@ -318,6 +330,15 @@ impl ObjectRecord {
             Encryption::Container { dek, .. } | Encryption::Object { dek, .. } => Some(*dek),
             Encryption::Customer { .. } | Encryption::Off => None,
         }
+    }
+}
+
+/// SHA-256 of a manifest in base64: what an object's MAC has of it.
+pub(crate) struct ManifestDigest(String);
+
+impl ManifestDigest {
+    pub(crate) fn of(manifest: &[u8]) -> Self {
+        Self(BASE64.encode(holdfast_crypto::kdf::sha256(&[manifest])))
     }
 }
 
@@ -346,6 +367,48 @@ pub(crate) struct UploadRecord {
     pub checksum_full_object: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(String, String)>,
+    /// What was the newest version of the key when the upload began: `""` if there was none. Not known of uploads from before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub began_on: Option<String>,
+    /// One more with each part that took its place.
+    #[serde(default, skip_serializing_if = "is_zero_u64")]
+    pub changes: u64,
+}
+
+/// An upload that was completed: what its answer was, in case that was lost and the request is sent again.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct CompletedRecord {
+    pub v: u8,
+    pub completed: i64,
+    /// SHA-256 of the list of parts, in base64: another list is another request.
+    pub parts: String,
+    pub etag: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sse: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kek: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bucket_key: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<ChecksumRecord>,
+}
+
+/// What is left behind by a change that moved on at once, to be cleared away piece by piece.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "what")]
+pub(crate) enum Waste {
+    /// The manifest of a discarded object, and the blobs in it.
+    Manifest { v: u8 },
+    /// The parts of an upload that is over; those in the manifest of `object` belong to it.
+    Parts {
+        v: u8,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        object: Option<Id>,
+    },
+    /// The uploads in a bucket that is deleted.
+    Uploads { v: u8 },
 }
 
 /// An uploaded part.
@@ -425,7 +488,10 @@ mod tests {
             o.content.metadata.insert("a".into(), "c".into());
         }));
         assert!(changed(&|o| o.tags.clear()) && changed(&|o| o.seq += 1));
-        assert!(!good.is_authentic(&dek, Id([9; 16]), None) && !good.is_authentic(&dek, bucket, Some(b"[]")));
+        assert!(
+            !good.is_authentic(&dek, Id([9; 16]), None)
+                && !good.is_authentic(&dek, bucket, Some(&ManifestDigest::of(b"[]")))
+        );
         assert!(!good.is_authentic(&SecretBytes::copy_of(&[8; 32]), bucket, None));
     }
 }

@@ -10,9 +10,9 @@ use s3s::S3Result;
 use crate::{
     Storage,
     error::{damaged, from_kek},
-    ops::versions::record_of,
-    record::{self, BucketRecord, ContainerDek, Encryption, Envelope, Id, ObjectRecord, UploadRecord},
+    record::{self, BucketRecord, ContainerDek, Encryption, Envelope, ObjectRecord, UploadRecord},
     rows,
+    view::record_of,
 };
 
 /// How many DEKs one version of a KEK wraps.
@@ -162,7 +162,7 @@ impl Storage {
                 let Some((last, _)) = batch.last() else { break };
                 from = [last.as_slice(), &[0]].concat();
                 for (_, object) in batch {
-                    self.rewrap_object(bucket.id, object, &mut newest, &mut report).await;
+                    self.rewrap_object(&bucket, object, &mut newest, &mut report).await;
                 }
                 progress(&bucket.name, &report);
             }
@@ -186,7 +186,13 @@ impl Storage {
         })
     }
 
-    async fn rewrap_object(&self, bucket: Id, object: ObjectRecord, newest: &mut Newest, report: &mut RewrapReport) {
+    async fn rewrap_object(
+        &self,
+        bucket: &BucketRecord,
+        object: ObjectRecord,
+        newest: &mut Newest,
+        report: &mut RewrapReport,
+    ) {
         let Encryption::Object { dek, kek, envelope } = &object.encryption else { return };
         report.seen += 1;
         let url = match newest.of(self, kek).await {
@@ -199,7 +205,7 @@ impl Storage {
         let moved = match self.rewrapped(envelope, kek).await {
             Ok(envelope) => {
                 let encryption = Encryption::Object { dek: *dek, kek: kek.clone(), envelope };
-                self.replace_encryption(bucket, object.clone(), encryption).await
+                self.replace_encryption(bucket.clone(), object.clone(), encryption).await
             }
             Err(error) => Err(error),
         };

@@ -4,12 +4,15 @@ use crate::record::Id;
 
 /// Kinds of rows.
 const BUCKET: u8 = b'B';
+const COMPLETED: u8 = b'C';
 const GARBAGE: u8 = b'G';
 const MANIFEST: u8 = b'M';
+const NULL: u8 = b'N';
 const OBJECT: u8 = b'O';
 const PART: u8 = b'P';
 const UPLOAD: u8 = b'U';
 const VERSION: u8 = b'V';
+const WASTE: u8 = b'W';
 
 fn row(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
@@ -59,6 +62,17 @@ pub(crate) fn all_versions() -> Vec<u8> {
     row(VERSION, &[])
 }
 
+/// The place in the name of a version's row.
+pub(crate) fn seq_of_version(row: &[u8]) -> Option<u64> {
+    let seq = row.get(row.len().checked_sub(8)?..)?;
+    Some(!u64::from_be_bytes(seq.try_into().ok()?))
+}
+
+/// The place of the listed `null` version of a key, 8 bytes.
+pub(crate) fn null(bucket: Id, key: &str) -> Vec<u8> {
+    row(NULL, &[&bucket.0, key.as_bytes()])
+}
+
 /// The key in the name of a version's row.
 pub(crate) fn key_of_version(row: &[u8]) -> Option<&str> {
     let key = row.get(17..row.len().checked_sub(9)?)?;
@@ -87,6 +101,15 @@ pub(crate) fn all_uploads() -> Vec<u8> {
     row(UPLOAD, &[])
 }
 
+/// An upload that was completed.
+pub(crate) fn completed(bucket: Id, key: &str, upload: Id) -> Vec<u8> {
+    row(COMPLETED, &[&bucket.0, key.as_bytes(), &[0], &upload.0])
+}
+
+pub(crate) fn all_completed() -> Vec<u8> {
+    row(COMPLETED, &[])
+}
+
 pub(crate) fn part(upload: Id, number: u16) -> Vec<u8> {
     row(PART, &[&upload.0, &number.to_be_bytes()])
 }
@@ -103,13 +126,33 @@ pub(crate) fn all_manifests() -> Vec<u8> {
     row(MANIFEST, &[])
 }
 
-/// A blob that nothing refers to any more, to be deleted.
+/// A blob that nothing refers to any more, to be deleted. The value names the object whose readers it waits for, if there may
+/// be some.
 pub(crate) fn garbage(blob: Id) -> Vec<u8> {
     row(GARBAGE, &[&blob.0])
 }
 
 pub(crate) fn all_garbage() -> Vec<u8> {
     row(GARBAGE, &[])
+}
+
+/// Something to be cleared away piece by piece, under the id of an object, an upload or a bucket.
+pub(crate) fn waste(id: Id) -> Vec<u8> {
+    row(WASTE, &[&id.0])
+}
+
+pub(crate) fn all_waste() -> Vec<u8> {
+    row(WASTE, &[])
+}
+
+/// Whether a row says that there is something for the collector.
+pub(crate) fn is_for_collector(row: &[u8]) -> bool {
+    matches!(row.first(), Some(&GARBAGE | &WASTE))
+}
+
+/// The id in the name of a row of garbage or waste.
+pub(crate) fn collected_id(row: &[u8]) -> Option<Id> {
+    row.get(1..17)?.try_into().ok().map(Id)
 }
 
 /// The smallest row after all that begin with `prefix`.

@@ -104,6 +104,7 @@ impl S3Access for OwnersOnly {
         {
             self.0.check(access_key.as_deref(), Some(&bucket))?;
         }
+        ops::conditions::supported(context.s3_op().name(), context.method(), context.headers())?;
         context.extensions_mut().insert(Caller(principal));
         Ok(())
     }
@@ -160,7 +161,7 @@ macro_rules! operations {
 
 operations! {
     abort_multipart_upload(AbortMultipartUploadInput) -> AbortMultipartUploadOutput: multipart, "AbortMultipartUpload";
-    complete_multipart_upload(CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput: multipart, "CompleteMultipartUpload";
+    complete_multipart_upload(CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput: complete, "CompleteMultipartUpload";
     copy_object(CopyObjectInput) -> CopyObjectOutput: copy, "CopyObject";
     create_bucket(CreateBucketInput) -> CreateBucketOutput: bucket, "CreateBucket";
     create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput: multipart, "CreateMultipartUpload";
@@ -180,11 +181,11 @@ operations! {
     head_bucket(HeadBucketInput) -> HeadBucketOutput: bucket, "HeadBucket";
     head_object(HeadObjectInput) -> HeadObjectOutput: get, "HeadObject";
     list_buckets(ListBucketsInput) -> ListBucketsOutput: bucket, "ListBuckets";
-    list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput: multipart, "ListMultipartUploads";
+    list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput: uploads, "ListMultipartUploads";
     list_object_versions(ListObjectVersionsInput) -> ListObjectVersionsOutput: versions, "ListObjectVersions";
     list_objects(ListObjectsInput) -> ListObjectsOutput: list, "ListObjects";
     list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output: list, "ListObjectsV2";
-    list_parts(ListPartsInput) -> ListPartsOutput: multipart, "ListParts";
+    list_parts(ListPartsInput) -> ListPartsOutput: uploads, "ListParts";
     put_bucket_encryption(PutBucketEncryptionInput) -> PutBucketEncryptionOutput: bucket, "PutBucketEncryption";
     put_bucket_tagging(PutBucketTaggingInput) -> PutBucketTaggingOutput: tagging, "PutBucketTagging";
     put_bucket_versioning(PutBucketVersioningInput) -> PutBucketVersioningOutput: versions, "PutBucketVersioning";

@@ -1,14 +1,17 @@
 //! The index, in terms of records.
 
-use std::ops::ControlFlow;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use holdfast_core::{IndexReader, IndexWrite};
-use s3s::{S3ErrorCode, S3Result};
+use s3s::{S3Error, S3ErrorCode, S3Result};
+use serde::Deserialize;
 
 use crate::{
-    error::{damaged, error, from_store},
-    record::{self, BucketRecord, Id, ManifestPart, ObjectRecord, PartRecord, UploadRecord},
-    rows,
+    error::{damaged, error, from_store, with_members},
+    record::{
+        self, BucketRecord, CompletedRecord, FORMAT, Id, ManifestPart, ObjectRecord, PartRecord, UploadRecord, Waste,
+    },
+    rows, versions,
 };
 
 /// A consistent view of the index.
@@ -50,36 +53,122 @@ impl View<'_> {
         decode_object(&value).map(Some)
     }
 
-    /// Rows of the version list of a key, newest first.
-    pub(crate) fn versions_of(&self, bucket: Id, key: &str) -> S3Result<Vec<Found>> {
+    /// Visits the version list of a key, newest first, from the version behind the place `after` on. Bytes behind the records are
+    /// not looked at.
+    pub(crate) fn versions_of(
+        &self,
+        bucket: Id,
+        key: &str,
+        after: Option<u64>,
+        mut visit: impl FnMut(u64, &[u8]) -> S3Result<ControlFlow<()>>,
+    ) -> S3Result<()> {
         let prefix = rows::versions_of(bucket, key);
-        let mut found = Vec::new();
-        self.scan(&prefix, &prefix, |row, value| {
+        let from = match after {
+            None => prefix.clone(),
+            Some(0) => return Ok(()),
+            Some(seq) => rows::version(bucket, key, seq - 1),
+        };
+        self.scan(&from, &prefix, |row, value| {
             // A longer key may contain this one and a NUL: keys with NUL are refused, so this does not happen.
-            if row.len() == prefix.len() + 8 {
-                found.push(decode_object(value)?);
+            match rows::seq_of_version(row) {
+                Some(seq) if row.len() == prefix.len() + 8 => visit(seq, value),
+                _ => Ok(ControlFlow::Continue(())),
             }
-            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// The first of the version list behind the place `after`, whole.
+    pub(crate) fn next_version(&self, bucket: Id, key: &str, after: Option<u64>) -> S3Result<Option<Found>> {
+        let mut found = None;
+        self.versions_of(bucket, key, after, |_, value| {
+            found = Some(decode_object(value)?);
+            Ok(ControlFlow::Break(()))
         })?;
         Ok(found)
     }
 
-    /// A named version.
-    pub(crate) fn version(&self, bucket: Id, key: &str, version: &str) -> S3Result<Option<Found>> {
-        let listed = self.versions_of(bucket, key)?.into_iter().find(|found| found.record.version == version);
-        if listed.is_some() {
-            return Ok(listed);
+    /// The place of the newest version in the list of a key.
+    pub(crate) fn newest_place(&self, bucket: Id, key: &str) -> S3Result<Option<u64>> {
+        let mut newest = None;
+        self.versions_of(bucket, key, None, |seq, _| {
+            newest = Some(seq);
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(newest)
+    }
+
+    /// What a key has now: its current object, or the delete marker that hides it.
+    pub(crate) fn newest(&self, bucket: Id, key: &str) -> S3Result<Option<ObjectRecord>> {
+        if let Some(current) = self.current(bucket, key)? {
+            return Ok(Some(current.record));
         }
-        Ok(self.current(bucket, key)?.filter(|found| found.record.version == version))
+        Ok(self.next_version(bucket, key, None)?.map(|found| found.record))
+    }
+
+    /// The places of those among `wanted` that are in the version list of a key, in one walk through it.
+    pub(crate) fn places_of(&self, bucket: Id, key: &str, wanted: &[&str]) -> S3Result<HashMap<String, u64>> {
+        #[derive(Deserialize)]
+        struct Named {
+            version: String,
+        }
+        let mut places = HashMap::new();
+        self.versions_of(bucket, key, None, |seq, value| {
+            let named: Option<(Named, _)> = record::decode(value);
+            let (Named { version }, _) = named.ok_or_else(|| damaged("an object's record", "unreadable"))?;
+            if wanted.contains(&version.as_str()) {
+                places.insert(version, seq);
+            }
+            Ok(if places.len() == wanted.len() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(places)
+    }
+
+    /// The place in the list of a named version, if it is there. Only versions from before ids carried it are looked for one by one.
+    fn place_of(&self, bucket: &BucketRecord, key: &str, version: &str) -> S3Result<Option<u64>> {
+        if let Some(seq) = versions::place(version) {
+            return Ok(Some(seq));
+        }
+        if version == versions::NULL && bucket.nulls {
+            let Some(seq) = self.get(&rows::null(bucket.id, key))? else { return Ok(None) };
+            let seq = seq.try_into().map_err(|_| damaged("the place of a version", key))?;
+            return Ok(Some(u64::from_be_bytes(seq)));
+        }
+        Ok(self.places_of(bucket.id, key, &[version])?.remove(version))
+    }
+
+    /// A version in the list, by its place if that is known already.
+    pub(crate) fn listed(
+        &self,
+        bucket: &BucketRecord,
+        key: &str,
+        version: &str,
+        place: Option<u64>,
+    ) -> S3Result<Option<Found>> {
+        let place = match place {
+            Some(place) => Some(place),
+            None => self.place_of(bucket, key, version)?,
+        };
+        let Some(place) = place else { return Ok(None) };
+        let Some(value) = self.get(&rows::version(bucket.id, key, place))? else { return Ok(None) };
+        Ok(Some(decode_object(&value)?).filter(|found| found.record.version == version))
+    }
+
+    /// A named version.
+    pub(crate) fn version(&self, bucket: &BucketRecord, key: &str, version: &str) -> S3Result<Option<Found>> {
+        if let Some(listed) = self.listed(bucket, key, version, None)? {
+            return Ok(Some(listed));
+        }
+        Ok(self.current(bucket.id, key)?.filter(|found| found.record.version == version))
     }
 
     /// An object for reading: the current one, or the version named.
-    pub(crate) fn object(&self, bucket: Id, key: &str, version: Option<&str>) -> S3Result<Found> {
+    pub(crate) fn object(&self, bucket: &BucketRecord, key: &str, version: Option<&str>) -> S3Result<Found> {
         let found = match version {
             None => {
-                let current = self.current(bucket, key)?;
+                let current = self.current(bucket.id, key)?;
                 return current.ok_or_else(|| error(S3ErrorCode::NoSuchKey, "The specified key does not exist."));
             }
+            Some(version) if !versions::is_legal(version) => return Err(invalid_version(version)),
             Some(version) => self.version(bucket, key, version)?,
         };
         let found = found.ok_or_else(|| error(S3ErrorCode::NoSuchVersion, "The specified version does not exist."))?;
@@ -90,12 +179,20 @@ impl View<'_> {
     }
 
     /// The manifest of a multipart object, as stored.
+    pub(crate) fn find_manifest(&self, object: Id) -> S3Result<Option<Vec<u8>>> {
+        self.get(&rows::manifest(object))
+    }
+
     pub(crate) fn manifest_bytes(&self, object: Id) -> S3Result<Vec<u8>> {
-        self.get(&rows::manifest(object))?.ok_or_else(|| damaged("a manifest", &object.to_string()))
+        self.find_manifest(object)?.ok_or_else(|| damaged("a manifest", &object.to_string()))
     }
 
     pub(crate) fn upload(&self, bucket: Id, key: &str, upload: &str) -> S3Result<UploadRecord> {
-        let missing = || error(S3ErrorCode::NoSuchUpload, "The specified multipart upload does not exist.");
+        let missing = || {
+            let message = "The specified upload does not exist. The upload ID may be invalid, or the upload may have been \
+                           aborted or completed.";
+            with_members(error(S3ErrorCode::NoSuchUpload, message), &[("UploadId", upload)])
+        };
         let id = Id::parse(upload).ok_or_else(missing)?;
         let value = self.get(&rows::upload(bucket, key, id))?.ok_or_else(missing)?;
         record::decode(&value).map(|(record, _)| record).ok_or_else(|| damaged("an upload", upload))
@@ -106,16 +203,23 @@ impl View<'_> {
         record::decode(&value).map(|(part, _)| Some(part)).ok_or_else(|| damaged("a part", &upload.to_string()))
     }
 
-    /// The parts of an upload, in order.
-    pub(crate) fn parts(&self, upload: Id) -> S3Result<Vec<PartRecord>> {
-        let prefix = rows::parts(upload);
+    /// The parts of an upload behind number `after`, in order, at most `max`.
+    pub(crate) fn parts(&self, upload: Id, after: u16, max: usize) -> S3Result<Vec<PartRecord>> {
         let mut parts = Vec::new();
-        self.scan(&prefix, &prefix, |_, value| {
+        let Some(first) = after.checked_add(1).filter(|_| max > 0) else { return Ok(parts) };
+        self.scan(&rows::part(upload, first), &rows::parts(upload), |_, value| {
             let (part, _) = record::decode(value).ok_or_else(|| damaged("a part", &upload.to_string()))?;
             parts.push(part);
-            Ok(ControlFlow::Continue(()))
+            Ok(if parts.len() == max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         Ok(parts)
+    }
+
+    /// What the answer to completing an upload was, if it was completed.
+    pub(crate) fn completed(&self, bucket: Id, key: &str, upload: &str) -> S3Result<Option<CompletedRecord>> {
+        let Some(id) = Id::parse(upload) else { return Ok(None) };
+        let Some(value) = self.get(&rows::completed(bucket, key, id))? else { return Ok(None) };
+        record::decode(&value).map(|(done, _)| Some(done)).ok_or_else(|| damaged("a completed upload", upload))
     }
 
     /// Visits rows from `from` on, as long as they begin with `prefix`.
@@ -140,26 +244,42 @@ impl View<'_> {
         fault.map_or(Ok(()), Err)
     }
 
-    /// What must be written so that nothing of `record` is left: its blobs become garbage.
-    pub(crate) fn discard(&self, record: &ObjectRecord) -> S3Result<Vec<IndexWrite>> {
+    /// What must be written so that nothing of `record` is left. However many parts it has, this is one row: the collector does the
+    /// rest, when the last reader has ended.
+    pub(crate) fn discard(record: &ObjectRecord) -> Vec<IndexWrite> {
         let mut writes = Vec::new();
         if let Some(stream) = record.stream.as_ref().filter(|stream| !stream.inline) {
-            writes.push(IndexWrite::put(rows::garbage(stream.id), Vec::new()));
+            writes.push(IndexWrite::put(rows::garbage(stream.id), record.object.0.to_vec()));
         }
         if record.parts > 0 {
-            for part in decode_manifest(&self.manifest_bytes(record.object)?)? {
-                writes.push(IndexWrite::put(rows::garbage(part.stream.id), Vec::new()));
-            }
-            writes.push(IndexWrite::remove(rows::manifest(record.object)));
+            writes.push(waste(record.object, &Waste::Manifest { v: FORMAT }));
         }
-        Ok(writes)
+        writes
     }
 }
 
+/// Something that never was the id of a version.
+pub(crate) fn invalid_version(version: &str) -> S3Error {
+    let invalid = error(S3ErrorCode::InvalidArgument, "Invalid version id specified");
+    with_members(invalid, &[("ArgumentName", "versionId"), ("ArgumentValue", version)])
+}
+
+/// Leaves something to the collector.
+pub(crate) fn waste(id: Id, what: &Waste) -> IndexWrite {
+    IndexWrite::put(rows::waste(id), record::encode(what, &[]))
+}
+
+fn parted(value: &[u8]) -> S3Result<(ObjectRecord, &[u8])> {
+    record::decode(value).ok_or_else(|| damaged("an object's record", "unreadable"))
+}
+
 pub(crate) fn decode_object(value: &[u8]) -> S3Result<Found> {
-    let decoded: Option<(ObjectRecord, &[u8])> = record::decode(value);
-    let (record, inline) = decoded.ok_or_else(|| damaged("an object's record", "unreadable"))?;
-    Ok(Found { record, inline: inline.to_vec() })
+    parted(value).map(|(record, inline)| Found { record, inline: inline.to_vec() })
+}
+
+/// The record alone, of a row that a scan met.
+pub(crate) fn record_of(value: &[u8]) -> S3Result<ObjectRecord> {
+    parted(value).map(|(record, _)| record)
 }
 
 pub(crate) fn decode_manifest(bytes: &[u8]) -> S3Result<Vec<ManifestPart>> {

@@ -35,6 +35,11 @@ impl FileBlobs {
 }
 
 fn failed(path: &Path, error: &io::Error) -> StoreError {
+    // Somebody else has filled the disk: come again when there is room.
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        tracing::error!(path = %path.display(), "the disk is full");
+        return StoreError::Busy;
+    }
     StoreError::Failed(format!("{}: {error}", path.display()))
 }
 

@@ -209,6 +209,7 @@ impl DevArgs {
             keks: Arc::new(KekServices(vec![Arc::new(client(&clients[1])), Arc::new(dev.kms)])),
             cloud_blobs: None,
             kek_poll: Duration::from_secs(self.kek_poll_secs),
+            disk_reserve: None,
             socket: dev.socket,
             metrics_socket: None,
             tls: if self.insecure_s3_http { None } else { Some(running.server_config()?) },

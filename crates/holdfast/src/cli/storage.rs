@@ -111,6 +111,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
         keks,
         cloud_blobs: config.cloud_blobs()?,
         kek_poll: config.kek_poll,
+        disk_reserve: config.disk_reserve,
         socket,
         metrics_socket,
         tls: config.tls()?,

@@ -76,6 +76,7 @@ struct RawStorage {
     outage_grace_secs: Option<u64>,
     dek_cache_entries: Option<usize>,
     kek_poll_secs: Option<u64>,
+    disk_reserve_mib: Option<u64>,
     #[serde(default)]
     insecure_no_encryption: bool,
 }
@@ -121,6 +122,8 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub role: StorageConfig,
     pub kek_poll: Duration,
+    /// Bytes.
+    pub disk_reserve: Option<u64>,
     pub log_json: bool,
     tls: Option<(PathBuf, PathBuf)>,
     access_keys: Vec<RawAccessKey>,
@@ -182,6 +185,7 @@ impl Config {
                 region: storage.region,
             },
             kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,
+            disk_reserve: storage.disk_reserve_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
             log_json: raw.log.json,
             tls,
             access_keys: raw.access_keys,

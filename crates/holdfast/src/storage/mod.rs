@@ -3,16 +3,19 @@
 pub(crate) mod admin;
 pub(crate) mod config;
 pub(crate) mod keks;
+mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use holdfast_core::{Ambient, BlobStore, KekService};
-use holdfast_storage::{Collector, Seams, Storage, StorageConfig};
+use holdfast_storage::{Seams, Storage, StorageConfig};
 use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::Service};
+use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
+use room::DiskRoom;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -23,8 +26,12 @@ use crate::{
     server::{self, AnswerBody, ConnectionLimits},
 };
 
+/// Garbage that could not be deleted is tried again.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
-const ORPHAN_INTERVAL: Duration = Duration::from_secs(3600);
+/// Between two passes: what comes together is collected together.
+const COLLECT_PAUSE: Duration = Duration::from_millis(50);
+/// Orphans and answers of long ago are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Where blobs lie, if not in files.
 pub(crate) struct CloudBlobsConfig {
@@ -42,6 +49,8 @@ pub(crate) struct StorageSetup<'a> {
     /// None: files in the data directory.
     pub cloud_blobs: Option<CloudBlobsConfig>,
     pub kek_poll: Duration,
+    /// Bytes of the disk that new data does not get; None: by the size of the disk.
+    pub disk_reserve: Option<u64>,
     pub socket: TcpListener,
     pub metrics_socket: Option<TcpListener>,
     /// None: plain HTTP.
@@ -66,7 +75,12 @@ pub(crate) async fn start(
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
     };
     let ambient = Arc::clone(&setup.ambient);
-    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs, ambient: setup.ambient };
+    let written_to = match &setup.cloud_blobs {
+        None => vec![data_dir.to_path_buf(), data_dir.join("blobs")],
+        Some(_) => vec![data_dir.to_path_buf()],
+    };
+    let room = Arc::new(DiskRoom::new(written_to, setup.disk_reserve));
+    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs, ambient: setup.ambient, room };
     if setup.role.encryption_off {
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
@@ -92,7 +106,7 @@ pub(crate) async fn start(
                 (Some(health), _) => health.map(server::full),
                 (None, Some(answer)) => {
                     let mut response = match answer.await {
-                        Ok(response) => response.map(|body| body.boxed_unsync()),
+                        Ok(response) => holdfast_storage::finished(response).map(|body| body.boxed_unsync()),
                         Err(_) => status_only(StatusCode::INTERNAL_SERVER_ERROR),
                     };
                     response.headers_mut().insert("x-amz-request-id", request_id);
@@ -126,15 +140,24 @@ async fn follow(storage: Arc<Storage>, interval: Duration, mut stopped: watch::R
 }
 
 async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
-    let mut collector = Collector::default();
-    let mut orphans_looked_for = tokio::time::Instant::now();
-    while !stops(&mut stopped, COLLECT_INTERVAL).await {
-        collector.pass(&storage).await;
-        if orphans_looked_for.elapsed() >= ORPHAN_INTERVAL {
-            orphans_looked_for = tokio::time::Instant::now();
+    let mut swept = tokio::time::Instant::now();
+    loop {
+        storage.collect().await;
+        if swept.elapsed() >= SWEEP_INTERVAL {
+            swept = tokio::time::Instant::now();
             if let Err(error) = storage.collect_orphans(false).await {
                 tracing::warn!(error, "orphans could not be collected");
             }
+            if let Err(error) = storage.forget_completed().await {
+                tracing::warn!(error, "answers of long ago could not be forgotten");
+            }
+        }
+        if stops(&mut stopped, COLLECT_PAUSE).await {
+            return;
+        }
+        tokio::select! {
+            () = storage.collectable() => {}
+            stop = stops(&mut stopped, COLLECT_INTERVAL) => if stop { return },
         }
     }
 }
@@ -144,13 +167,22 @@ struct StorageTold(Arc<Storage>);
 
 impl Told for StorageTold {
     fn ready(&self) -> serde_json::Value {
-        let reachable = self.0.keks_reachable();
+        let (reachable, left) = (self.0.keks_reachable(), self.0.room_left());
         serde_json::json!({
-            "status": if reachable { "ready" } else { "degraded" },
+            "status": if reachable && left.has(0) { "ready" } else { "degraded" },
             "role": "storage",
             "version": env!("CARGO_PKG_VERSION"),
             "key_service_reachable": reachable,
+            "takes_new_data": left.has(0),
+            "disk_free_bytes": left.free,
+            "disk_reserve_bytes": left.reserve,
         })
+    }
+
+    fn set_gauges(&self) {
+        let left = self.0.room_left();
+        gauge!("holdfast_storage_disk_free_bytes").set(left.free as f64);
+        gauge!("holdfast_storage_disk_reserve_bytes").set(left.reserve as f64);
     }
 }
 

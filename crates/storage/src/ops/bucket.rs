@@ -5,12 +5,18 @@ use std::{ops::ControlFlow, sync::Arc};
 use holdfast_core::IndexWrite;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::{answer, caller, owner, refuse_unkept, timestamp, versions::is_empty};
+use super::{
+    answer, caller,
+    list::{invalid_value, read_token, token},
+    owner, refuse_unkept, timestamp,
+    versions::is_empty,
+};
 use crate::{
     Storage,
     error::{damaged, error, invalid_argument, not_implemented},
-    record::{self, BucketRecord, DefaultEncryption, FORMAT, Id, Versioning},
+    record::{self, BucketRecord, DefaultEncryption, FORMAT, Id, Versioning, Waste},
     rows,
+    view::waste,
 };
 
 pub(crate) async fn create_bucket(
@@ -23,6 +29,7 @@ pub(crate) async fn create_bucket(
     if input.object_lock_enabled_for_bucket == Some(true) {
         return Err(not_implemented("Object lock is not supported"));
     }
+    storage.must_have_room(0)?;
     let location = dto::CreateBucketOutput { location: Some(format!("/{}", input.bucket)) };
     let known = storage.look(|view| view.find_bucket(&input.bucket))?;
     if let Some(known) = known {
@@ -47,6 +54,7 @@ pub(crate) async fn create_bucket(
         default: None,
         deks,
         tags: Vec::new(),
+        nulls: true,
     };
     storage
         .transact(move |view| {
@@ -70,7 +78,9 @@ pub(crate) async fn delete_bucket(
             if !is_empty(view, &bucket)? {
                 return Err(error(S3ErrorCode::BucketNotEmpty, "The bucket you tried to delete is not empty"));
             }
-            Ok(((), vec![IndexWrite::remove(rows::bucket(&name))]))
+            // Uploads under way end with it.
+            let uploads = waste(bucket.id, &Waste::Uploads { v: FORMAT });
+            Ok(((), vec![IndexWrite::remove(rows::bucket(&name)), uploads]))
         })
         .await?;
     Ok(S3Response::with_status(dto::DeleteBucketOutput {}, http::StatusCode::NO_CONTENT))
@@ -95,19 +105,35 @@ pub(crate) async fn get_bucket_location(
     answer(dto::GetBucketLocationOutput { location_constraint })
 }
 
+/// Buckets of one page, as S3 has it.
+const BUCKETS_MAX: i32 = 10_000;
+
 pub(crate) async fn list_buckets(
     storage: &Arc<Storage>,
     request: S3Request<dto::ListBucketsInput>,
 ) -> S3Result<S3Response<dto::ListBucketsOutput>> {
     let who = caller(&request);
-    let prefix = request.input.prefix.unwrap_or_default();
-    let buckets = storage.look(|view| {
-        let mut buckets = Vec::new();
-        view.scan(&rows::bucket(&prefix), &rows::bucket(&prefix), |_, value| {
+    let input = request.input;
+    let max = input.max_buckets.unwrap_or(BUCKETS_MAX);
+    if !(1..=BUCKETS_MAX).contains(&max) {
+        return Err(invalid_value("max-buckets", "Argument max-buckets must be an integer between 1 and 10000"));
+    }
+    let prefix = input.prefix.unwrap_or_default();
+    let after = read_token(input.continuation_token.as_deref().filter(|token| !token.is_empty()))?;
+    let all = rows::bucket(&prefix);
+    let from = after.map_or_else(|| all.clone(), |after| [rows::bucket(&after), vec![0]].concat().max(all.clone()));
+    let elsewhere = input.bucket_region.is_some_and(|region| region != storage.config.region);
+    let (mut buckets, mut more) = (Vec::new(), false);
+    storage.look(|view| {
+        view.scan(&from, &all, |_, value| {
             let (bucket, _): (BucketRecord, _) =
                 record::decode(value).ok_or_else(|| damaged("a bucket", "unreadable"))?;
-            if bucket.owner != who {
+            if bucket.owner != who || elsewhere {
                 return Ok(ControlFlow::Continue(()));
+            }
+            if buckets.len() == max as usize {
+                more = true;
+                return Ok(ControlFlow::Break(()));
             }
             buckets.push(dto::Bucket {
                 name: Some(bucket.name),
@@ -115,11 +141,15 @@ pub(crate) async fn list_buckets(
                 bucket_region: Some(storage.config.region.clone()),
             });
             Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(buckets)
+        })
     })?;
-    let prefix = (!prefix.is_empty()).then_some(prefix);
-    answer(dto::ListBucketsOutput { buckets: Some(buckets), owner: Some(owner(&who)), prefix, ..Default::default() })
+    let last = buckets.last().and_then(|bucket| bucket.name.as_deref()).filter(|_| more);
+    answer(dto::ListBucketsOutput {
+        continuation_token: last.map(token),
+        buckets: Some(buckets),
+        owner: Some(owner(&who)),
+        prefix: (!prefix.is_empty()).then_some(prefix),
+    })
 }
 
 pub(crate) async fn put_bucket_encryption(

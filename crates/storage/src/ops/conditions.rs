@@ -1,11 +1,95 @@
-//! Preconditions (RFC 9110, section 13) on reading, copying and writing.
+//! Preconditions (RFC 9110, section 13) on reading, copying, writing and deleting: which operation has which, as S3 has them for
+//! its general purpose buckets, and whether they hold. What an operation does not have is refused, never passed over.
 
+use http::{HeaderMap, HeaderName, Method};
 use s3s::{S3Error, S3ErrorCode, S3Result, dto};
 
-use super::{timestamp, whole_seconds};
-use crate::{error::error, record::ObjectRecord};
+use super::timestamp;
+use crate::{
+    error::{custom, error, with_members},
+    record::ObjectRecord,
+};
 
-/// What a request demands of an object.
+const READS: &[&str] = &["GetObject", "HeadObject"];
+const WRITES: &[&str] = &["CompleteMultipartUpload", "CopyObject", "PutObject"];
+const COPIES: &[&str] = &["CopyObject", "UploadPartCopy"];
+
+/// Every header that makes a request conditional: as errors spell it, and who has it.
+const HEADERS: [(&str, &[&[&str]]); 11] = [
+    ("If-Match", &[READS, WRITES, &["DeleteObject"]]),
+    ("If-None-Match", &[READS, WRITES]),
+    ("If-Modified-Since", &[READS]),
+    ("If-Unmodified-Since", &[READS]),
+    ("x-amz-copy-source-If-Match", &[COPIES]),
+    ("x-amz-copy-source-If-None-Match", &[COPIES]),
+    ("x-amz-copy-source-If-Modified-Since", &[COPIES]),
+    ("x-amz-copy-source-If-Unmodified-Since", &[COPIES]),
+    // Of S3's directory buckets.
+    ("x-amz-if-match-last-modified-time", &[&["DeleteObject"]]),
+    ("x-amz-if-match-size", &[&["DeleteObject"]]),
+    ("x-amz-if-match-initiated-time", &[&["AbortMultipartUpload"]]),
+];
+
+fn not_implemented(header: &str, why: Option<&str>) -> S3Error {
+    let message = "A header you provided implies functionality that is not implemented";
+    let mut members = vec![("Header", header)];
+    members.extend(why.map(|why| ("additionalMessage", why)));
+    with_members(error(S3ErrorCode::NotImplemented, message), &members)
+}
+
+fn failed(condition: &str) -> S3Error {
+    let message = "At least one of the pre-conditions you specified did not hold";
+    with_members(error(S3ErrorCode::PreconditionFailed, message), &[("Condition", condition)])
+}
+
+fn no_such_key(key: &str) -> S3Error {
+    with_members(error(S3ErrorCode::NoSuchKey, "The specified key does not exist."), &[("Key", key)])
+}
+
+/// Refuses conditions that the operation does not have, before anything else is done.
+pub(crate) fn supported(operation: &str, method: &Method, headers: &HeaderMap) -> S3Result<()> {
+    let reads = method == Method::GET || method == Method::HEAD;
+    for (name, operations) in HEADERS {
+        let mut values = headers.get_all(name).iter();
+        if values.next().is_none() {
+            continue;
+        }
+        let has = operations.iter().any(|operations| operations.contains(&operation));
+        // A listing may be given whole to somebody who has a copy of it already.
+        let harmless = reads && matches!(name, "If-None-Match" | "If-Modified-Since");
+        if !has && !harmless {
+            return Err(not_implemented(name, None));
+        }
+        if has && values.next().is_some() {
+            return Err(not_implemented(name, Some(SEVERAL)));
+        }
+    }
+    if WRITES.contains(&operation) {
+        let (if_match, if_none_match) = (value(headers, "if-match"), value(headers, "if-none-match"));
+        if if_match.is_some() && if_none_match.is_some() {
+            return Err(not_implemented("If-Match,If-None-Match", Some(SEVERAL)));
+        }
+        if if_match.is_some_and(|value| value == b"*") {
+            return Err(not_implemented(
+                "If-Match",
+                Some("We don't accept the provided value of If-Match header for this API"),
+            ));
+        }
+        if if_none_match.is_some_and(|value| value != b"*") {
+            let why = "We don't accept the provided value of If-None-Match header for this API";
+            return Err(not_implemented("If-None-Match", Some(why)));
+        }
+    }
+    Ok(())
+}
+
+const SEVERAL: &str = "Multiple conditional request headers present in the request";
+
+fn value<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a [u8]> {
+    headers.get(HeaderName::from_static(name)).map(|value| value.as_bytes().trim_ascii())
+}
+
+/// What a request demands of an object that it reads.
 #[derive(Default)]
 pub(crate) struct Conditions {
     pub if_match: Option<dto::ETagCondition>,
@@ -18,46 +102,146 @@ fn names(condition: &dto::ETagCondition, etag: &str) -> bool {
     condition.is_any() || condition.as_etag().is_some_and(|named| named.value() == etag)
 }
 
-fn failed() -> S3Error {
-    error(S3ErrorCode::PreconditionFailed, "At least one of the pre-conditions you specified did not hold")
-}
-
 impl Conditions {
     /// For GET and HEAD: 304 where the client has the object already, 412 otherwise.
-    pub(crate) fn check_read(&self, record: &ObjectRecord) -> S3Result<()> {
-        self.check(record, || error(S3ErrorCode::NotModified, "Not Modified"))
+    pub(crate) fn check_read(&self, record: &ObjectRecord, now: i64) -> S3Result<()> {
+        self.check("", record, now, |_| error(S3ErrorCode::NotModified, "Not Modified"))
     }
 
     /// For the source of a copy: 412.
-    pub(crate) fn check_source(&self, record: &ObjectRecord) -> S3Result<()> {
-        self.check(record, failed)
+    pub(crate) fn check_source(&self, record: &ObjectRecord, now: i64) -> S3Result<()> {
+        self.check("x-amz-copy-source-", record, now, failed)
     }
 
-    fn check(&self, record: &ObjectRecord, not_modified: impl Fn() -> S3Error) -> S3Result<()> {
-        let modified = timestamp(whole_seconds(record.modified));
+    fn check(
+        &self,
+        prefix: &str,
+        record: &ObjectRecord,
+        now: i64,
+        not_modified: impl Fn(&str) -> S3Error,
+    ) -> S3Result<()> {
+        let modified = timestamp(record.modified);
         match (&self.if_match, &self.if_unmodified_since) {
-            (Some(condition), _) if !names(condition, &record.etag) => return Err(failed()),
-            (None, Some(since)) if modified > *since => return Err(failed()),
+            (Some(condition), _) if !names(condition, &record.etag) => {
+                return Err(failed(&format!("{prefix}If-Match")));
+            }
+            (None, Some(since)) if modified > *since => return Err(failed(&format!("{prefix}If-Unmodified-Since"))),
             _ => {}
         }
         match (&self.if_none_match, &self.if_modified_since) {
-            (Some(condition), _) if names(condition, &record.etag) => Err(not_modified()),
-            (None, Some(since)) if modified <= *since => Err(not_modified()),
+            (Some(condition), _) if names(condition, &record.etag) => {
+                Err(not_modified(&format!("{prefix}If-None-Match")))
+            }
+            // A time that is still to come says nothing.
+            (None, Some(since)) if modified <= *since && *since <= timestamp(now) => {
+                Err(not_modified(&format!("{prefix}If-Modified-Since")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An ETag as clients write it, with or without its quotes; `*` is any.
+fn etag_of(text: &str) -> String {
+    let text = text.trim();
+    let text = text.strip_prefix("W/").unwrap_or(text);
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).to_owned()
+}
+
+/// What a write demands of the object that it replaces.
+#[derive(Clone, Default)]
+pub(crate) struct WriteConditions {
+    if_match: Option<String>,
+    absent: bool,
+}
+
+impl WriteConditions {
+    /// [`supported`] has looked at the headers before.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let if_match = value(headers, "if-match").map(|etag| etag_of(&String::from_utf8_lossy(etag)));
+        Self { if_match, absent: value(headers, "if-none-match").is_some() }
+    }
+
+    /// Against what is there at the moment of the commit, and before, so that nobody sends a body for nothing.
+    pub(crate) fn check(&self, key: &str, current: Option<&ObjectRecord>) -> S3Result<()> {
+        match (&self.if_match, current) {
+            (Some(_), None) => Err(no_such_key(key)),
+            (Some(etag), Some(current)) if *etag != current.etag => Err(failed("If-Match")),
+            (None, Some(_)) if self.absent => Err(failed("If-None-Match")),
             _ => Ok(()),
         }
     }
 
-    /// For writing: against what is there at the moment of the commit.
-    pub(crate) fn check_write(&self, current: Option<&ObjectRecord>) -> S3Result<()> {
-        if let Some(condition) = &self.if_none_match
-            && current.is_some_and(|current| names(condition, &current.etag))
-        {
-            return Err(failed());
+    /// For completing an upload: whether the key was written or deleted since the upload began, which is another conflict.
+    pub(crate) fn check_since(&self, key: &str, began_on: &str, newest: Option<&ObjectRecord>) -> S3Result<()> {
+        let condition = match (&self.if_match, self.absent) {
+            (Some(_), _) => "If-Match",
+            (None, true) => "If-None-Match",
+            (None, false) => return Ok(()),
+        };
+        if newest.map(|newest| newest.object.to_string()).unwrap_or_default() == began_on {
+            return Ok(());
         }
-        match (&self.if_match, current) {
-            (Some(_), None) => Err(error(S3ErrorCode::NoSuchKey, "The specified key does not exist.")),
-            (Some(condition), Some(current)) if !names(condition, &current.etag) => Err(failed()),
-            _ => Ok(()),
-        }
+        let message = "The conditional request cannot succeed due to a conflicting operation against this resource.";
+        let conflict = error(S3ErrorCode::ConditionalRequestConflict, message);
+        Err(with_members(conflict, &[("Condition", condition), ("Key", key)]))
     }
+}
+
+/// What a deletion demands of the object or version that it names.
+#[derive(Clone, Default)]
+pub(crate) struct DeleteConditions {
+    etag: Option<String>,
+    modified: Option<dto::Timestamp>,
+    size: Option<i64>,
+}
+
+impl DeleteConditions {
+    pub(crate) fn of(headers: &HeaderMap, modified: Option<dto::Timestamp>, size: Option<i64>) -> Self {
+        let etag = value(headers, "if-match").map(|etag| etag_of(&String::from_utf8_lossy(etag)));
+        Self { etag, modified, size }
+    }
+
+    /// Of an entry of DeleteObjects.
+    pub(crate) fn of_entry(etag: Option<dto::ETag>, modified: Option<dto::Timestamp>, size: Option<i64>) -> Self {
+        Self { etag: etag.map(|etag| etag_of(etag.value())), modified, size }
+    }
+
+    /// Against what is there at the moment of the commit: the version named, or the newest of the key, a delete marker perhaps.
+    pub(crate) fn check(&self, key: &str, version: Option<&str>, found: Option<&ObjectRecord>) -> S3Result<()> {
+        let Some(found) = found else {
+            // Time and size are held by what is not there, as S3 has it; an ETag is not.
+            return match (&self.etag, version) {
+                (None, _) => Ok(()),
+                (Some(_), None) => Err(no_such_key(key)),
+                (Some(_), Some(version)) => {
+                    let missing = custom(
+                        "NoSuchVersion",
+                        http::StatusCode::NOT_FOUND,
+                        "The specified version does not exist.".into(),
+                    );
+                    Err(with_members(missing, &[("Key", key), ("VersionId", version)]))
+                }
+            };
+        };
+        let is = |etag: &String| !found.delete_marker && (etag == "*" || *etag == found.etag);
+        if self.etag.as_ref().is_some_and(|etag| !is(etag)) {
+            return Err(failed("If-Match"));
+        }
+        if self.modified.as_ref().is_some_and(|modified| *modified != timestamp(found.modified)) {
+            return Err(failed("x-amz-if-match-last-modified-time"));
+        }
+        if self.size.is_some_and(|size| found.delete_marker || size != found.size as i64) {
+            return Err(failed("x-amz-if-match-size"));
+        }
+        Ok(())
+    }
+}
+
+/// For aborting an upload: whether it began at the time named.
+pub(crate) fn check_initiated(initiated: i64, named: Option<&dto::Timestamp>) -> S3Result<()> {
+    if named.is_some_and(|named| *named != timestamp(initiated)) {
+        return Err(failed("x-amz-if-match-initiated-time"));
+    }
+    Ok(())
 }

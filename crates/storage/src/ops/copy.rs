@@ -6,12 +6,12 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer, asked, check_content, check_key,
-    conditions::Conditions,
+    conditions::{Conditions, WriteConditions},
     content, customer,
     get::Opened,
     multipart::OpenUpload,
-    place::{new_version, place},
-    refuse_unkept, source_customer, tagging, timestamp, whole_seconds,
+    place::{New, place},
+    refuse_unkept, source_customer, tagging, timestamp,
 };
 use crate::{
     Storage,
@@ -38,7 +38,7 @@ impl Source {
             return Err(not_implemented("Access points are not supported as a copy source"));
         };
         let opened = Opened::find(storage, bucket, key, version_id.as_deref())?;
-        conditions.check_source(opened.record())?;
+        conditions.check_source(opened.record(), storage.now_millis())?;
         let unlocked = opened.unlock(storage, customer).await?;
         let version = (opened.bucket.versioning != Versioning::Off).then(|| opened.record().version.clone());
         Ok((bucket.to_string(), Self { opened, key: unlocked, version }))
@@ -47,7 +47,7 @@ impl Source {
     async fn read(&self, storage: &Arc<Storage>, from: u64, to: u64) -> S3Result<dto::StreamingBlob> {
         let record = self.opened.record();
         let whose = (self.opened.bucket.id, record.object, record.dek());
-        storage.read_body(whose, self.key.clone(), self.opened.segments(from, to)).await
+        storage.read_body(whose, self.key.clone(), self.opened.segments(from, to), self.opened.hold()).await
     }
 }
 
@@ -59,7 +59,13 @@ pub(crate) async fn copy_object(
     refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
-    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
+    let writes = WriteConditions::of(&request.headers);
+    // Whoever would be refused in the end is refused before the source is read.
+    let bucket = storage.look(|view| {
+        let bucket = view.bucket(&input.bucket)?;
+        writes.check(&input.key, view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))?;
+        Ok(bucket)
+    })?;
     let conditions = Conditions {
         if_match: input.copy_source_if_match.take(),
         if_none_match: input.copy_source_if_none_match.take(),
@@ -110,13 +116,7 @@ pub(crate) async fn copy_object(
     let kept = || source.opened.record().checksum.as_ref().map(|checksum| checksum.algorithm.clone());
     let claims = Claims { checksum: algorithm.or_else(kept).map(|name| (name, None)), ..Claims::default() };
     let size = source.opened.record().size;
-    let mut record = ObjectRecord::new(
-        input.key,
-        object,
-        new_version(storage, &bucket),
-        storage.now_millis(),
-        decided.encryption.clone(),
-    );
+    let mut record = ObjectRecord::new(input.key, object, storage.now_millis(), decided.encryption.clone());
     record.content = content;
     record.tags = tags;
     let target =
@@ -126,15 +126,16 @@ pub(crate) async fn copy_object(
     if written.stream.size != size {
         return Err(error(S3ErrorCode::InternalError, "The source could not be read to its end"));
     }
-    record.complete(&written, decided.key.bytes(), bucket.id);
+    record.complete(&written);
     let told = storage.told(&bucket, &record.encryption);
     let (etag, modified) = (record.etag.clone(), record.modified);
-    let version = (bucket.versioning != Versioning::Off).then(|| record.version.clone());
-    let inline = std::mem::take(&mut written.inline);
-    storage
+    let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
+    let version = storage
         .transact(move |view| {
             let bucket = view.same_bucket(&bucket)?;
-            Ok(((), place(view, &bucket, record, &inline)?))
+            let current = view.current(bucket.id, &new.record.key)?;
+            writes.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
+            place(view, &bucket, new)
         })
         .await?;
     written.keep();
@@ -142,7 +143,7 @@ pub(crate) async fn copy_object(
     answer(dto::CopyObjectOutput {
         copy_object_result: Some(dto::CopyObjectResult {
             e_tag: Some(dto::ETag::Strong(etag)),
-            last_modified: Some(timestamp(whole_seconds(modified))),
+            last_modified: Some(timestamp(modified)),
             checksum_crc32: sum.checksum_crc32,
             checksum_crc32c: sum.checksum_crc32c,
             checksum_crc64nvme: sum.checksum_crc64nvme,
@@ -203,7 +204,7 @@ pub(crate) async fn upload_part_copy(
     answer(dto::UploadPartCopyOutput {
         copy_part_result: Some(dto::CopyPartResult {
             e_tag: Some(dto::ETag::Strong(part.etag)),
-            last_modified: Some(timestamp(whole_seconds(part.modified))),
+            last_modified: Some(timestamp(part.modified)),
             checksum_crc32: sum.checksum_crc32,
             checksum_crc32c: sum.checksum_crc32c,
             checksum_crc64nvme: sum.checksum_crc64nvme,

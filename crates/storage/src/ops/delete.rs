@@ -1,24 +1,38 @@
 //! DeleteObject and DeleteObjects. No key is needed to delete.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
+use futures::{StreamExt, stream};
 use holdfast_core::IndexWrite;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer,
-    conditions::Conditions,
-    place::{new_version, place, remove_version},
+    conditions::DeleteConditions,
+    place::{New, place, remove_version},
 };
 use crate::{
     Storage,
+    encryption::Key,
     error::error,
     record::{BucketRecord, Encryption, Id, ObjectRecord, Versioning},
-    rows,
+    rows, versions,
+    view::{View, invalid_version},
 };
 
 /// Objects of one DeleteObjects.
 const OBJECTS_MAX: usize = 1000;
+/// How many of them are deleted at a time: they share their syncs, and others wait for no more than these.
+const OBJECTS_AT_ONCE: usize = 32;
+
+/// What is to be deleted.
+struct Doomed {
+    key: String,
+    version: Option<String>,
+    /// Where the version stands in the list of its key, if somebody has looked.
+    place: Option<u64>,
+    conditions: DeleteConditions,
+}
 
 /// What a deletion did.
 #[derive(Default)]
@@ -28,38 +42,33 @@ struct Deleted {
     version: Option<String>,
 }
 
-async fn delete_one(
-    storage: &Arc<Storage>,
-    bucket: BucketRecord,
-    key: String,
-    version: Option<String>,
-    conditions: Conditions,
-) -> S3Result<Deleted> {
+async fn delete_one(storage: &Arc<Storage>, bucket: BucketRecord, doomed: Doomed) -> S3Result<Deleted> {
     let object = Id::random(storage.ambient());
-    let version_of_marker = new_version(storage, &bucket);
-    let mut marker = ObjectRecord::new(key.clone(), object, version_of_marker, storage.now_millis(), Encryption::Off);
+    let mut marker = ObjectRecord::new(doomed.key.clone(), object, storage.now_millis(), Encryption::Off);
     marker.delete_marker = true;
+    let marker = New::object(storage, marker, Vec::new(), Key::None);
+    let Doomed { key, version, place: at, conditions } = doomed;
     storage
         .transact(move |view| {
             let bucket = view.same_bucket(&bucket)?;
-            let current = view.current(bucket.id, &key)?;
-            if conditions.if_match.is_some() {
-                conditions.check_write(current.as_ref().map(|found| &found.record))?;
-            }
             if let Some(version) = version {
-                return Ok(match remove_version(view, &bucket, &key, &version)? {
-                    None => (Deleted { marker: None, version: Some(version) }, Vec::new()),
-                    Some((marker, writes)) => {
-                        (Deleted { marker: marker.then_some(true), version: Some(version) }, writes)
-                    }
-                });
+                let found = match view.listed(&bucket, &key, &version, at)? {
+                    Some(found) => Some(found),
+                    None => view.current(bucket.id, &key)?.filter(|found| found.record.version == version),
+                };
+                let found = found.map(|found| found.record);
+                conditions.check(&key, Some(&version), found.as_ref())?;
+                let marker = found.as_ref().is_some_and(|found| found.delete_marker).then_some(true);
+                let writes = found.map_or(Ok(Vec::new()), |found| remove_version(view, &bucket, &found))?;
+                return Ok((Deleted { marker, version: Some(version) }, writes));
             }
+            conditions.check(&key, None, view.newest(bucket.id, &key)?.as_ref())?;
             if bucket.versioning != Versioning::Off {
-                let deleted = Deleted { marker: Some(true), version: Some(marker.version.clone()) };
-                return Ok((deleted, place(view, &bucket, marker, &[])?));
+                let (version, writes) = place(view, &bucket, marker)?;
+                return Ok((Deleted { marker: Some(true), version }, writes));
             }
-            let Some(found) = current else { return Ok((Deleted::default(), Vec::new())) };
-            let mut writes = view.discard(&found.record)?;
+            let Some(found) = view.current(bucket.id, &key)? else { return Ok((Deleted::default(), Vec::new())) };
+            let mut writes = View::discard(&found.record);
             writes.push(IndexWrite::remove(rows::object(bucket.id, &key)));
             Ok((Deleted::default(), writes))
         })
@@ -71,12 +80,37 @@ pub(crate) async fn delete_object(
     request: S3Request<dto::DeleteObjectInput>,
 ) -> S3Result<S3Response<dto::DeleteObjectOutput>> {
     let input = request.input;
+    if let Some(version) = input.version_id.as_deref().filter(|version| !versions::is_legal(version)) {
+        return Err(invalid_version(version));
+    }
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;
-    let conditions = Conditions { if_match: input.if_match, ..Conditions::default() };
-    let deleted = delete_one(storage, bucket, input.key, input.version_id, conditions).await?;
+    let conditions = DeleteConditions::of(&request.headers, input.if_match_last_modified_time, input.if_match_size);
+    let doomed = Doomed { key: input.key, version: input.version_id, place: None, conditions };
+    let deleted = delete_one(storage, bucket, doomed).await?;
     let output =
         dto::DeleteObjectOutput { delete_marker: deleted.marker, version_id: deleted.version, ..Default::default() };
     Ok(S3Response::with_status(output, http::StatusCode::NO_CONTENT))
+}
+
+/// Versions from before their ids carried their places: one walk through the list of a key finds all of them that are named.
+fn look_up(
+    storage: &Storage,
+    bucket: &BucketRecord,
+    objects: &[dto::ObjectIdentifier],
+) -> S3Result<HashMap<(String, String), u64>> {
+    let mut wanted: HashMap<&str, Vec<&str>> = HashMap::new();
+    for object in objects {
+        let version = object.version_id.as_deref().filter(|version| versions::place(version).is_none());
+        if let Some(version) = version.filter(|version| *version != versions::NULL) {
+            wanted.entry(&object.key).or_default().push(version);
+        }
+    }
+    let mut places = HashMap::new();
+    for (key, versions) in wanted {
+        let found = storage.look(|view| view.places_of(bucket.id, key, &versions))?;
+        places.extend(found.into_iter().map(|(version, place)| ((key.to_owned(), version), place)));
+    }
+    Ok(places)
 }
 
 pub(crate) async fn delete_objects(
@@ -85,22 +119,28 @@ pub(crate) async fn delete_objects(
 ) -> S3Result<S3Response<dto::DeleteObjectsOutput>> {
     let input = request.input;
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;
-    if input.delete.objects.len() > OBJECTS_MAX {
+    let objects = input.delete.objects;
+    if objects.len() > OBJECTS_MAX {
         return Err(error(S3ErrorCode::MalformedXML, "At most 1000 objects can be deleted at once"));
     }
     let quiet = input.delete.quiet.unwrap_or(false);
-    // Together, so that they share their syncs.
-    let work = input.delete.objects.into_iter().map(|object| {
+    let mut places = look_up(storage, &bucket, &objects)?;
+    let work = objects.into_iter().map(|object| {
         let (storage, bucket) = (Arc::clone(storage), bucket.clone());
+        let named = (object.key.clone(), object.version_id.clone());
+        let place = object.version_id.clone().and_then(|version| places.remove(&(object.key.clone(), version)));
         async move {
-            let conditions =
-                Conditions { if_match: object.e_tag.map(dto::ETagCondition::ETag), ..Conditions::default() };
-            let named = (object.key.clone(), object.version_id.clone());
-            (named, delete_one(&storage, bucket, object.key, object.version_id, conditions).await)
+            if object.version_id.as_deref().is_some_and(|version| !versions::is_legal(version)) {
+                return (named, Err(error(S3ErrorCode::NoSuchVersion, "The specified version does not exist.")));
+            }
+            let conditions = DeleteConditions::of_entry(object.e_tag, object.last_modified_time, object.size);
+            let doomed = Doomed { key: object.key, version: object.version_id, place, conditions };
+            (named, delete_one(&storage, bucket, doomed).await)
         }
     });
+    let work: Vec<_> = stream::iter(work).buffered(OBJECTS_AT_ONCE).collect().await;
     let (mut done, mut errors) = (Vec::new(), Vec::new());
-    for ((key, version), result) in futures::future::join_all(work).await {
+    for ((key, version), result) in work {
         match result {
             Ok(deleted) => done.push(dto::DeletedObject {
                 key: Some(key),

@@ -11,7 +11,7 @@ use crate::{
     Storage,
     encryption::{CustomerKey, Key},
     error::{error, from_kek, invalid_request, not_implemented},
-    record::{self, Encryption, Envelope, Id},
+    record::{self, BucketRecord, Encryption, Envelope, Id},
     rows,
 };
 
@@ -82,7 +82,7 @@ async fn rewrap(
 ) -> S3Result<()> {
     let (bucket, found) = storage.look(|view| {
         let bucket = view.bucket(&bucket)?;
-        let found = view.object(bucket.id, &key, version.as_deref())?;
+        let found = view.object(&bucket, &key, version.as_deref())?;
         Ok((bucket, found))
     })?;
     let record = found.record;
@@ -99,14 +99,14 @@ async fn rewrap(
     let dek_id = record.dek().unwrap_or(Id([0; 16]));
     let envelope = Envelope::new(&wrapped, storage.now_millis());
     let encryption = Encryption::Object { dek: dek_id, kek: kek.into(), envelope };
-    storage.replace_encryption(bucket.id, record, encryption).await.map(|_| ())
+    storage.replace_encryption(bucket, record, encryption).await.map(|_| ())
 }
 
 impl Storage {
     /// Sets another envelope on one version, if it is still the object that was looked at. False: it is not.
     pub(crate) async fn replace_encryption(
         &self,
-        bucket: Id,
+        bucket: BucketRecord,
         known: record::ObjectRecord,
         encryption: Encryption,
     ) -> S3Result<bool> {
@@ -120,12 +120,12 @@ impl Storage {
                 found.record.object == known.object && found.record.encryption == known.encryption
             };
             if known.listed
-                && let Some(found) = view.version(bucket, &known.key, &known.version)?.filter(same)
+                && let Some(found) = view.listed(&bucket, &known.key, &known.version, Some(known.seq))?.filter(same)
             {
-                set(rows::version(bucket, &known.key, found.record.seq), found);
+                set(rows::version(bucket.id, &known.key, found.record.seq), found);
             }
-            if let Some(found) = view.current(bucket, &known.key)?.filter(same) {
-                set(rows::object(bucket, &known.key), found);
+            if let Some(found) = view.current(bucket.id, &known.key)?.filter(same) {
+                set(rows::object(bucket.id, &known.key), found);
             }
             Ok((!writes.is_empty(), writes))
         })

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
-use super::{answer, conditions::Conditions, customer, timestamp, whole_seconds};
+use super::{answer, conditions::Conditions, customer, timestamp};
 use crate::{
     Storage,
     body::{Segment, told_checksum},
     encryption::{CustomerKey, Key, refuse_on_read},
     error::{custom, damaged, error, invalid_argument},
-    record::{BucketRecord, ChecksumRecord, ManifestPart, ObjectRecord, Versioning},
+    readers::Hold,
+    record::{BucketRecord, ChecksumRecord, ManifestDigest, ManifestPart, ObjectRecord, Versioning},
     view::{Found, decode_manifest},
 };
 
@@ -20,20 +21,31 @@ pub(crate) struct Opened {
     pub found: Found,
     pub manifest: Option<Vec<u8>>,
     pub parts: Vec<ManifestPart>,
+    hold: Option<Arc<Hold>>,
 }
 
 impl Opened {
     pub(crate) fn find(storage: &Storage, bucket: &str, key: &str, version: Option<&str>) -> S3Result<Self> {
-        storage.look(|view| {
-            let bucket = view.bucket(bucket)?;
-            let found = view.object(bucket.id, key, version)?;
-            let manifest = match found.record.parts {
-                0 => None,
-                _ => Some(view.manifest_bytes(found.record.object)?),
-            };
-            let parts = manifest.as_deref().map_or(Ok(Vec::new()), decode_manifest)?;
-            Ok(Self { bucket, found, manifest, parts })
-        })
+        let look = || {
+            storage.look(|view| {
+                let bucket = view.bucket(bucket)?;
+                let found = view.object(&bucket, key, version)?;
+                let manifest = match found.record.parts {
+                    0 => None,
+                    _ => Some(view.manifest_bytes(found.record.object)?),
+                };
+                let parts = manifest.as_deref().map_or(Ok(Vec::new()), decode_manifest)?;
+                Ok(Self { bucket, found, manifest, parts, hold: None })
+            })
+        };
+        let (mut opened, hold) = storage.readers.find(look, |opened: &Self| opened.record().object)?;
+        opened.hold = Some(hold);
+        Ok(opened)
+    }
+
+    /// Keeps the object's blobs for as long as they are read, whatever becomes of the object meanwhile.
+    pub(crate) fn hold(&self) -> Option<Arc<Hold>> {
+        self.hold.clone()
     }
 
     pub(crate) fn record(&self) -> &ObjectRecord {
@@ -47,7 +59,11 @@ impl Opened {
         let unproven = matches!(key, Key::Customer(_)) && self.record().parts > 0;
         if let Some(dek) = key.bytes()
             && !unproven
-            && !self.record().is_authentic(dek, self.bucket.id, self.manifest.as_deref())
+            && !self.record().is_authentic(
+                dek,
+                self.bucket.id,
+                self.manifest.as_deref().map(ManifestDigest::of).as_ref(),
+            )
         {
             return Err(damaged("an object's record", &self.record().key));
         }
@@ -140,7 +156,7 @@ macro_rules! describe {
             content_length: Some(($wanted.to - $wanted.from) as i64),
             content_range: range,
             e_tag: Some(dto::ETag::Strong(record.etag.clone())),
-            last_modified: Some(timestamp(whole_seconds(record.modified))),
+            last_modified: Some(timestamp(record.modified)),
             version_id: $opened.version_told(),
             metadata: (!content.metadata.is_empty()).then(|| content.metadata.clone().into_iter().collect()),
             content_type: Some(content.content_type.clone().unwrap_or_else(|| "binary/octet-stream".into())),
@@ -185,12 +201,12 @@ pub(crate) async fn get_object(
         if_modified_since: input.if_modified_since,
         if_unmodified_since: input.if_unmodified_since,
     };
-    conditions.check_read(opened.record())?;
+    conditions.check_read(opened.record(), storage.now_millis())?;
     let wanted = wanted(&opened, input.range.as_ref(), input.part_number)?;
     let key = opened.unlock(storage, customer).await?;
     let record = opened.record();
     let whose = (opened.bucket.id, record.object, record.dek());
-    let body = storage.read_body(whose, key, opened.segments(wanted.from, wanted.to)).await?;
+    let body = storage.read_body(whose, key, opened.segments(wanted.from, wanted.to), opened.hold()).await?;
     let mut output = describe!(GetObjectOutput, storage, opened, wanted, input.checksum_mode);
     output.tag_count = (!record.tags.is_empty()).then_some(record.tags.len() as i32);
     output.body = Some(body);
@@ -223,7 +239,7 @@ pub(crate) async fn head_object(
         if_modified_since: input.if_modified_since,
         if_unmodified_since: input.if_unmodified_since,
     };
-    conditions.check_read(opened.record())?;
+    conditions.check_read(opened.record(), storage.now_millis())?;
     let wanted = wanted(&opened, input.range.as_ref(), input.part_number)?;
     let output = describe!(HeadObjectOutput, storage, opened, wanted, input.checksum_mode);
     let mut response = S3Response::new(output);
@@ -260,7 +276,7 @@ pub(crate) async fn get_object_attributes(
         object_parts: (asked("ObjectParts") && record.parts > 0).then(|| parts_told(&opened, &input)),
         storage_class: asked("StorageClass").then(|| class.into()),
         object_size: asked("ObjectSize").then_some(record.size as i64),
-        last_modified: Some(timestamp(whole_seconds(record.modified))),
+        last_modified: Some(timestamp(record.modified)),
         version_id: opened.version_told(),
         ..Default::default()
     })
@@ -288,7 +304,7 @@ fn parts_told(opened: &Opened, input: &dto::GetObjectAttributesInput) -> dto::Ge
     dto::GetObjectAttributesParts {
         is_truncated: Some(later.len() > page.len()),
         max_parts: Some(max),
-        next_part_number_marker: page.last().map(|part| i32::from(part.number)),
+        next_part_number_marker: Some(page.last().map_or(0, |part| i32::from(part.number))),
         part_number_marker: Some(marker),
         parts,
         total_parts_count: Some(opened.record().parts as i32),

@@ -3,27 +3,46 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use s3s::{S3Request, S3Response, S3Result, dto};
+use s3s::{S3Error, S3Request, S3Response, S3Result, dto};
 
 use super::{answer, owner, timestamp};
 use crate::{
     Storage,
-    error::invalid_argument,
+    error::{invalid_argument, with_members},
     record::{Id, ObjectRecord},
     rows,
-    view::{View, decode_object},
+    view::{View, record_of},
 };
 
 /// Entries of one page.
 const PAGE_MAX: i32 = 1000;
 
-pub(crate) fn page_size(asked: Option<i32>) -> S3Result<usize> {
-    match asked {
-        Some(asked) if asked < 0 => {
-            Err(invalid_argument("Argument maxKeys must be an integer between 0 and 2147483647"))
-        }
-        asked => Ok(asked.unwrap_or(PAGE_MAX).min(PAGE_MAX) as usize),
+/// A parameter that cannot be what it is.
+pub(crate) fn invalid_value(name: &str, message: impl Into<std::borrow::Cow<'static, str>>) -> S3Error {
+    with_members(invalid_argument(message), &[("ArgumentName", name)])
+}
+
+/// A number in a query that must not be negative.
+pub(crate) fn not_negative(name: &str, asked: Option<i32>) -> S3Result<Option<i32>> {
+    if asked.is_some_and(|asked| asked < 0) {
+        return Err(invalid_value(name, format!("Argument {name} must be an integer between 0 and 2147483647")));
     }
+    Ok(asked)
+}
+
+pub(crate) fn page_size(name: &str, asked: Option<i32>) -> S3Result<usize> {
+    Ok(not_negative(name, asked)?.unwrap_or(PAGE_MAX).min(PAGE_MAX) as usize)
+}
+
+/// Where a listing goes on, as a client carries it.
+pub(crate) fn token(last: &str) -> String {
+    URL_SAFE_NO_PAD.encode(last)
+}
+
+pub(crate) fn read_token(token: Option<&str>) -> S3Result<Option<String>> {
+    let read = |token| URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let invalid = || invalid_value("continuation-token", "The continuation token provided is incorrect");
+    token.map(|token| read(token).ok_or_else(invalid)).transpose()
 }
 
 /// An object, or a prefix that stands for many.
@@ -50,7 +69,7 @@ pub(crate) struct Page {
 /// The common prefix of `key`, if the delimiter stands in it behind `prefix`.
 pub(crate) fn common_prefix<'a>(key: &'a str, prefix: &str, delimiter: Option<&str>) -> Option<&'a str> {
     let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty())?;
-    let at = key.get(prefix.len()..)?.find(delimiter)?;
+    let at = key.strip_prefix(prefix)?.find(delimiter)?;
     Some(&key[..prefix.len() + at + delimiter.len()])
 }
 
@@ -89,7 +108,7 @@ fn list(
                 skip = Some(rows::after(&rows::object(bucket, common)));
                 return Ok(ControlFlow::Break(()));
             }
-            page.entries.push(Entry::Object(Box::new(decode_object(value)?.record)));
+            page.entries.push(Entry::Object(Box::new(record_of(value)?)));
             Ok(ControlFlow::Continue(()))
         })?;
         match skip {
@@ -119,7 +138,7 @@ pub(crate) fn wants_url(encoding: Option<&dto::EncodingType>) -> S3Result<bool> 
     match encoding.map(dto::EncodingType::as_str) {
         None => Ok(false),
         Some("url") => Ok(true),
-        Some(_) => Err(invalid_argument("Invalid Encoding Method specified in Request")),
+        Some(_) => Err(invalid_value("encoding-type", "Invalid Encoding Method specified in Request")),
     }
 }
 
@@ -154,12 +173,15 @@ pub(crate) async fn list_objects(
 ) -> S3Result<S3Response<dto::ListObjectsOutput>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
-    let max = page_size(input.max_keys)?;
+    let max = page_size("max-keys", input.max_keys)?;
     let prefix = input.prefix.clone().unwrap_or_default();
     let marker = input.marker.clone().filter(|marker| !marker.is_empty());
+    let delimiter = input.delimiter.as_deref();
+    // A marker under a common prefix stands for all of it.
+    let after = marker.as_deref().map(|marker| common_prefix(marker, &prefix, delimiter).unwrap_or(marker));
     let (bucket, page) = storage.look(|view| {
         let bucket = view.bucket(&input.bucket)?;
-        let page = list(view, bucket.id, &prefix, input.delimiter.as_deref(), marker.as_deref(), max)?;
+        let page = list(view, bucket.id, &prefix, delimiter, after, max)?;
         Ok((bucket, page))
     })?;
     let next = page.truncated.then(|| page.entries.last().map(|entry| entry.name().to_owned())).flatten();
@@ -185,22 +207,16 @@ pub(crate) async fn list_objects_v2(
 ) -> S3Result<S3Response<dto::ListObjectsV2Output>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
-    let max = page_size(input.max_keys)?;
+    let max = page_size("max-keys", input.max_keys)?;
     let prefix = input.prefix.clone().unwrap_or_default();
-    let token = match input.continuation_token.as_deref() {
-        None => None,
-        Some(token) => {
-            let decoded = URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-            Some(decoded.ok_or_else(|| invalid_argument("The continuation token provided is incorrect"))?)
-        }
-    };
-    let after = token.or_else(|| input.start_after.clone().filter(|after| !after.is_empty()));
+    let after = read_token(input.continuation_token.as_deref())?;
+    let after = after.or_else(|| input.start_after.clone().filter(|after| !after.is_empty()));
     let (bucket, page) = storage.look(|view| {
         let bucket = view.bucket(&input.bucket)?;
         let page = list(view, bucket.id, &prefix, input.delimiter.as_deref(), after.as_deref(), max)?;
         Ok((bucket, page))
     })?;
-    let next = page.truncated.then(|| page.entries.last().map(|entry| URL_SAFE_NO_PAD.encode(entry.name()))).flatten();
+    let next = page.truncated.then(|| page.entries.last().map(|entry| token(entry.name()))).flatten();
     let count = page.entries.len();
     let owner = input.fetch_owner.unwrap_or(false).then_some(bucket.owner.as_str());
     let (objects, prefixes) = split(page.entries, encode, owner);

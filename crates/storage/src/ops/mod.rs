@@ -1,6 +1,7 @@
 //! The operations, one file per group. They speak s3s's types, which are the wire's; records stay inside.
 
 pub(crate) mod bucket;
+pub(crate) mod complete;
 pub(crate) mod conditions;
 pub(crate) mod copy;
 pub(crate) mod delete;
@@ -11,6 +12,7 @@ pub(crate) mod multipart;
 pub(crate) mod place;
 pub(crate) mod put;
 pub(crate) mod tagging;
+pub(crate) mod uploads;
 pub(crate) mod versions;
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -23,15 +25,10 @@ use crate::error::{error, invalid_argument, invalid_request};
 /// Longest key in bytes.
 const KEY_BYTES_MAX: usize = 1024;
 
-/// A moment as s3s has it.
+/// A moment as S3 tells it, and compares it: in whole seconds.
 pub(crate) fn timestamp(millis: i64) -> dto::Timestamp {
-    let since = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
+    let since = Duration::from_secs(u64::try_from(millis.div_euclid(1000)).unwrap_or(0));
     dto::Timestamp::from(UNIX_EPOCH + since)
-}
-
-/// S3 tells moments in whole seconds, and compares them so.
-pub(crate) fn whole_seconds(millis: i64) -> i64 {
-    millis.div_euclid(1000) * 1000
 }
 
 pub(crate) fn check_key(key: &str) -> S3Result<()> {
@@ -149,3 +146,6 @@ pub(crate) fn check_content(content: &crate::record::ContentHeaders) -> S3Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,103 +1,125 @@
-//! A version of an object takes its place in the index; what it replaces becomes garbage.
+//! A version of an object takes its place in the index; what it replaces becomes garbage. Each of these looks at a few rows,
+//! however many versions there are: they run inside the commit, where everybody else waits.
 
 use holdfast_core::IndexWrite;
 use s3s::S3Result;
 
 use crate::{
-    record::{self, BucketRecord, ObjectRecord, Versioning},
-    rows,
+    Storage,
+    encryption::Key,
+    record::{self, BucketRecord, Id, ManifestDigest, ObjectRecord, Versioning},
+    rows, versions,
     view::{Found, View},
 };
 
-/// Sets what only the moment of the commit knows: order and, where versions are off or suspended, nothing else.
-fn order(view: &View<'_>, bucket: &BucketRecord, new: &mut ObjectRecord, old: Option<&Found>) -> S3Result<()> {
-    let newest = match old {
-        Some(found) => found.record.seq,
-        None if bucket.versioning == Versioning::Off => 0,
-        None => view.versions_of(bucket.id, &new.key)?.first().map_or(0, |found| found.record.seq),
-    };
-    let millis = u64::try_from(new.modified).unwrap_or(0);
-    new.seq = (millis << 10).max(newest + 1);
-    Ok(())
+/// An object, or a delete marker, about to take its place.
+pub(crate) struct New {
+    pub record: ObjectRecord,
+    pub inline: Vec<u8>,
+    /// What the record is authenticated under, once its version is known.
+    pub key: Key,
+    pub manifest: Option<ManifestDigest>,
+    /// For the id of the version.
+    random: u64,
 }
 
-/// The version that a new object has in this bucket. A part of what its MAC is over, so it is chosen before.
-pub(crate) fn new_version(storage: &crate::Storage, bucket: &BucketRecord) -> String {
-    match bucket.versioning {
-        Versioning::Enabled => record::Id::random(storage.ambient()).to_string(),
-        Versioning::Off | Versioning::Suspended => "null".into(),
+impl New {
+    pub(crate) fn object(storage: &Storage, record: ObjectRecord, inline: Vec<u8>, key: Key) -> Self {
+        let random = u64::from_be_bytes(storage.ambient().random());
+        Self { record, inline, key, manifest: None, random }
+    }
+
+    /// Settles what only the moment of the commit knows: the place, and with it the version. Then the record is whole.
+    fn settle(&mut self, bucket: &BucketRecord, newest: Option<u64>) {
+        let record = &mut self.record;
+        let millis = u64::try_from(record.modified).unwrap_or(0);
+        record.seq = (millis << 10).max(newest.map_or(0, |newest| newest + 1));
+        record.version = match bucket.versioning {
+            Versioning::Enabled => versions::new(record.seq, self.random),
+            Versioning::Off | Versioning::Suspended => versions::NULL.into(),
+        };
+        record.listed = bucket.versioning != Versioning::Off;
+        if let Some(dek) = self.key.bytes() {
+            record.authenticate(dek, bucket.id, self.manifest.as_ref());
+        }
     }
 }
 
-/// What must be written for `new`, an object or a delete marker, to become the current version.
+/// The row that says where the `null` version of a key stands in its list.
+fn null_at(bucket: Id, key: &str, seq: u64) -> IndexWrite {
+    IndexWrite::put(rows::null(bucket, key), seq.to_be_bytes().to_vec())
+}
+
+/// What must be written for `new` to become the current version; says which version it is, where the bucket keeps versions.
 pub(crate) fn place(
     view: &View<'_>,
     bucket: &BucketRecord,
-    mut new: ObjectRecord,
-    inline: &[u8],
-) -> S3Result<Vec<IndexWrite>> {
-    let old = view.current(bucket.id, &new.key)?;
-    order(view, bucket, &mut new, old.as_ref())?;
-    let object_row = rows::object(bucket.id, &new.key);
+    mut new: New,
+) -> S3Result<(Option<String>, Vec<IndexWrite>)> {
+    let key = new.record.key.clone();
+    let old = view.current(bucket.id, &key)?;
+    let object_row = rows::object(bucket.id, &key);
     let mut writes = Vec::new();
     if bucket.versioning == Versioning::Off {
-        if let Some(old) = &old {
-            writes.extend(view.discard(&old.record)?);
-        }
-        writes.push(IndexWrite::put(object_row, record::encode(&new, inline)));
-        return Ok(writes);
+        new.settle(bucket, old.as_ref().map(|old| old.record.seq));
+        writes.extend(old.iter().flat_map(|old| View::discard(&old.record)));
+        writes.push(IndexWrite::put(object_row, record::encode(&new.record, &new.inline)));
+        return Ok((None, writes));
     }
+    let newest = match &old {
+        Some(old) => Some(old.record.seq),
+        None => view.newest_place(bucket.id, &key)?,
+    };
+    new.settle(bucket, newest);
+    let becomes_null = new.record.version == versions::NULL;
     // From here on there is a version list. A version from before it was kept joins it, unless it is replaced.
     if let Some(Found { record: mut old, inline }) = old
         && !old.listed
     {
-        if new.version == "null" {
-            writes.extend(view.discard(&old)?);
+        if becomes_null {
+            writes.extend(View::discard(&old));
         } else {
             old.listed = true;
-            writes.push(IndexWrite::put(rows::version(bucket.id, &old.key, old.seq), record::encode(&old, &inline)));
+            writes.push(null_at(bucket.id, &key, old.seq));
+            writes.push(IndexWrite::put(rows::version(bucket.id, &key, old.seq), record::encode(&old, &inline)));
         }
+    } else if becomes_null && let Some(null) = view.listed(bucket, &key, versions::NULL, None)? {
+        writes.extend(View::discard(&null.record));
+        writes.push(IndexWrite::remove(rows::version(bucket.id, &key, null.record.seq)));
     }
-    if new.version == "null" {
-        for found in view.versions_of(bucket.id, &new.key)? {
-            if found.record.version == "null" {
-                writes.extend(view.discard(&found.record)?);
-                writes.push(IndexWrite::remove(rows::version(bucket.id, &new.key, found.record.seq)));
-            }
-        }
+    let New { record: new, inline, .. } = new;
+    if becomes_null {
+        writes.push(null_at(bucket.id, &key, new.seq));
     }
-    new.listed = true;
-    let value = record::encode(&new, inline);
-    writes.push(IndexWrite::put(rows::version(bucket.id, &new.key, new.seq), value.clone()));
+    let value = record::encode(&new, &inline);
+    writes.push(IndexWrite::put(rows::version(bucket.id, &key, new.seq), value.clone()));
     writes.push(if new.delete_marker { IndexWrite::remove(object_row) } else { IndexWrite::put(object_row, value) });
-    Ok(writes)
+    Ok((Some(new.version), writes))
 }
 
-/// What must be written to remove one version for good. Says whether it was a delete marker; `None` if it is not there.
+/// What must be written to remove one version for good.
 pub(crate) fn remove_version(
     view: &View<'_>,
     bucket: &BucketRecord,
-    key: &str,
-    version: &str,
-) -> S3Result<Option<(bool, Vec<IndexWrite>)>> {
-    let mut listed = view.versions_of(bucket.id, key)?;
-    let Some(position) = listed.iter().position(|found| found.record.version == version) else {
-        // Not in the list: perhaps a current version from before versions were kept.
-        let unlisted = view.current(bucket.id, key)?.filter(|found| found.record.version == version);
-        let Some(found) = unlisted else { return Ok(None) };
-        let mut writes = view.discard(&found.record)?;
-        writes.push(IndexWrite::remove(rows::object(bucket.id, key)));
-        return Ok(Some((false, writes)));
-    };
-    let removed = listed.remove(position);
-    let mut writes = view.discard(&removed.record)?;
-    writes.push(IndexWrite::remove(rows::version(bucket.id, key, removed.record.seq)));
-    if position == 0 {
-        let object_row = rows::object(bucket.id, key);
-        writes.push(match listed.first().filter(|next| !next.record.delete_marker) {
+    removed: &ObjectRecord,
+) -> S3Result<Vec<IndexWrite>> {
+    let key = &removed.key;
+    let object_row = rows::object(bucket.id, key);
+    let mut writes = View::discard(removed);
+    if !removed.listed {
+        writes.push(IndexWrite::remove(object_row));
+        return Ok(writes);
+    }
+    writes.push(IndexWrite::remove(rows::version(bucket.id, key, removed.seq)));
+    if removed.version == versions::NULL {
+        writes.push(IndexWrite::remove(rows::null(bucket.id, key)));
+    }
+    if view.newest_place(bucket.id, key)? == Some(removed.seq) {
+        let next = view.next_version(bucket.id, key, Some(removed.seq))?;
+        writes.push(match next.filter(|next| !next.record.delete_marker) {
             Some(next) => IndexWrite::put(object_row, record::encode(&next.record, &next.inline)),
             None => IndexWrite::remove(object_row),
         });
     }
-    Ok(Some((removed.record.delete_marker, writes)))
+    Ok(writes)
 }

@@ -6,9 +6,9 @@ use s3s::{S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer, asked, check_content, check_key,
-    conditions::Conditions,
+    conditions::WriteConditions,
     content,
-    place::{new_version, place},
+    place::{New, place},
     refuse_unkept, tagging,
 };
 use crate::{
@@ -39,38 +39,29 @@ pub(crate) async fn put_object(
     check_content(&content)?;
     let asked = asked!(input);
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;
-    let conditions =
-        Conditions { if_match: input.if_match, if_none_match: input.if_none_match, ..Conditions::default() };
+    let conditions = WriteConditions::of(&request.headers);
     // Whoever would be refused in the end is refused before the body is taken in.
     storage.look(|view| {
-        conditions.check_write(view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))
+        conditions.check(&input.key, view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))
     })?;
     let object = Id::random(storage.ambient());
     let decided = storage.decide(&bucket, object, asked).await?;
-    let mut record = ObjectRecord::new(
-        input.key,
-        object,
-        new_version(storage, &bucket),
-        storage.now_millis(),
-        decided.encryption.clone(),
-    );
+    let mut record = ObjectRecord::new(input.key, object, storage.now_millis(), decided.encryption.clone());
     record.content = content;
     record.tags = tags;
     let target =
         Target { bucket: bucket.id, object, dek: record.dek(), md5_etag: decided.md5_etag(), may_inline: true };
     let mut written = storage.write_body(target, decided.key.clone(), input.body, claims).await?;
-    record.complete(&written, decided.key.bytes(), bucket.id);
+    record.complete(&written);
     let told = storage.told(&bucket, &record.encryption);
     let (etag, size) = (record.etag.clone(), record.size);
-    let version = (record.version != "null" || bucket.versioning != crate::record::Versioning::Off)
-        .then(|| record.version.clone());
-    let inline = std::mem::take(&mut written.inline);
-    storage
+    let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
+    let version = storage
         .transact(move |view| {
             let bucket = view.same_bucket(&bucket)?;
-            let current = view.current(bucket.id, &record.key)?;
-            conditions.check_write(current.as_ref().map(|found| &found.record))?;
-            Ok(((), place(view, &bucket, record, &inline)?))
+            let current = view.current(bucket.id, &new.record.key)?;
+            conditions.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
+            place(view, &bucket, new)
         })
         .await?;
     written.keep();

@@ -85,7 +85,7 @@ async fn set(
     storage
         .transact(move |view| {
             let bucket = view.bucket(&bucket)?;
-            let mut found = view.object(bucket.id, &key, version.as_deref())?;
+            let mut found = view.object(&bucket, &key, version.as_deref())?;
             found.record.tags = tags;
             let record = &found.record;
             let value = record::encode(record, &found.inline);
@@ -127,7 +127,7 @@ pub(crate) async fn get_object_tagging(
     let input = request.input;
     let record = storage.look(|view| {
         let bucket = view.bucket(&input.bucket)?;
-        Ok(view.object(bucket.id, &input.key, input.version_id.as_deref())?.record)
+        Ok(view.object(&bucket, &input.key, input.version_id.as_deref())?.record)
     })?;
     let version_id = record.listed.then_some(record.version);
     answer(dto::GetObjectTaggingOutput { tag_set: to_xml(record.tags), version_id })

@@ -7,15 +7,15 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer,
-    list::{common_prefix, page_size, url_encoded, wants_url},
+    list::{common_prefix, invalid_value, page_size, url_encoded, wants_url},
     owner, timestamp,
 };
 use crate::{
     Storage,
     error::error,
-    record::{self, BucketRecord, ObjectRecord, Versioning},
-    rows,
-    view::{View, decode_object},
+    record::{self, BucketRecord, Id, ObjectRecord, Versioning},
+    rows, versions,
+    view::{View, record_of},
 };
 
 pub(crate) async fn put_bucket_versioning(
@@ -60,99 +60,92 @@ enum Line {
     Prefix(String),
 }
 
-/// Keys in order, from the version list and from objects that are in no list. `None` at the end.
-fn next_key(
-    view: &View<'_>,
-    bucket: &BucketRecord,
-    prefix: &str,
-    from: &str,
-    inclusive: bool,
-) -> S3Result<Option<String>> {
-    let later = |key: &str| if inclusive { key >= from } else { key > from };
-    let mut found: Option<String> = None;
-    let starts = |row: Vec<u8>, all: &[u8]| if row.as_slice() < all { all.to_vec() } else { row };
-    let all = rows::object(bucket.id, prefix);
-    view.scan(&starts(rows::object(bucket.id, from), &all), &all, |row, _| {
-        let key = rows::key_of_object(row).unwrap_or_default();
-        if later(key) {
-            found = Some(key.to_owned());
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    let all = [rows::versions(bucket.id), prefix.as_bytes().to_vec()].concat();
-    let begin =
-        if inclusive { rows::versions_of(bucket.id, from) } else { rows::after(&rows::versions_of(bucket.id, from)) };
-    let begin = if from.is_empty() { all.clone() } else { starts(begin, &all) };
-    view.scan(&begin, &all, |row, _| {
-        let key = rows::key_of_version(row).unwrap_or_default();
-        if later(key) {
-            if found.as_deref().is_none_or(|known| key < known) {
-                found = Some(key.to_owned());
-            }
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
+/// The first key at or behind `from`, from the version list and from objects that are in no list. `None` at the end.
+fn next_key(view: &View<'_>, bucket: Id, prefix: &str, from: &[u8]) -> S3Result<Option<String>> {
+    let first = |all: Vec<u8>, key_of: fn(&[u8]) -> Option<&str>| -> S3Result<Option<String>> {
+        let begin = [&all[..], from].concat();
+        let all = [&all[..], prefix.as_bytes()].concat();
+        let mut found = None;
+        view.scan(&begin.max(all.clone()), &all, |row, _| {
+            found = key_of(row).map(str::to_owned);
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    };
+    let objects = first(rows::objects(bucket), rows::key_of_object)?;
+    let versions = first(rows::versions(bucket), rows::key_of_version)?;
+    Ok(match (objects, versions) {
+        (Some(object), Some(version)) => Some(object.min(version)),
+        (object, version) => object.or(version),
+    })
 }
 
-/// All versions of a key, newest first.
-fn versions_of(view: &View<'_>, bucket: &BucketRecord, key: &str) -> S3Result<Vec<ObjectRecord>> {
-    let mut versions: Vec<ObjectRecord> =
-        view.versions_of(bucket.id, key)?.into_iter().map(|found| found.record).collect();
-    if let Some(current) = view.current(bucket.id, key)?.filter(|current| !current.record.listed) {
-        versions.insert(0, current.record);
-    }
-    Ok(versions)
+/// Behind every key that is `key`: no key has a byte 0, and none stands between.
+fn behind(key: &str) -> Vec<u8> {
+    [key.as_bytes(), &[1]].concat()
 }
 
 struct Asked<'a> {
     prefix: &'a str,
     delimiter: Option<&'a str>,
     key_marker: &'a str,
-    version_marker: Option<&'a str>,
+    /// The version told last, and its place if the marker has it.
+    version_marker: Option<(&'a str, Option<u64>)>,
     max: usize,
 }
 
-fn page(view: &View<'_>, bucket: &BucketRecord, asked: &Asked<'_>) -> S3Result<(Vec<Line>, bool)> {
-    let mut lines = Vec::new();
-    let (mut from, mut inclusive) =
-        (asked.key_marker.to_owned(), asked.version_marker.is_some() || asked.key_marker.is_empty());
-    let mut skip_until = asked.version_marker.map(str::to_owned);
-    if common_prefix(&from, asked.prefix, asked.delimiter) == Some(&from) {
-        // The marker is a common prefix that was told: go on behind all that it stands for.
-        from.push(char::MAX);
-    }
-    while let Some(key) = next_key(view, bucket, asked.prefix, &from, inclusive)? {
-        if let Some(common) = common_prefix(&key, asked.prefix, asked.delimiter) {
-            if lines.len() == asked.max {
-                return Ok((lines, true));
+impl Asked<'_> {
+    /// The place behind which the listing goes on among the versions of the marker's key. A version that was deleted meanwhile leaves
+    /// its place behind in its marker. If it does not, the key is listed from its beginning: rather twice than not at all.
+    fn place(&self, view: &View<'_>, bucket: Id) -> S3Result<Option<u64>> {
+        match self.version_marker {
+            None | Some((_, Some(_))) => Ok(self.version_marker.and_then(|(_, place)| place)),
+            Some((version, None)) => {
+                if let Some(place) = view.places_of(bucket, self.key_marker, &[version])?.remove(version) {
+                    return Ok(Some(place));
+                }
+                let current = view.current(bucket, self.key_marker)?;
+                Ok(current.filter(|current| current.record.version == version).map(|current| current.record.seq))
             }
-            lines.push(Line::Prefix(common.to_owned()));
-            from = format!("{common}{}", char::MAX);
-            inclusive = false;
+        }
+    }
+}
+
+/// Up to one line more than asked for, which says that there is one.
+fn lines(view: &View<'_>, bucket: Id, asked: &Asked<'_>) -> S3Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let common = |key: &str| common_prefix(key, asked.prefix, asked.delimiter).map(str::to_owned);
+    // A marker under a common prefix stands for all of it.
+    let (mut from, mut place) = match (common(asked.key_marker), asked.version_marker) {
+        (Some(common), _) => (rows::after(common.as_bytes()), None),
+        (None, Some(_)) => (asked.key_marker.as_bytes().to_vec(), asked.place(view, bucket)?),
+        (None, None) if asked.key_marker.is_empty() => (Vec::new(), None),
+        (None, None) => (behind(asked.key_marker), None),
+    };
+    while lines.len() <= asked.max
+        && let Some(key) = next_key(view, bucket, asked.prefix, &from)?
+    {
+        if let Some(common) = common(&key) {
+            from = rows::after(common.as_bytes());
+            lines.push(Line::Prefix(common));
             continue;
         }
-        let mut latest = true;
-        for version in versions_of(view, bucket, &key)? {
-            let is_latest = std::mem::take(&mut latest);
-            if let Some(marker) = skip_until.as_ref().filter(|_| key == asked.key_marker) {
-                if *marker == version.version {
-                    skip_until = None;
-                }
-                continue;
-            }
-            if lines.len() == asked.max {
-                return Ok((lines, asked.max > 0));
-            }
-            lines.push(Line::Version(Box::new(version), is_latest));
+        let behind_place = place.take().filter(|_| key == asked.key_marker);
+        let current = view.current(bucket, &key)?.map(|current| current.record).filter(|current| !current.listed);
+        if let Some(current) = current.filter(|current| behind_place.is_none_or(|place| current.seq < place)) {
+            lines.push(Line::Version(Box::new(current), true));
         }
-        skip_until = None;
-        from = key;
-        inclusive = false;
+        let newest = view.newest_place(bucket, &key)?;
+        view.versions_of(bucket, &key, behind_place, |seq, value| {
+            if lines.len() > asked.max {
+                return Ok(ControlFlow::Break(()));
+            }
+            lines.push(Line::Version(Box::new(record_of(value)?), newest == Some(seq)));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        from = behind(&key);
     }
-    Ok((lines, false))
+    Ok(lines)
 }
 
 pub(crate) async fn list_object_versions(
@@ -163,20 +156,29 @@ pub(crate) async fn list_object_versions(
     let encode = wants_url(input.encoding_type.as_ref())?;
     let prefix = input.prefix.clone().unwrap_or_default();
     let key_marker = input.key_marker.clone().unwrap_or_default();
-    let asked = Asked {
-        prefix: &prefix,
-        delimiter: input.delimiter.as_deref(),
-        key_marker: &key_marker,
-        version_marker: input.version_id_marker.as_deref().filter(|marker| !marker.is_empty()),
-        max: page_size(input.max_keys)?,
+    let max = page_size("max-keys", input.max_keys)?;
+    let version_marker = match input.version_id_marker.as_deref().filter(|marker| !marker.is_empty()) {
+        None => None,
+        Some(_) if key_marker.is_empty() => {
+            let message = "A version-id marker cannot be specified without a key marker.";
+            return Err(invalid_value("version-id-marker", message));
+        }
+        Some(marker) => {
+            let invalid = || invalid_value("version-id-marker", "Invalid version id specified");
+            Some(versions::read_marker(marker).ok_or_else(invalid)?)
+        }
     };
-    let (bucket, lines, truncated) = storage.look(|view| {
+    let delimiter = input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty());
+    let asked = Asked { prefix: &prefix, delimiter, key_marker: &key_marker, version_marker, max };
+    let (bucket, mut lines) = storage.look(|view| {
         let bucket = view.bucket(&input.bucket)?;
-        let (lines, truncated) = page(view, &bucket, &asked)?;
-        Ok((bucket, lines, truncated))
+        let lines = if max == 0 { Vec::new() } else { lines(view, bucket.id, &asked)? };
+        Ok((bucket, lines))
     })?;
+    let truncated = lines.len() > max;
+    lines.truncate(max);
     let next = lines.last().filter(|_| truncated).map(|line| match line {
-        Line::Version(record, _) => (record.key.clone(), Some(record.version.clone())),
+        Line::Version(record, _) => (record.key.clone(), Some(versions::marker(&record.version, record.seq))),
         Line::Prefix(prefix) => (prefix.clone(), None),
     });
     let (mut versions, mut markers, mut prefixes) = (Vec::new(), Vec::new(), Vec::new());
@@ -209,7 +211,7 @@ pub(crate) async fn list_object_versions(
         prefix: Some(url_encoded(prefix.clone(), encode)),
         key_marker: Some(url_encoded(key_marker.clone(), encode)),
         version_id_marker: Some(input.version_id_marker.clone().unwrap_or_default()),
-        max_keys: Some(asked.max as i32),
+        max_keys: Some(max as i32),
         is_truncated: Some(truncated),
         next_key_marker: next_key.map(|key| url_encoded(key, encode)),
         next_version_id_marker: next_version,
@@ -222,9 +224,9 @@ pub(crate) async fn list_object_versions(
     })
 }
 
-/// Whether anything is left in a bucket, a version or an upload.
+/// Whether a bucket has no object and no version. An upload under way does not keep it.
 pub(crate) fn is_empty(view: &View<'_>, bucket: &BucketRecord) -> S3Result<bool> {
-    for prefix in [rows::objects(bucket.id), rows::versions(bucket.id), rows::uploads(bucket.id)] {
+    for prefix in [rows::objects(bucket.id), rows::versions(bucket.id)] {
         let mut any = false;
         view.scan(&prefix, &prefix, |_, _| {
             any = true;
@@ -235,9 +237,4 @@ pub(crate) fn is_empty(view: &View<'_>, bucket: &BucketRecord) -> S3Result<bool>
         }
     }
     Ok(true)
-}
-
-/// Reads an object row that a scan met.
-pub(crate) fn record_of(value: &[u8]) -> S3Result<ObjectRecord> {
-    decode_object(value).map(|found| found.record)
 }

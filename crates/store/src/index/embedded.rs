@@ -1,7 +1,11 @@
 //! One redb file, one writer thread. The writer drains its queue into one transaction: each decision sees the state
 //! that the ones before it left, and one sync makes them all durable.
 
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, IndexWrite, StoreError};
@@ -10,6 +14,10 @@ use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Ta
 use crate::group::{GroupWriter, failed};
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1");
+
+/// Below so many free bytes of its disk the index takes no commit: one that fails half-way would leave it closed until a restart.
+/// On a small disk it is less, see [`has_room`].
+const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// redb's page cache in bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -32,9 +40,23 @@ impl EmbeddedIndex {
         create.commit().map_err(failed)?;
         let database = Arc::new(database);
         let writer = Arc::clone(&database);
-        let commits = GroupWriter::start("index-writer", move |decisions| write_group(&writer, decisions))?;
+        let disk: PathBuf = path.parent().unwrap_or(path).into();
+        let commits = GroupWriter::start("index-writer", move |decisions| {
+            if !has_room(&disk) {
+                tracing::error!(path = %disk.display(), "the disk is full, and the index takes no commits");
+                return Err(StoreError::Busy);
+            }
+            write_group(&writer, decisions)
+        })?;
         Ok(Self { database, commits })
     }
+}
+
+/// Whether a commit will fit. A disk that cannot be asked is taken to have room.
+fn has_room(directory: &Path) -> bool {
+    let Ok(disk) = rustix::fs::statvfs(directory) else { return true };
+    let (free, all) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
+    free >= (all / 64).min(ROOM_BYTES_MIN)
 }
 
 /// One transaction. The outer error means that nothing of the group is known to be written.

@@ -1,0 +1,48 @@
+//! A disk that fills is told before it is full: new data gets none of the reserve, which is for what makes room (deletions), and for
+//! what must be noted.
+
+use http::StatusCode;
+use s3s::S3Result;
+
+use crate::{Storage, error::custom};
+
+/// What is left of the place that is written to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RoomLeft {
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes of them that new data does not get.
+    pub reserve: u64,
+}
+
+impl RoomLeft {
+    /// Whether so many bytes of new data may be written.
+    #[must_use]
+    pub fn has(self, bytes: u64) -> bool {
+        self.free >= self.reserve.saturating_add(bytes)
+    }
+}
+
+/// Where index and blobs lie.
+pub trait Room: Send + Sync {
+    /// What is left now, of the place that has least.
+    fn left(&self) -> RoomLeft;
+}
+
+impl Storage {
+    /// What is left for new data.
+    #[must_use]
+    pub fn room_left(&self) -> RoomLeft {
+        self.room.left()
+    }
+
+    /// Refuses new data that would not fit. 507 is an answer that SDKs do not retry at once.
+    pub(crate) fn must_have_room(&self, bytes: u64) -> S3Result<()> {
+        if self.room_left().has(bytes) {
+            return Ok(());
+        }
+        metrics::counter!("holdfast_storage_refused_for_room_total").increment(1);
+        let message = "The storage service has no room left for new data; delete something, or ask its operator";
+        Err(custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message.into()))
+    }
+}

@@ -1,0 +1,178 @@
+//! What the role stands on, in memory, for its unit tests: no key service, blobs without bytes, an index that counts.
+
+use std::{
+    collections::HashSet,
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use holdfast_core::{
+    Ambient, BlobId, BlobStore, BlobWriter, Index, IndexDecision, IndexReader, IndexVisitor, KekError, KekService,
+    StoreError, Timestamp, WrappedDek,
+};
+use holdfast_crypto::SecretBytes;
+use holdfast_store::MemoryIndex;
+
+use crate::{DekCacheLimits, Room, RoomLeft, Seams, Storage, StorageConfig};
+
+/// Each byte that is asked for is another than the one before; time stands.
+#[derive(Default)]
+struct Counting(AtomicU64);
+impl Ambient for Counting {
+    fn now(&self) -> Timestamp {
+        Timestamp::default()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(8) {
+            let next = self.0.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+            chunk.copy_from_slice(&next[8 - chunk.len()..]);
+        }
+    }
+}
+
+struct NoKeks;
+#[async_trait]
+impl KekService for NoKeks {
+    async fn wrap(&self, kek: &str, _: &SecretBytes) -> Result<WrappedDek, KekError> {
+        Err(KekError::NotFound(kek.into()))
+    }
+    async fn unwrap(&self, wrapped: &WrappedDek) -> Result<SecretBytes, KekError> {
+        Err(KekError::NotFound(wrapped.kek_url.clone()))
+    }
+    async fn newest_version(&self, kek: &str) -> Result<String, KekError> {
+        Err(KekError::NotFound(kek.into()))
+    }
+    fn knows(&self, _: &str) -> bool {
+        false
+    }
+    fn without_version(&self, kek: &str) -> String {
+        kek.into()
+    }
+}
+
+struct Endless;
+impl Room for Endless {
+    fn left(&self) -> RoomLeft {
+        RoomLeft { free: u64::MAX, reserve: 0 }
+    }
+}
+
+/// Names of blobs, without bytes.
+#[derive(Default)]
+pub(crate) struct Names(pub Mutex<HashSet<BlobId>>);
+#[async_trait]
+impl BlobStore for Names {
+    async fn create(&self, _: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
+        Err(StoreError::Busy)
+    }
+    async fn read(&self, _: BlobId, _: u64, _: usize) -> Result<Bytes, StoreError> {
+        Err(StoreError::Damaged)
+    }
+    async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
+        self.0.lock().unwrap().remove(&id);
+        Ok(())
+    }
+    async fn list_older(&self, _: u64) -> Result<Vec<BlobId>, StoreError> {
+        Ok(self.0.lock().unwrap().iter().copied().collect())
+    }
+}
+
+/// An index that counts what its commits look at and write.
+#[derive(Default)]
+pub(crate) struct Counted {
+    index: MemoryIndex,
+    pub commits: AtomicUsize,
+    /// The most that one commit has looked at, in rows and bytes, and the most that it has written, in rows.
+    pub rows_read_max: Arc<AtomicUsize>,
+    pub bytes_read_max: Arc<AtomicUsize>,
+    pub rows_written_max: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    pub(crate) fn reset(&self) {
+        self.commits.store(0, Ordering::SeqCst);
+        for most in [&self.rows_read_max, &self.bytes_read_max, &self.rows_written_max] {
+            most.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Rows read, bytes read, rows written.
+    pub(crate) fn most(&self) -> (usize, usize, usize) {
+        let read = |most: &AtomicUsize| most.load(Ordering::SeqCst);
+        (read(&self.rows_read_max), read(&self.bytes_read_max), read(&self.rows_written_max))
+    }
+}
+
+struct CountingReader<'a> {
+    reader: &'a dyn IndexReader,
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl CountingReader<'_> {
+    fn count(&self, value: &[u8]) {
+        self.rows.fetch_add(1, Ordering::SeqCst);
+        self.bytes.fetch_add(value.len(), Ordering::SeqCst);
+    }
+}
+
+impl IndexReader for CountingReader<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.reader.get(key)?;
+        self.count(value.as_deref().unwrap_or_default());
+        Ok(value)
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+        self.reader.scan(from, &mut |key, value| -> ControlFlow<()> {
+            self.count(value);
+            visit(key, value)
+        })
+    }
+}
+
+#[async_trait]
+impl Index for Counted {
+    fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
+        self.index.snapshot()
+    }
+
+    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        let (rows, bytes) = (Arc::clone(&self.rows_read_max), Arc::clone(&self.bytes_read_max));
+        let written = Arc::clone(&self.rows_written_max);
+        let decide: IndexDecision = Box::new(move |reader| {
+            let reader = CountingReader { reader, rows: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
+            let writes = decide(&reader)?;
+            rows.fetch_max(reader.rows.into_inner(), Ordering::SeqCst);
+            bytes.fetch_max(reader.bytes.into_inner(), Ordering::SeqCst);
+            written.fetch_max(writes.len(), Ordering::SeqCst);
+            Ok(writes)
+        });
+        self.index.commit(decide).await
+    }
+}
+
+/// A service without encryption over these.
+pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
+    let (blobs, index) = (Arc::new(Names::default()), Arc::new(Counted::default()));
+    let seams = Seams {
+        keks: Arc::new(NoKeks),
+        index: Arc::clone(&index) as _,
+        blobs: Arc::clone(&blobs) as _,
+        ambient: Arc::new(Counting::default()),
+        room: Arc::new(Endless),
+    };
+    let config = StorageConfig {
+        default_kek: String::new(),
+        deks: DekCacheLimits::default(),
+        encryption_off: true,
+        region: String::new(),
+    };
+    (Storage::open(seams, config), blobs, index)
+}
