@@ -39,6 +39,29 @@ def test_round_trip(blue, size, aad):
     assert blue.decrypt(sealed, aad=aad) == plaintext
 
 
+def test_json_is_json(blue):
+    """`\\/` is legal for `/`, and Base64 has it; so is any character by its number."""
+    def escaped(value, write):
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{escaped(name, write)}:{escaped(one, write)}" for name, one in value.items()) + "}"
+        return '"' + write(value) + '"'
+    slash = lambda text: text.replace("/", "\\/")  # noqa: E731
+    number = lambda text: "".join(f"\\u{ord(letter):04x}" for letter in text)  # noqa: E731
+    plaintext, aad = b"\xff" * 33, b"\xfb\xff/" * 10
+    assert "/" in b64(plaintext) and "/" in b64(aad)
+    for write in (slash, number):
+        body = escaped(blue.encrypt_body(plaintext, aad, cdiv=True), write)
+        answer = blue.raw("encrypt", body.encode())
+        assert answer.status_code == 200, answer.text
+        sealed = answer.json()
+        assert blue.decrypt(sealed, aad=aad) == plaintext
+        answer = blue.raw("decrypt", escaped(blue.decrypt_body(sealed, aad), write).encode())
+        assert answer.status_code == 200 and unb64(answer.json()["plaintext"]) == plaintext, answer.text
+    for bad in (r'"\x"', r'"\ud800"', "1", "[]"):
+        answer = blue.raw("encrypt", json.dumps(blue.encrypt_body()).replace(json.dumps(b64(b"k" * 32)), bad).encode())
+        assert_refused(answer, 400, "ValidationException")
+
+
 def test_the_integrity_value_is_the_one_aws_computes(blue):
     sealed = blue.encrypt(b"k" * 32, cdiv=True)
     parts = [b"tenant=blue"] + [unb64(sealed[name]) for name in ("ciphertextMetadata", "initializationVector", "ciphertext", "authenticationTag")]

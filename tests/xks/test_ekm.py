@@ -105,6 +105,15 @@ def test_metadata(azure):
     assert azure.ok("info/metadata")["key_size"] == 256, "a key may be called info"
 
 
+def test_json_is_json(azure):
+    escaped = lambda text: "".join(f"\\u{ord(letter):04x}" for letter in text)  # noqa: E731
+    context = json.dumps(azure.context())[1:-1]
+    body = '{%s,"%s":"%s","value":"%s"}' % (context, escaped("alg"), escaped("A256KW"), escaped(enc(b"k" * 32)))
+    answer = azure.raw("kek/wrapkey", body.encode())
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == azure.ok("kek/wrapkey", alg="A256KW", value=enc(b"k" * 32))
+
+
 @pytest.mark.parametrize("alg, sizes", [("A256KW", (16, 24, 32, 64)), ("A256KWP", (1, 7, 16, 32, 33))])
 @pytest.mark.parametrize("key", ["kek", "for-both"])
 def test_wrap_and_unwrap(azure, key, alg, sizes):

@@ -4,6 +4,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use holdfast_core::{ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap};
 use holdfast_crypto::{EncryptionPadding, RsaPublicKey, SecretBytes, WrapPadding};
+use holdfast_wire::JsonText;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +78,7 @@ struct Request<'a> {
     request_context: Option<RequestContext>,
     alg: Option<String>,
     #[serde(borrow)]
-    value: Option<&'a str>,
+    value: Option<JsonText<'a>>,
 }
 
 /// What any request says of itself, if it can be read at all: for the log.
@@ -173,7 +174,7 @@ fn algorithm(request: &Request<'_>) -> Result<ExternalWrap, Refusal> {
 }
 
 fn value(request: &Request<'_>) -> Result<SecretBytes, Refusal> {
-    let text = request.value.ok_or_else(|| Refusal::invalid("value is missing"))?;
+    let text = request.value.as_deref().ok_or_else(|| Refusal::invalid("value is missing"))?;
     if text.len() > VALUE_BYTES_MAX.div_ceil(3) * 4 {
         return Err(Refusal::invalid(format!("value has at most {VALUE_BYTES_MAX} bytes")));
     }

@@ -162,8 +162,8 @@ async fn encrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
         Some("SHA_256") => true,
         Some(_) => return Err(Refusal::invalid("ciphertextDataIntegrityValueAlgorithm must be SHA_256")),
     };
-    let plaintext = secret_base64(required(request.plaintext, "plaintext")?, "plaintext", DATA_BYTES_MAX)?;
-    let aad = optional_aad(request.additional_authenticated_data)?;
+    let plaintext = secret_base64(required(request.plaintext.as_deref(), "plaintext")?, "plaintext", DATA_BYTES_MAX)?;
+    let aad = optional_aad(request.additional_authenticated_data.as_deref())?;
     let key = call.key()?;
     prove_caller(call, &call.store.clone(), &metadata)?;
     let (version, object) = key.newest();
@@ -205,7 +205,7 @@ async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     let request: DecryptRequest<'_> = wire::parse(call.body)?;
     let metadata = check_metadata(request.request_metadata, Operation::Decrypt)?;
     check_algorithm(request.encryption_algorithm.as_deref())?;
-    let ciphertext = base64(required(request.ciphertext, "ciphertext")?, "ciphertext", DATA_BYTES_MAX)?;
+    let ciphertext = base64(required(request.ciphertext.as_deref(), "ciphertext")?, "ciphertext", DATA_BYTES_MAX)?;
     let exact = |value: Option<&str>, name: &str, sizes: &[usize]| -> Result<Vec<u8>, Refusal> {
         let bytes = base64(required(value, name)?, name, DATA_BYTES_MAX)?;
         if sizes.contains(&bytes.len()) {
@@ -214,16 +214,16 @@ async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
             Err(Refusal::invalid(format!("{name} has a wrong length")))
         }
     };
-    let iv = exact(request.initialization_vector, "initializationVector", &[12, 16])?;
-    let tag = exact(request.authentication_tag, "authenticationTag", &[TAG_BYTES])?;
-    let ciphertext_metadata = match request.ciphertext_metadata {
+    let iv = exact(request.initialization_vector.as_deref(), "initializationVector", &[12, 16])?;
+    let tag = exact(request.authentication_tag.as_deref(), "authenticationTag", &[TAG_BYTES])?;
+    let ciphertext_metadata = match request.ciphertext_metadata.as_deref() {
         None => Vec::new(),
         Some(text) => base64(text, "ciphertextMetadata", DATA_BYTES_MAX)?,
     };
     if ciphertext_metadata.len() > METADATA_BYTES_MAX {
         return Err(Refusal::invalid(format!("ciphertextMetadata has at most {METADATA_BYTES_MAX} bytes")));
     }
-    let aad = optional_aad(request.additional_authenticated_data)?;
+    let aad = optional_aad(request.additional_authenticated_data.as_deref())?;
     let key = call.key()?;
     prove_caller(call, &call.store.clone(), &metadata)?;
     let form = aad_form(call.store);

@@ -2,6 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_crypto::SecretBytes;
+use holdfast_wire::JsonText;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{authn::CallerProofStatement, error::Refusal};
@@ -38,9 +39,9 @@ pub(super) struct MetadataOnlyRequest {
 pub(crate) struct EncryptRequest<'a> {
     pub request_metadata: Option<RequestMetadata>,
     #[serde(borrow)]
-    pub plaintext: Option<&'a str>,
+    pub plaintext: Option<JsonText<'a>>,
     #[serde(borrow)]
-    pub additional_authenticated_data: Option<&'a str>,
+    pub additional_authenticated_data: Option<JsonText<'a>>,
     pub encryption_algorithm: Option<String>,
     pub ciphertext_data_integrity_value_algorithm: Option<String>,
 }
@@ -50,16 +51,16 @@ pub(crate) struct EncryptRequest<'a> {
 pub(crate) struct DecryptRequest<'a> {
     pub request_metadata: Option<RequestMetadata>,
     #[serde(borrow)]
-    pub ciphertext: Option<&'a str>,
+    pub ciphertext: Option<JsonText<'a>>,
     #[serde(borrow)]
-    pub additional_authenticated_data: Option<&'a str>,
+    pub additional_authenticated_data: Option<JsonText<'a>>,
     pub encryption_algorithm: Option<String>,
     #[serde(borrow)]
-    pub initialization_vector: Option<&'a str>,
+    pub initialization_vector: Option<JsonText<'a>>,
     #[serde(borrow)]
-    pub authentication_tag: Option<&'a str>,
+    pub authentication_tag: Option<JsonText<'a>>,
     #[serde(borrow)]
-    pub ciphertext_metadata: Option<&'a str>,
+    pub ciphertext_metadata: Option<JsonText<'a>>,
 }
 
 #[derive(Serialize)]
