@@ -45,10 +45,11 @@ impl Query {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Refuses an unknown version. Status URLs (`.../pending`) are polled without one.
+    /// Refuses an unknown version. Status URLs (`.../pending`) are polled without one, and the next page of a listing is the
+    /// same request as the one before it.
     pub(crate) fn check_api_version(&self, path: &str) -> Result<(), ApiError> {
         match self.get("api-version") {
-            None if path.trim_end_matches('/').ends_with("/pending") => Ok(()),
+            None if path.trim_end_matches('/').ends_with("/pending") || self.get("$skiptoken").is_some() => Ok(()),
             None => Err(ApiError::bad_parameter("The api-version query parameter is missing")),
             Some(version) if API_VERSIONS.contains(&version) => Ok(()),
             Some(version) => {
@@ -75,6 +76,8 @@ mod tests {
         assert!(check(Some("maxresults=5&api-version=2025-07-01"), "/keys"));
         assert!(!check(Some("api-version=1.0"), "/keys") && !check(None, "/keys"));
         assert!(check(None, "/backup/00112233445566778899aabbccddeeff/pending"));
+        assert!(check(Some("maxresults=25&$skiptoken=eA"), "/keys"));
+        assert!(!check(Some("$skiptoken=eA&api-version=1.0"), "/keys"));
         assert_eq!(Query::parse(Some("%24skiptoken=a%20b+c")).get("$skiptoken"), Some("a b c"));
     }
 }

@@ -69,6 +69,15 @@ impl Drop for SecretText {
     }
 }
 
+/// A member that is `null` counts as one that is absent, in every request.
+pub(crate) fn absent_or<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// Attributes in a request.
 #[derive(Default, Deserialize)]
 pub(crate) struct AttributesIn {
@@ -101,7 +110,7 @@ pub(crate) struct ReleasePolicy {
     pub content_type: Option<String>,
     /// base64url of the policy text.
     pub data: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub immutable: bool,
 }
 
@@ -114,7 +123,7 @@ pub(crate) struct CreateRequest {
     pub public_exponent: Option<u32>,
     pub key_ops: Option<Vec<String>>,
     pub crv: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub attributes: AttributesIn,
     pub tags: Option<Tags>,
     pub release_policy: Option<ReleasePolicy>,
@@ -123,7 +132,7 @@ pub(crate) struct CreateRequest {
 #[derive(Deserialize)]
 pub(crate) struct ImportRequest {
     pub key: JwkIn,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub attributes: AttributesIn,
     pub tags: Option<Tags>,
     pub release_policy: Option<ReleasePolicy>,
@@ -198,7 +207,7 @@ pub(crate) struct TransferHeader {
 #[derive(Deserialize)]
 pub(crate) struct UpdateRequest {
     pub key_ops: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub attributes: AttributesIn,
     pub tags: Option<Tags>,
     pub release_policy: Option<ReleasePolicy>,
@@ -329,9 +338,9 @@ pub(crate) struct Page<T> {
 pub(crate) struct RotationPolicyBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub lifetime_actions: Vec<LifetimeAction>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "absent_or")]
     pub attributes: RotationAttributes,
 }
 

@@ -4,6 +4,7 @@ mod backup;
 mod bundle;
 mod crypto;
 mod deleted;
+mod filter;
 mod keys;
 mod list;
 mod material;

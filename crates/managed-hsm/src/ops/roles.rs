@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Reply};
+use super::{
+    Call, Reply,
+    filter::{Filter, Member},
+};
 use crate::{
     error::ApiError,
     rbac::{ActionSet, RbacState, RoleAssignment, RoleDefinition, assignment_not_found, definition_not_found},
@@ -46,6 +49,10 @@ struct PermissionOut<'a> {
     not_data_actions: &'a [String],
 }
 
+fn kind_of(definition: &RoleDefinition) -> &'static str {
+    if definition.built_in { "AKVBuiltInRole" } else { "CustomRole" }
+}
+
 fn definition_out(definition: &RoleDefinition) -> DefinitionOut<'_> {
     DefinitionOut {
         id: format!("{DEFINITION_ID_PREFIX}{}", definition.id),
@@ -54,7 +61,7 @@ fn definition_out(definition: &RoleDefinition) -> DefinitionOut<'_> {
         properties: DefinitionProperties {
             role_name: &definition.role_name,
             description: &definition.description,
-            kind: if definition.built_in { "AKVBuiltInRole" } else { "CustomRole" },
+            kind: kind_of(definition),
             assignable_scopes: ["/"],
             permissions: [PermissionOut {
                 actions: [],
@@ -102,7 +109,7 @@ fn assignment_out(assignment: &RoleAssignment) -> AssignmentOut<'_> {
 }
 
 /// 8-4-4-4-12 hex digits.
-fn is_guid(text: &str) -> bool {
+pub(super) fn is_guid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(position, byte)| match position {
             8 | 13 | 18 | 23 => byte == b'-',
@@ -114,24 +121,20 @@ fn check_guid(what: &str, text: &str) -> Result<(), ApiError> {
     if is_guid(text) { Ok(()) } else { Err(ApiError::bad_parameter(format!("The {what} must be a GUID"))) }
 }
 
-/// `$filter` as clients send it: `type eq 'CustomRole'`, `principalId eq 'GUID'`, `atScope()`, or nothing.
-fn filter_value<'a>(call: &'a Call<'_>, member: &str) -> Result<Option<&'a str>, ApiError> {
-    let Some(filter) = call.query.get("$filter").map(str::trim).filter(|filter| !filter.is_empty()) else {
-        return Ok(None);
-    };
-    if filter.eq_ignore_ascii_case("atScope()") {
-        return Ok(None);
-    }
-    let value = filter.strip_prefix(member).and_then(|rest| rest.trim_start().strip_prefix("eq"));
-    let value = value.and_then(|rest| rest.trim().strip_prefix('\'')?.strip_suffix('\''));
-    value.map(Some).ok_or_else(|| ApiError::bad_parameter("This $filter is not supported"))
-}
-
 pub(super) fn list_definitions(call: &Call<'_>) -> Result<Reply, ApiError> {
-    let kind = filter_value(call, "type")?;
+    let filter = Filter::of(call)?;
+    let wanted = |found: &&RoleDefinition| match &filter {
+        // All of them are made at the top.
+        Filter::All | Filter::AtScope | Filter::AtScopeAndBelow => true,
+        Filter::Equals(Member::RoleName, name) => found.role_name == *name,
+        Filter::Equals(Member::Type, kind) => kind_of(found) == kind,
+        Filter::Equals(Member::PrincipalId, _) => false,
+    };
+    if matches!(filter, Filter::Equals(Member::PrincipalId, _)) {
+        return Err(Filter::unsupported());
+    }
     let state = call.hsm.rbac.state();
-    let definitions = state.definitions().map(definition_out);
-    let value: Vec<_> = definitions.filter(|found| kind.is_none_or(|kind| kind == found.properties.kind)).collect();
+    let value: Vec<_> = state.definitions().filter(wanted).map(definition_out).collect();
     Reply::ok(&Page { value, next_link: None })
 }
 
@@ -142,7 +145,7 @@ pub(super) fn get_definition(call: &Call<'_>, id: &str) -> Result<Reply, ApiErro
 
 #[derive(Deserialize)]
 struct DefinitionPut {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "wire::absent_or")]
     properties: DefinitionIn,
 }
 
@@ -151,7 +154,7 @@ struct DefinitionPut {
 struct DefinitionIn {
     role_name: Option<String>,
     description: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "wire::absent_or")]
     permissions: Vec<PermissionIn>,
     assignable_scopes: Option<Vec<String>>,
 }
@@ -168,12 +171,14 @@ struct PermissionIn {
 /// Creates or replaces: what is not sent becomes empty, as in the real service.
 pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
     check_guid("role definition name", id)?;
-    if *scope != Scope::Instance {
+    if matches!(scope, Scope::Key(_)) {
         return Err(ApiError::bad_parameter("Role definitions are made at scope /"));
     }
     let DefinitionIn { role_name, description, permissions, assignable_scopes } =
         wire::parse::<DefinitionPut>(call.body)?.properties;
-    if assignable_scopes.is_some_and(|scopes| scopes.iter().any(|scope| scope != "/")) {
+    // "/" and "/keys" both mean all keys, and are answered "/". A single key would be a bound that is not kept.
+    let whole = |scope: &String| matches!(Scope::from_wire(scope), Some(Scope::Instance | Scope::Keys));
+    if !assignable_scopes.iter().flatten().all(whole) {
         return Err(ApiError::bad_parameter("assignableScopes must be [\"/\"]"));
     }
     let (mut data_actions, mut not_data_actions) = (Vec::new(), Vec::new());
@@ -235,16 +240,26 @@ pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Reply
     Reply::ok(&definition_out(&removed))
 }
 
-/// At `/` and `/keys`: assignments made at the top. At a key: those on that key.
+/// At `/` and `/keys`: assignments made at the top. At a key: those on that key. A filter may ask for more.
 pub(super) fn list_assignments(call: &Call<'_>, scope: &Scope) -> Result<Reply, ApiError> {
-    let principal = filter_value(call, "principalId")?;
-    let state = call.hsm.rbac.state();
-    let at_scope = |found: &&RoleAssignment| match scope {
-        Scope::Instance | Scope::Keys => !matches!(found.scope, Scope::Key(_)),
-        Scope::Key(_) => found.scope == *scope,
+    let filter = Filter::of(call)?;
+    let top = |scope: &Scope| !matches!(scope, Scope::Key(_));
+    let at = |found: &Scope| if top(scope) { top(found) } else { found == scope };
+    let wanted = |found: &&RoleAssignment| match &filter {
+        Filter::All => at(&found.scope),
+        Filter::AtScope => at(&found.scope) || top(&found.scope),
+        // At, above and below.
+        Filter::Equals(Member::PrincipalId, id) => {
+            let related = top(scope) || top(&found.scope) || found.scope == *scope;
+            related && found.principal_id.eq_ignore_ascii_case(id)
+        }
+        Filter::AtScopeAndBelow | Filter::Equals(..) => false,
     };
-    let wanted = |found: &&RoleAssignment| principal.is_none_or(|id| found.principal_id.eq_ignore_ascii_case(id));
-    let value: Vec<_> = state.assignments().filter(at_scope).filter(wanted).map(assignment_out).collect();
+    if matches!(filter, Filter::AtScopeAndBelow | Filter::Equals(Member::RoleName | Member::Type, _)) {
+        return Err(Filter::unsupported());
+    }
+    let state = call.hsm.rbac.state();
+    let value: Vec<_> = state.assignments().filter(wanted).map(assignment_out).collect();
     Reply::ok(&Page { value, next_link: None })
 }
 
