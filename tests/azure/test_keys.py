@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import requests
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.keyvault.keys import (
     ApiVersion, JsonWebKey, KeyClient, KeyRotationLifetimeAction, KeyRotationPolicy, KeyRotationPolicyAction,
@@ -220,9 +221,113 @@ def test_rotation(key_client, crypto_client, name):
         key_client.update_key_rotation_policy(name, KeyRotationPolicy(expires_in="P10D"))
 
 
+CLAIM = {"claim": "x-ms-isolation-tee.x-ms-compliance-status", "equals": "azure-compliant-cvm"}
+POLICY = {"version": "1.0.0", "anyOf": [{"authority": "https://sharedeus.eus.attest.azure.net/", "allOf": [CLAIM]}]}
+
+
+@pytest.mark.parametrize("bad", [
+    b"", b"nonsense", b"[]", b"{}", b'{"version":"1.0.0","anyOf":[]}', {"anyOf": POLICY["anyOf"]}, POLICY | {"version": 1}, POLICY | {"version": "7"},
+    POLICY | {"more": 1}, {"version": "1.0.0", "allOf": POLICY["anyOf"]}, POLICY | {"anyOf": [{"authority": "https://a/"}]},
+    POLICY | {"anyOf": [{"authority": "http://a/", "allOf": [CLAIM]}]}, POLICY | {"anyOf": [{"authority": "https://a/", "allOf": [CLAIM], "anyOf": [CLAIM]}]},
+    POLICY | {"anyOf": [{"authority": "https://a/", "allOf": []}]}, POLICY | {"anyOf": [{"authority": "https://a/", "allOf": [{"claim": "c"}]}]},
+    POLICY | {"anyOf": [{"authority": "https://a/", "allOf": [{"claim": "c", "notEquals": 1}]}]},
+    POLICY | {"anyOf": [{"authority": "https://a/", "allOf": [{"claim": "c", "equals": {"a": 1}}]}]},
+    POLICY | {"anyOf": [{"authority": "https://a/", "allOf": [CLAIM | {"anyOf": [CLAIM]}]}]},
+])
+def test_a_release_policy_is_parsed_when_it_is_set(rest, name, bad):
+    encode = lambda policy: {"data": b64(policy if isinstance(policy, bytes) else json.dumps(policy).encode())}
+    exportable = {"kty": "oct-HSM", "attributes": {"exportable": True}}
+    assert_error(rest("POST", f"/keys/{name}/create", exportable | {"release_policy": encode(bad)}), 400, "BadParameter")
+    imported = {"key": {"kty": "oct-HSM", "k": b64(bytes(32))}, "attributes": {"exportable": True}, "release_policy": encode(bad)}
+    assert_error(rest("PUT", f"/keys/{name}", imported), 400, "BadParameter")
+    assert_error(rest("GET", f"/keys/{name}"), 404, "KeyNotFound")
+    good = encode(POLICY | {"anyOf": [{"authority": "https://a.example/", "anyOf": [{"allOf": [CLAIM, {"claim": "n", "equals": 1.5}]}, {"claim": "b", "equals": True}]}]})
+    rest.ok("POST", f"/keys/{name}/create", exportable | {"release_policy": good})
+    assert_error(rest("PATCH", f"/keys/{name}", {"release_policy": encode(bad)}), 400, "BadParameter")
+    assert rest.ok("GET", f"/keys/{name}")["release_policy"]["data"] == good["data"], "a refused policy changes nothing"
+
+
+def test_a_release_policy_is_json(rest, name):
+    body = {"kty": "oct-HSM", "attributes": {"exportable": True}, "release_policy": {"data": b64(json.dumps(POLICY).encode())}}
+    for odd in ({"contentType": "text/plain"}, {"data": "*"}, {"data": None}, {"data": b64(b'{"version":"1.0.0"' + b" " * 20_000)}):
+        assert_error(rest("POST", f"/keys/{name}/create", body | {"release_policy": body["release_policy"] | odd}), 400, "BadParameter")
+    rest.ok("POST", f"/keys/{name}/create", body | {"release_policy": body["release_policy"] | {"contentType": None, "immutable": None}})
+
+
+@pytest.mark.parametrize("member", ["exp", "nbf"])
+def test_times_that_no_client_can_read_are_refused(rest, key_client, name, member):
+    newest, oldest = 253_402_300_799, -62_135_596_800  # years 9999 and 1
+    for secs in (2**62, newest + 1, oldest - 1, -2**62, 2**63, 1.5, "1"):
+        attributes = {"attributes": {member: secs}}
+        assert_error(rest("POST", f"/keys/{name}/create", {"kty": "oct-HSM"} | attributes), 400, "BadParameter")
+        assert_error(rest("PUT", f"/keys/{name}", {"key": {"kty": "oct-HSM", "k": b64(bytes(32))}} | attributes), 400, "BadParameter")
+    assert_error(rest("GET", f"/keys/{name}"), 404, "KeyNotFound")
+    last = {"exp": newest, "nbf": 1}[member]
+    made = rest.ok("POST", f"/keys/{name}/create", {"kty": "oct-HSM", "attributes": {member: last}})
+    assert made["attributes"][member] == last and key_client.get_key(name).properties.expires_on is not None or member == "nbf"
+    assert_error(rest("PATCH", f"/keys/{name}", {"attributes": {member: 2**62}}), 400, "BadParameter")
+    assert rest.ok("GET", f"/keys/{name}")["attributes"][member] == last
+
+
+def test_a_rotation_policy_that_leaves_the_calendar_is_refused(rest, name):
+    rest.ok("POST", f"/keys/{name}/create", {"kty": "oct-HSM"})
+    for period in ("P9000Y", "P9999Y", "P999999999999Y"):
+        policy = {"lifetimeActions": [], "attributes": {"expiryTime": period}}
+        assert_error(rest("PUT", f"/keys/{name}/rotationpolicy", policy), 400, "BadParameter")
+
+
+def test_null_is_absent(rest, name):
+    nothing = {"attributes": None, "tags": None, "key_ops": None, "release_policy": None}
+    created = rest.ok("POST", f"/keys/{name}/create", {"kty": "EC-HSM", "crv": None, "key_size": None, "public_exponent": None} | nothing)
+    assert created["key"]["crv"] == "P-256" and created["attributes"]["enabled"] is True and "tags" not in created
+    rest.ok("PUT", f"/keys/{name}-i", {"key": {"kty": "oct-HSM", "k": b64(bytes(32)), "n": None, "key_ops": None}, "Hsm": None} | nothing)
+    tagged = rest.ok("PATCH", f"/keys/{name}", {"tags": {"a": "b"}, "attributes": {"exp": 4_000_000_000, "enabled": None}})
+    same = rest.ok("PATCH", f"/keys/{name}", nothing)
+    inner = rest.ok("PATCH", f"/keys/{name}", {"attributes": {"enabled": None, "nbf": None, "exp": None, "exportable": None}})
+    for answer in (same, inner):
+        assert answer["tags"] == {"a": "b"} and answer["attributes"]["exp"] == 4_000_000_000 and answer["key"] == tagged["key"]
+    policy = {"lifetimeActions": None, "attributes": {"expiryTime": "P90D"}, "id": None}
+    assert rest.ok("PUT", f"/keys/{name}/rotationpolicy", policy)["lifetimeActions"] == []
+    assert rest.ok("PUT", f"/keys/{name}/rotationpolicy", {"lifetimeActions": [], "attributes": None})["attributes"] == {}
+    sealed = rest.ok("POST", f"/keys/{name}-i/encrypt", {"alg": "A256GCM", "value": b64(b"x"), "iv": None, "aad": None, "tag": None, "digest": None})
+    assert rest.ok("POST", f"/keys/{name}-i/decrypt", {"alg": "A256GCM", "value": sealed["value"], "iv": sealed["iv"], "tag": sealed["tag"], "aad": None})["value"] == b64(b"x")
+
+
+def test_json_is_json(rest, name):
+    """Every way to write a character: a value with escapes is the same value."""
+    rest.ok("POST", f"/keys/{name}/create", {"kty": "oct-HSM"})
+    escaped = lambda text: "".join(f"\\u{ord(letter):04x}" for letter in text)
+    body = '{"%s":"%s","value":"%s"}' % (escaped("alg"), escaped("A256KW"), escaped(b64(b"k" * 32)))
+    headers = {"Authorization": f"Bearer {rest.token}", "Content-Type": "application/json"}
+    answer = requests.post(f"{rest.server.url}/keys/{name}/wrapkey?api-version=7.5", data=body, headers=headers, verify=rest.server.ca_file)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["value"] == rest.ok("POST", f"/keys/{name}/wrapkey", {"alg": "A256KW", "value": b64(b"k" * 32)})["value"]
+    rest.ok("PATCH", f"/keys/{name}", {"tags": {"path": "a/b"}})
+    answer = requests.patch(f"{rest.server.url}/keys/{name}?api-version=7.5", data=r'{"tags":{"path":"a\/b\u00e9"}}', headers=headers, verify=rest.server.ca_file)
+    assert answer.json()["tags"] == {"path": "a/b\u00e9"}
+
+
+def test_a_name_that_a_deleted_key_holds(rest, key_client, name):
+    key = {"kty": "oct-HSM", "k": b64(bytes(32))}
+    rest.ok("PUT", f"/keys/{name}", {"key": key})
+    backup = rest.ok("POST", f"/keys/{name}/backup")["value"]
+    there = rest("POST", "/keys/restore", {"value": backup})
+    assert_error(there, 409, "Conflict")
+    assert "innererror" not in there.json()["error"], "an active key is not a deleted one"
+    rest.ok("DELETE", f"/keys/{name}")
+    for answer in (rest("POST", f"/keys/{name}/create", {"kty": "oct-HSM"}), rest("PUT", f"/keys/{name}", {"key": key}),
+                   rest("PUT", f"/keys/{name.upper()}", {"key": key}), rest("POST", "/keys/restore", {"value": backup})):
+        message = assert_error(answer, 409, "Conflict")
+        assert answer.json()["error"]["innererror"] == {"code": "ObjectIsDeletedButRecoverable"}
+        assert "is currently in a deleted but recoverable state, and its name cannot be reused; in this state, the key can only be recovered or purged." in message
+    with pytest.raises(ResourceExistsError) as refused:
+        key_client.create_oct_key(name, hardware_protected=True)
+    assert refused.value.error.innererror["code"] == "ObjectIsDeletedButRecoverable"
+
+
 def test_exportable_needs_a_release_policy(rest, name):
     create = lambda body: rest("POST", f"/keys/{name}/create", {"kty": "RSA-HSM"} | body)
-    policy = {"data": b64(b'{"version":"1.0.0","anyOf":[]}'), "contentType": "application/json; charset=utf-8"}
+    policy = {"data": b64(json.dumps(POLICY).encode()), "contentType": "application/json; charset=utf-8"}
     assert_error(create({"attributes": {"exportable": True}}), 400, "BadParameter")
     assert_error(create({"release_policy": policy}), 400, "BadParameter")
     made = create({"attributes": {"exportable": True}, "release_policy": policy}).json()

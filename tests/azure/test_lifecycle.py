@@ -35,6 +35,29 @@ def test_restart_keeps_everything(own):
     assert rest.ok("POST", "/keys/kept/unwrapkey", {"alg": "RSA-OAEP-256", "value": wrapped})["value"] == b64(b"k" * 32)
 
 
+def test_an_assignment_from_before_a_restart_ends_with_its_key(own):
+    """Assignment, purge and restart in every order; a kill between purge and restart loses nothing of either."""
+    rest = Rest(own, own.token())
+    assignment = {"properties": {"roleDefinitionId": "2c18b078-7c48-4d3a-af88-5a3a1b3f82b3", "principalId": "33333333-3333-4333-8333-333333333333"}}
+    path = "/keys/mortal/providers/Microsoft.Authorization/roleAssignments"
+    rest.ok("POST", "/keys/mortal/create", {"kty": "oct-HSM"})
+    rest.ok("PUT", f"{path}/44444444-4444-4444-8444-444444444444", assignment, status=201)
+    own.stop()
+    own.start()
+    rest = Rest(own, own.token())
+    assert len(rest.ok("GET", path)["value"]) == 1
+    rest.ok("DELETE", "/keys/mortal")
+    rest.ok("DELETE", "/deletedkeys/mortal", status=204)
+    own.stop(signal.SIGKILL)
+    own.env_file.unlink()
+    own.start()
+    rest = Rest(own, own.token())
+    assert rest.ok("GET", path)["value"] == []
+    rest.ok("POST", "/keys/mortal/create", {"kty": "oct-HSM"})
+    assert rest.ok("GET", path)["value"] == []
+    rest.ok("PUT", f"{path}/44444444-4444-4444-8444-444444444444", assignment, status=201)
+
+
 def test_a_copy_without_its_silicon_does_not_open(own, tmp_path):
     own.stop()
     copy = tmp_path / "copy"

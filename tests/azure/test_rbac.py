@@ -113,6 +113,56 @@ def test_custom_role(access, alice, assign, rest, name, key_client):
     assert_error(rest("PUT", f"/providers/Microsoft.Authorization/roleDefinitions/{uuid.uuid4()}", unknown), 400, "BadParameter")
 
 
+@pytest.mark.parametrize("scopes", [["/"], ["/keys"], ["/", "/keys/"], [], None])
+def test_assignable_scopes_are_answered_as_the_whole_hsm(rest, name, scopes):
+    path = f"/providers/Microsoft.Authorization/roleDefinitions/{uuid.uuid4()}"
+    body = {"properties": {"roleName": name, "assignableScopes": scopes, "permissions": [{"dataActions": [KeyVaultDataAction.READ_HSM_KEY]}]}}
+    assert rest.ok("PUT", path, body, status=201)["properties"]["assignableScopes"] == ["/"]
+    assert rest.ok("PUT", "/keys" + path, body, status=201)["properties"]["assignableScopes"] == ["/"]
+    assert rest.ok("GET", path)["properties"]["assignableScopes"] == ["/"]
+    rest.ok("DELETE", path)
+
+
+def test_a_role_for_one_key_alone_is_refused(rest, name):
+    """Such a bound would not be kept."""
+    path = f"/providers/Microsoft.Authorization/roleDefinitions/{uuid.uuid4()}"
+    for scopes in ([f"/keys/{name}"], ["/", f"/keys/{name}"], ["/subscriptions/x"], ["*"]):
+        assert_error(rest("PUT", path, {"properties": {"roleName": name, "assignableScopes": scopes}}), 400, "BadParameter")
+    assert_error(rest("PUT", f"/keys/{name}{path}", {"properties": {"roleName": name}}), 400, "BadParameter")
+    assert_error(rest("GET", path), 404, "RoleDefinitionNotFound")
+
+
+def test_an_assignment_ends_with_its_key(key_client, alice, assign, access, rest, name):
+    """Soft delete and recovery leave it; a purge ends it, and the next key of that name is another one."""
+    key_client.create_rsa_key(name, size=2048, hardware_protected=True)
+    key_client.create_rsa_key(name + "-other", size=2048, hardware_protected=True)
+    scope = f"/keys/{name}"
+    guid, other, everywhere = str(uuid.uuid4()), str(uuid.uuid4()), assign("alice", ENCRYPTION_USER, f"{scope}-other")
+    body = {"properties": {"roleDefinitionId": definition_id(CRYPTO_USER), "principalId": everywhere.properties.principal_id}}
+    path = f"{scope}/providers/Microsoft.Authorization/roleAssignments"
+    # The name of a key is the same in any case.
+    rest.ok("PUT", f"/keys/{name.upper()}/providers/Microsoft.Authorization/roleAssignments/{guid}", body, status=201)
+    rest.ok("PUT", f"{path}/{other}", body | {"properties": body["properties"] | {"roleDefinitionId": definition_id(AUDITOR)}}, status=201)
+    assert alice.get_key(name)
+    rest.ok("DELETE", scope)
+    assert {found["name"] for found in rest.ok("GET", path)["value"]} == {guid, other}
+    rest.ok("POST", f"/deletedkeys/{name}/recover")
+    assert alice.get_key(name), "it is the same key"
+    rest.ok("DELETE", scope)
+    rest.ok("DELETE", f"/deletedkeys/{name}", status=204)
+    assert rest.ok("GET", path)["value"] == []
+    assert_error(rest("DELETE", f"{path}/{guid}"), 404, "RoleAssignmentNotFound")
+    key_client.create_rsa_key(name, size=2048, hardware_protected=True)
+    with pytest.raises(HttpResponseError) as refused:
+        alice.get_key(name)
+    assert refused.value.status_code == 403
+    assert alice.get_key(name + "-other"), "others are left alone"
+    # The name of the assignment is free again.
+    rest.ok("PUT", f"{path}/{guid}", body, status=201)
+    assert alice.get_key(name)
+    rest.ok("DELETE", f"{path}/{guid}")
+
+
 def test_assignments(access, rest, server, assign, name):
     top = assign("bob", AUDITOR)
     on_key = assign("bob", AUDITOR, f"/keys/{name}")

@@ -77,6 +77,15 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
+    /// 409: a soft-deleted key holds the name. The sentence and the inner code are the service's own: clients match on both.
+    pub fn deleted_but_recoverable(name: &holdfast_core::KeyName) -> Self {
+        let message = format!(
+            "Key {name} is currently in a deleted but recoverable state, and its name cannot be reused; in this state, \
+             the key can only be recovered or purged."
+        );
+        Self { inner_code: Some("ObjectIsDeletedButRecoverable"), ..Self::conflict("Conflict", message) }
+    }
+
     /// 413.
     pub fn too_large(bytes_max: usize) -> Self {
         let message = format!("The request body is larger than {bytes_max} bytes");

@@ -7,7 +7,7 @@ use http::Method;
 use crate::{
     authn, keys,
     query::Query,
-    rotation,
+    release_policy, rotation,
     route::{Route, Scope},
     wire,
 };
@@ -42,6 +42,7 @@ pub fn body(body: &[u8]) {
     if let Ok(stored) = serde_json::from_slice::<keys::StoredKey>(body) {
         let _ = stored.into_entry(1);
     }
+    let _ = release_policy::check(body);
     let _ = wire::parse::<wire::CreateRequest>(body);
     let _ = wire::parse::<wire::CryptoRequest>(body);
     let _ = wire::parse::<wire::RandomRequest>(body);

@@ -14,6 +14,7 @@ mod ops;
 mod query;
 mod rbac;
 mod records;
+mod release_policy;
 mod retention;
 mod rotation;
 mod route;

@@ -27,6 +27,10 @@ pub(crate) fn check(
         return Err(ApiError::bad_parameter("A rotation policy has at most one Rotate and one Notify action"));
     }
     let expiry = body.attributes.expiry_time.as_deref().map(|text| period("expiryTime", text)).transpose()?;
+    // A version would never expire, or at a time that no client can read.
+    if expiry.is_some_and(|expiry| plus(now, expiry).is_none()) {
+        return Err(ApiError::bad_parameter("expiryTime ends after the year 9999"));
+    }
     if expiry.is_some_and(|expiry| days(expiry, now) < PERIOD_DAYS_MIN) {
         return Err(ApiError::bad_parameter("expiryTime must be at least 28 days"));
     }

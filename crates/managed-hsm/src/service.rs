@@ -193,7 +193,7 @@ impl ManagedHsm {
             let lock = self.keys.lock(&name).await;
             let Ok((entry, deletion)) = self.keys.deleted(&name) else { continue };
             if deletion.purge <= now {
-                let result = self.keys.purge(&lock, &entry).await;
+                let result = ops::purge_for_good(self, &lock, &entry).await;
                 self.record_system(trace, result).await;
             }
         }

@@ -9,4 +9,4 @@ mod ring;
 
 pub(crate) use entry::{Deletion, KeyEntry, RotationPolicy, VersionEntry};
 pub(crate) use record::{RecordError, StoredKey, policy_digest};
-pub(crate) use ring::{Draft, KeyRing, KeyRingLimits, Located};
+pub(crate) use ring::{Draft, KeyRing, KeyRingLimits, Located, NameLock};

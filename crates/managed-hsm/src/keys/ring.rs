@@ -206,11 +206,12 @@ impl KeyRing {
         Ok(entry)
     }
 
-    /// Removes a key and its blobs for good. The caller holds the name's lock.
-    pub(crate) async fn purge(&self, _lock: &NameLock<'_>, entry: &KeyEntry) -> Result<(), ApiError> {
+    /// Removes a key and its blobs for good, with `more` in the same batch. The caller holds the name's lock.
+    pub(crate) async fn purge(&self, _lock: &NameLock<'_>, entry: &KeyEntry, more: Vec<Write>) -> Result<(), ApiError> {
         let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
         let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
         batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
+        batch.extend(more);
         self.store.commit(batch).await?;
         self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.name);
         for version in &entry.versions {

@@ -60,9 +60,12 @@ pub(super) async fn restore(call: &mut Call<'_>) -> Result<Reply, ApiError> {
     }
     let keys = &call.hsm.keys;
     let lock = keys.lock(&entry.name).await;
-    if keys.entry(&entry.name).is_some() {
-        let message = format!("The key {} already exists, active or deleted", entry.name);
-        return Err(ApiError::conflict("Conflict", message));
+    match keys.entry(&entry.name) {
+        None => {}
+        Some(there) if there.deletion.is_some() => return Err(ApiError::deleted_but_recoverable(&there.name)),
+        Some(there) => {
+            return Err(ApiError::conflict("Conflict", format!("The key {} already exists", there.name)));
+        }
     }
     keys.check_room(None)?;
     // Nothing is stored that could not be used.

@@ -4,8 +4,9 @@ use holdfast_core::KeyName;
 
 use super::{Call, Reply};
 use crate::{
+    ManagedHsm,
     error::ApiError,
-    keys::{Deletion, Draft},
+    keys::{Deletion, Draft, KeyEntry, NameLock},
 };
 
 pub(super) async fn delete(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
@@ -42,6 +43,15 @@ pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiE
             "Operation purge is not allowed: purge protection is on, and keys stay until their retention ends";
         return Err(ApiError::not_permitted(message));
     }
-    keys.purge(&lock, &entry).await?;
+    purge_for_good(call.hsm, &lock, &entry).await?;
     Ok(Reply::no_content())
+}
+
+/// Removes a key, its blobs and the role assignments on it in one batch: no assignment may outlive its key, since the next
+/// key of that name would be another's.
+pub(crate) async fn purge_for_good(hsm: &ManagedHsm, lock: &NameLock<'_>, entry: &KeyEntry) -> Result<(), ApiError> {
+    let ending = hsm.rbac.end_assignments_on(&entry.name).await;
+    hsm.keys.purge(lock, entry, ending.writes()).await?;
+    ending.done();
+    Ok(())
 }

@@ -5,7 +5,7 @@ use holdfast_crypto::{AesSize, EncryptionPadding, KeySpec, RsaSize, transfer::Tr
 
 use super::{
     Call, Reply,
-    material::{Description, check_release_policy, check_tags, check_window, requested_spec},
+    material::{Description, check_release_policy, check_tags, check_window, moment, requested_spec},
 };
 use crate::{
     error::ApiError,
@@ -36,9 +36,7 @@ pub(super) fn bound(name: &KeyName, version: &VersionEntry) -> KeyVersion {
 fn existing(call: &Call<'_>, name: &KeyName) -> Result<Option<std::sync::Arc<KeyEntry>>, ApiError> {
     let entry = call.hsm.keys.entry(name);
     if entry.as_ref().is_some_and(|entry| entry.deletion.is_some()) {
-        let message =
-            format!("Key {name} is currently in a deleted but recoverable state, and its name cannot be reused");
-        return Err(ApiError::conflict("Conflict", message));
+        return Err(ApiError::deleted_but_recoverable(name));
     }
     call.hsm.keys.check_room(entry.as_deref())?;
     Ok(entry)
@@ -166,12 +164,8 @@ fn changed(old: &VersionEntry, request: UpdateRequest) -> Result<VersionEntry, A
     if let Some(enabled) = request.attributes.enabled {
         attributes.enabled = enabled;
     }
-    if let Some(moment) = request.attributes.nbf {
-        attributes.not_before = Some(holdfast_core::Timestamp::from_unix_secs(moment));
-    }
-    if let Some(moment) = request.attributes.exp {
-        attributes.expires = Some(holdfast_core::Timestamp::from_unix_secs(moment));
-    }
+    attributes.not_before = moment("nbf", request.attributes.nbf)?.or(attributes.not_before);
+    attributes.expires = moment("exp", request.attributes.exp)?.or(attributes.expires);
     if request.attributes.exportable.is_some_and(|exportable| exportable != attributes.exportable) {
         return Err(ApiError::bad_parameter("Attribute exportable cannot be changed after the key was made"));
     }

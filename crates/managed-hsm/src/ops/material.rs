@@ -6,6 +6,7 @@ use holdfast_crypto::{AesSize, KeySpec, RsaSize};
 use crate::{
     error::ApiError,
     keys::{VersionEntry, policy_digest},
+    release_policy,
     wire::{self, AttributesIn, CreateRequest, KeyType, ReleasePolicy, Tags},
 };
 
@@ -14,6 +15,8 @@ const TAG_CHARS_MAX: usize = 256;
 /// Release policies are some hundred bytes of JSON; the real service's bound is not documented.
 const RELEASE_POLICY_BYTES_MAX: usize = 8 * 1024;
 const EXPONENT_F4: u32 = 65537;
+/// Years 1 to 9999, in seconds since the epoch: what the calendars of .NET and Python can tell.
+const READABLE_SECS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// The kind of key that a create request names.
 pub(super) fn requested_spec(request: &CreateRequest) -> Result<KeySpec, ApiError> {
@@ -62,8 +65,8 @@ impl Description {
             operations,
             enabled: attributes.enabled.unwrap_or(true),
             exportable,
-            not_before: attributes.nbf.map(Timestamp::from_unix_secs),
-            expires: attributes.exp.map(Timestamp::from_unix_secs),
+            not_before: moment("nbf", attributes.nbf)?,
+            expires: moment("exp", attributes.exp)?,
             release_policy_sha256: release_policy.as_ref().map(policy_digest),
         };
         check_window(&described)?;
@@ -81,6 +84,16 @@ impl Description {
             release_policy: self.release_policy.map(Box::new),
             blob_version: 1,
         }
+    }
+}
+
+/// A time of a request, in seconds since the epoch.
+pub(super) fn moment(name: &str, secs: Option<i64>) -> Result<Option<Timestamp>, ApiError> {
+    match secs {
+        Some(secs) if !READABLE_SECS.contains(&secs) => Err(ApiError::bad_parameter(format!(
+            "Property attributes.{name} has an invalid value: the year must be 1 to 9999"
+        ))),
+        secs => Ok(secs.map(Timestamp::from_unix_secs)),
     }
 }
 
@@ -103,6 +116,10 @@ pub(super) fn check_tags(tags: Option<&Tags>) -> Result<(), ApiError> {
     Ok(())
 }
 
+fn is_json(content_type: &str) -> bool {
+    content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
 /// An exportable key has a release policy, and no other key has one.
 pub(super) fn check_release_policy(exportable: bool, policy: Option<&ReleasePolicy>) -> Result<(), ApiError> {
     match (exportable, policy) {
@@ -112,7 +129,13 @@ pub(super) fn check_release_policy(exportable: bool, policy: Option<&ReleasePoli
             if policy.data.len() > RELEASE_POLICY_BYTES_MAX {
                 return Err(ApiError::bad_parameter("The release policy is too long"));
             }
-            wire::decode("release_policy.data", &policy.data).map(|_| ())
+            if policy.content_type.as_deref().is_some_and(|kind| !is_json(kind)) {
+                return Err(ApiError::bad_parameter("Property release_policy.contentType must be application/json"));
+            }
+            let text = wire::decode("release_policy.data", &policy.data)?;
+            release_policy::check(&text).map_err(|why| {
+                ApiError::bad_parameter(format!("Property release_policy.data is not a release policy: {why}"))
+            })
         }
         (false, None) => Ok(()),
     }

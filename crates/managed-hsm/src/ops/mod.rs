@@ -13,6 +13,7 @@ mod rotate;
 mod settings;
 
 use bytes::Bytes;
+pub(crate) use deleted::purge_for_good;
 use holdfast_core::{KeyVersionId, Permit};
 use http::StatusCode;
 pub(crate) use rotate::rotate_by_itself;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use arc_swap::ArcSwap;
-use holdfast_core::{RecordKey, Store, StoreError, Write};
+use holdfast_core::{KeyName, RecordKey, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{RbacState, RoleAssignment, RoleDefinition};
 use crate::{
@@ -45,7 +45,7 @@ pub(crate) fn assignment_write(assignment: &RoleAssignment, expected_version: u6
         role: assignment.definition_id.clone(),
         scope: assignment.scope.to_wire(),
     };
-    let key = RecordKey::new(ROLE_ASSIGNMENT, assignment.id.as_bytes());
+    let key = assignment_key(&assignment.id);
     Ok(Write { key, expected_version, value: Some(to_json(&stored)?) })
 }
 
@@ -164,6 +164,14 @@ impl Rbac {
         .await
     }
 
+    /// Begins to end every assignment whose scope is this key.
+    pub(crate) async fn end_assignments_on(&self, name: &KeyName) -> Ending<'_> {
+        let versions = self.versions.lock().await;
+        let on_key = |found: &&RoleAssignment| matches!(&found.scope, Scope::Key(key) if key == name);
+        let ids = self.state.load().assignments().filter(on_key).map(|found| found.id.clone()).collect();
+        Ending { rbac: self, versions, ids }
+    }
+
     pub(crate) async fn remove_assignment(
         &self,
         store: &dyn Store,
@@ -171,7 +179,7 @@ impl Rbac {
         scope: &Scope,
     ) -> Result<RoleAssignment, ApiError> {
         let mut removed = None;
-        self.change(store, RecordKey::new(ROLE_ASSIGNMENT, id.as_bytes()), |state| {
+        self.change(store, assignment_key(id), |state| {
             let found = state.assignment(id).filter(|found| found.scope == *scope);
             removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
             Ok((None, state.changed(|state| state.remove_assignment(id))))
@@ -179,6 +187,42 @@ impl Rbac {
         .await?;
         removed.ok_or_else(|| assignment_not_found(id))
     }
+}
+
+/// Assignments that are about to end with their key. Nobody else changes rules while it lives.
+pub(crate) struct Ending<'a> {
+    rbac: &'a Rbac,
+    versions: MutexGuard<'a, HashMap<RecordKey, u64>>,
+    /// Their GUIDs.
+    ids: Vec<String>,
+}
+
+impl Ending<'_> {
+    /// What removes their records.
+    pub(crate) fn writes(&self) -> Vec<Write> {
+        let write = |id: &String| {
+            let key = assignment_key(id);
+            let expected_version = self.versions.get(&key).copied().unwrap_or(0);
+            Write { key, expected_version, value: None }
+        };
+        self.ids.iter().map(write).collect()
+    }
+
+    /// The records are gone: so are the rules.
+    pub(crate) fn done(mut self) {
+        if self.ids.is_empty() {
+            return;
+        }
+        for id in &self.ids {
+            self.versions.remove(&assignment_key(id));
+        }
+        let next = self.rbac.state.load().changed(|state| self.ids.iter().for_each(|id| state.remove_assignment(id)));
+        self.rbac.state.store(next.into());
+    }
+}
+
+fn assignment_key(id: &str) -> RecordKey {
+    RecordKey::new(ROLE_ASSIGNMENT, id.as_bytes())
 }
 
 pub(crate) fn definition_not_found(id: &str) -> ApiError {
