@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 
 use super::{
     dev_kms::{self, DevAccessKey, DevKms},
+    dev_page::{self, Page},
     dev_xks::DevXks,
     env_file::{self, beside, path_text},
 };
@@ -50,7 +51,7 @@ pub(crate) struct DevArgs {
     /// First port; the HSM listens on it, and on the next ones the issuer, S3, the external key store proxy and the KMS
     #[arg(long, value_name = "N", default_value_t = 8443, value_parser = clap::value_parser!(u16).range(1..=65_500))]
     port_base: u16,
-    /// Write the variables as KEY=VALUE lines once everything is ready
+    /// Write the variables, secrets among them, as KEY=VALUE lines once everything is ready; DIR.env by default
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
     /// How long S3 uses an unwrapped DEK, in seconds
@@ -99,13 +100,17 @@ impl DevClient {
 impl DevArgs {
     pub(crate) async fn run(self) -> Result<(), Fault> {
         let metrics = instance::start_process(false)?;
-        if let Some(path) = &self.env_file {
-            // A stale file would be taken for a sign of readiness.
-            let _ = std::fs::remove_file(path);
-        }
         check_client_names(&self.clients)?;
         let temporary = tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(Fault::new)?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
+        let env_file = self.env_file.clone().unwrap_or_else(|| beside(&data_dir, "env"));
+        // A stale file would be taken for a sign of readiness.
+        let _ = std::fs::remove_file(&env_file);
+        let unresolved = unresolved_names(self.port_base);
+        if !unresolved.is_empty() {
+            let type_this = dev_page::hosts_line(&unresolved);
+            tracing::warn!(type_this, "this machine does not know the name {}", unresolved.join(" "));
+        }
         let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir, "silicon"));
         let opened = instance::open(&data_dir, &silicon, "records.redb")?;
         let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
@@ -113,7 +118,7 @@ impl DevArgs {
         let mut clients = vec![administrator, storage];
         clients.extend(self.clients.iter().map(|name| DevClient::new(&opened, client_prefix(name), name)));
         let tenant = opened.derived_guid("tenant");
-        let config = self.config(&data_dir, &silicon, &tenant);
+        let config = self.config(&data_dir, &silicon, &tenant, unresolved.is_empty());
         let sockets = Sockets::bind(&config).await?;
         let s3_socket = instance::listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port_base + 2)).await?;
         let founding = Founding {
@@ -160,16 +165,21 @@ impl DevArgs {
         variables.extend(self.start_storage(&mut running, storage, &clients).await?);
         variables.extend(more);
         variables.extend(of_kms);
-        print_welcome(&variables, &data_dir);
-        if let Some(path) = &self.env_file {
-            env_file::write(path, &variables)?;
+        variables.extend(for_clients(&variables));
+        env_file::write(&env_file, &variables)?;
+        Page {
+            variables: &variables,
+            env_file: &env_file,
+            data_dir: &data_dir,
+            kept: self.data_dir.is_some(),
+            unresolved: &unresolved,
         }
+        .print();
+        tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
         let result = running.until_stopped().await;
         kms.stop().await;
         xks.stop().await;
-        if let Some(path) = &self.env_file {
-            let _ = std::fs::remove_file(path);
-        }
+        let _ = std::fs::remove_file(&env_file);
         result
     }
 
@@ -225,8 +235,9 @@ impl DevArgs {
             ("AWS_SECRET_ACCESS_KEY", secret),
             ("AWS_REGION", DEV_REGION.to_owned()),
             ("AWS_DEFAULT_REGION", DEV_REGION.to_owned()),
-            ("HOLDFAST_S3_KEY_1", keks[1].clone()),
-            ("HOLDFAST_S3_KEY_2", keks[2].clone()),
+            // Without the scheme: `aws` fetches any parameter that looks like a URL.
+            ("HOLDFAST_S3_KEY_1", keks[1].replacen("https://", "", 1)),
+            ("HOLDFAST_S3_KEY_2", keks[2].replacen("https://", "", 1)),
             ("HOLDFAST_STORAGE_DIR", path_text(&dev.data_dir.join("storage"))?),
         ];
         Ok(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
@@ -236,14 +247,11 @@ impl DevArgs {
         self.port_base + 1
     }
 
-    fn config(&self, data_dir: &Path, silicon: &Path, tenant: &str) -> Config {
+    fn config(&self, data_dir: &Path, silicon: &Path, tenant: &str, named: bool) -> Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
         let issuer_url = format!("https://127.0.0.1:{}", self.issuer_port());
-        // SDKs want the HSM's name to have a parent domain. Not every resolver knows names under .localhost; an
-        // address passes the check of most SDKs too.
-        let named = (NAME_UNDER_LOCALHOST, self.port_base)
-            .to_socket_addrs()
-            .is_ok_and(|mut addresses| addresses.any(|a| a.ip().is_loopback()));
+        // SDKs want the HSM's name to have a parent domain. Not every resolver knows names under .localhost; an address passes
+        // the check of some SDKs (Python), not that of others (JavaScript, Rust), whose URL parsers read 0.0.1 as 0.0.0.1.
         let mut host_names: Vec<_> =
             ["127.0.0.1", NAME_UNDER_LOCALHOST, "localhost"].map(|name| HostPort::new(name, self.port_base)).to_vec();
         if named {
@@ -318,6 +326,31 @@ const DEV_REGION: &str = "us-east-1";
 
 const NAME_UNDER_LOCALHOST: &str = "hsm.localhost";
 
+/// Names that clients are given and this machine's resolver does not know.
+fn unresolved_names(port: u16) -> Vec<&'static str> {
+    let resolves = |name: &&str| {
+        let addresses = (*name, port).to_socket_addrs();
+        addresses.is_ok_and(|mut addresses| addresses.any(|address| address.ip().is_loopback()))
+    };
+    [NAME_UNDER_LOCALHOST, "localhost"].into_iter().filter(|name| !resolves(name)).collect()
+}
+
+/// The same under the names that clients themselves look for. What is not here is `REQUESTS_CA_BUNDLE`: pip obeys it, too.
+fn for_clients(variables: &[(String, String)]) -> Vec<(String, String)> {
+    let names = [
+        ("AZURE_TENANT_ID", "HOLDFAST_TENANT_ID"),
+        ("AZURE_CLIENT_ID", "HOLDFAST_CLIENT_ID"),
+        ("AZURE_CLIENT_SECRET", "HOLDFAST_CLIENT_SECRET"),
+        ("AZURE_AUTHORITY_HOST", "HOLDFAST_AUTHORITY_URL"),
+        ("AWS_ENDPOINT_URL_S3", "HOLDFAST_S3_URL"),
+        ("AWS_ENDPOINT_URL_KMS", "HOLDFAST_KMS_URL"),
+        ("AWS_CA_BUNDLE", "HOLDFAST_CA_FILE"),
+        ("NODE_EXTRA_CA_CERTS", "HOLDFAST_CA_FILE"),
+    ];
+    let find = |wanted: &str| variables.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+    names.into_iter().filter_map(|(theirs, ours)| Some((theirs.to_owned(), find(ours)?))).collect()
+}
+
 fn check_client_names(names: &[String]) -> Result<(), Fault> {
     let valid =
         |name: &String| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -326,58 +359,3 @@ fn check_client_names(names: &[String]) -> Result<(), Fault> {
         Some(name) => Err(Fault::usage(format!("{name:?} is not a client name: letters, digits and hyphens"))),
     }
 }
-
-#[expect(clippy::print_stdout, reason = "the command's data")]
-fn print_welcome(variables: &[(String, String)], data_dir: &Path) {
-    for (name, value) in variables {
-        println!("export {name}={value}");
-    }
-    println!("export AZURE_AUTHORITY_HOST=$HOLDFAST_AUTHORITY_URL AZURE_TENANT_ID=$HOLDFAST_TENANT_ID");
-    println!("export AZURE_CLIENT_ID=$HOLDFAST_CLIENT_ID AZURE_CLIENT_SECRET=$HOLDFAST_CLIENT_SECRET");
-    println!("export REQUESTS_CA_BUNDLE=$HOLDFAST_CA_FILE AWS_CA_BUNDLE=$HOLDFAST_CA_FILE");
-    println!("{FIRST_COMMANDS}");
-    tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
-}
-
-const FIRST_COMMANDS: &str = r#"
-# curl: make a key-encryption key, in another terminal with the exports above
-TOKEN=$(curl -s --cacert $HOLDFAST_CA_FILE $HOLDFAST_AUTHORITY_URL/$HOLDFAST_TENANT_ID/oauth2/v2.0/token \
-  -d grant_type=client_credentials -d client_id=$HOLDFAST_CLIENT_ID -d client_secret=$HOLDFAST_CLIENT_SECRET \
-  -d scope=https://managedhsm.azure.net/.default | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
-curl -s --cacert $HOLDFAST_CA_FILE -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" \
-  "$HOLDFAST_HSM_URL/keys/kek/create?api-version=7.5" -d '{"kty":"RSA-HSM","key_size":3072}'
-
-# Azure SDK for Python (pip install azure-keyvault-keys azure-identity): wrap a data key under it
-python3 - <<'PY'
-import os
-from azure.identity import ClientSecretCredential
-from azure.keyvault.keys import KeyClient
-from azure.keyvault.keys.crypto import CryptographyClient, KeyWrapAlgorithm
-env = os.environ
-credential = ClientSecretCredential(env["HOLDFAST_TENANT_ID"], env["HOLDFAST_CLIENT_ID"], env["HOLDFAST_CLIENT_SECRET"],
-    authority=env["HOLDFAST_AUTHORITY_URL"], disable_instance_discovery=True)
-kek = KeyClient(env["HOLDFAST_HSM_URL"], credential).create_rsa_key("kek", size=3072, hardware_protected=True)
-crypto, dek = CryptographyClient(kek, credential), os.urandom(32)
-wrapped = crypto.wrap_key(KeyWrapAlgorithm.rsa_oaep_256, dek)
-assert crypto.unwrap_key(KeyWrapAlgorithm.rsa_oaep_256, wrapped.encrypted_key).key == dek
-print("wrapped under", wrapped.key_id)
-PY
-
-# aws: an object, encrypted under the bucket's DEK, which lies beside it wrapped by a KEK of the HSM
-aws --endpoint-url $HOLDFAST_S3_URL s3 mb s3://first
-aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/
-aws --endpoint-url $HOLDFAST_S3_URL s3 cp README.md s3://first/own-dek --sse aws:kms --sse-kms-key-id $HOLDFAST_S3_KEY_1
-
-# curl, as AWS KMS calls an external key store; then the plug pulled (back by: holdfast quorum propose ... lift --all)
-curl -s --cacert $HOLDFAST_CA_FILE --aws-sigv4 "aws:amz:$HOLDFAST_XKS_REGION:kms-xks-proxy" -H "Content-Type: application/json" \
-  --user "$HOLDFAST_XKS_ACCESS_KEY_ID:$HOLDFAST_XKS_SECRET_ACCESS_KEY" \
-  $HOLDFAST_XKS_URL$HOLDFAST_XKS_PREFIX/kms/xks/v1/keys/$HOLDFAST_XKS_KEY_ID/metadata \
-  -d '{"requestMetadata":{"awsPrincipalArn":"arn:aws:iam::111122223333:user/alice","kmsOperation":"CreateKey","kmsRequestId":"1"}}'
-holdfast xks kill --state-dir $HOLDFAST_XKS_STATE_DIR --all
-
-# aws: the key management service, with a key of its own and one that lies in the external key store
-aws --endpoint-url $HOLDFAST_KMS_URL kms encrypt --key-id alias/hosted --plaintext aGVsbG8=
-aws --endpoint-url $HOLDFAST_KMS_URL kms encrypt --key-id alias/external --plaintext aGVsbG8= --encryption-context tenant=blue
-# az (see README.md for its one-time set-up)
-az keyvault key show --id $HOLDFAST_HSM_URL/keys/kek
-"#;

@@ -16,10 +16,23 @@ pub(crate) fn write(path: &Path, variables: &[(String, String)]) -> Result<(), F
     let _ = fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
     for (name, value) in variables {
-        writeln!(file, "{name}={value}").map_err(failed)?;
+        writeln!(file, "{name}={}", quoted(value)).map_err(failed)?;
     }
     file.sync_all().map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)
+}
+
+/// A value as a shell takes it: as it is, or in quotes if it has a character that means something to the shell.
+pub(super) fn quoted(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:@%+=,".contains(&byte);
+    if value.bytes().all(plain) { value.to_owned() } else { format!("'{}'", value.replace('\'', r"'\''")) }
+}
+
+fn unquoted(text: &str) -> String {
+    match text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')) {
+        Some(inner) => inner.replace(r"'\''", "'"),
+        None => text.to_owned(),
+    }
 }
 
 /// The variables of a file.
@@ -30,7 +43,7 @@ impl EnvFile {
         let text = fs::read_to_string(path)
             .map_err(|error| Fault::file(path, error).hint("type: holdfast dev --env-file FILE"))?;
         let variables = text.lines().filter_map(|line| line.split_once('='));
-        Ok(Self(variables.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())).collect()))
+        Ok(Self(variables.map(|(name, value)| (name.trim().to_owned(), unquoted(value.trim()))).collect()))
     }
 
     pub(crate) fn require(&self, name: &str) -> Result<&str, Fault> {
@@ -50,4 +63,21 @@ pub(crate) fn beside(data_dir: &Path, name: &str) -> PathBuf {
     whole.push(".");
     whole.push(name);
     data_dir.with_file_name(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_as_they_were() {
+        for (value, written) in [
+            ("https://127.0.0.1:8443", "https://127.0.0.1:8443"),
+            ("/home/a b/it's", r"'/home/a b/it'\''s'"),
+            ("$(reboot)", "'$(reboot)'"),
+        ] {
+            assert_eq!(quoted(value), written);
+            assert_eq!(unquoted(written), value);
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod audit;
 mod config;
 mod dev;
 mod dev_kms;
+mod dev_page;
 mod dev_xks;
 mod env_file;
 mod kms;
