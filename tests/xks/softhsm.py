@@ -14,6 +14,8 @@ PIN = "9182736450"
 class SoftHsm:
     """Tokens in a directory. Keys are made in a process of its own: the library reads its configuration once."""
 
+    module = MODULE
+
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
         self.tokens = directory / "tokens"
@@ -28,7 +30,7 @@ class SoftHsm:
 
     def _run(self, code: str, label: str, pin: str) -> None:
         prelude = ("import pkcs11\nfrom pkcs11 import Attribute, KeyType, Mechanism, ObjectClass\n"
-                   f"lib = pkcs11.lib({MODULE!r})\ntoken = lib.get_token(token_label={label!r})\n"
+                   f"lib = pkcs11.lib({self.module!r})\ntoken = lib.get_token(token_label={label!r})\n"
                    f"with token.open(rw=True, user_pin={pin!r}) as session:\n")
         body = "".join(f"    {line}\n" for line in code.splitlines())
         done = subprocess.run([os.environ.get("HOLDFAST_PYTHON", "python3"), "-c", prelude + body], env=self.env, capture_output=True, text=True)

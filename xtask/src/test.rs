@@ -24,7 +24,10 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     azure.env("HOLDFAST_AZ", az.join("bin/az"));
     step("Azure SDKs and az", azure)?;
     step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "--durations=5"]))?;
-    step("external key stores over SoftHSM2", program(&pytest, &["tests/xks", "-q", "--durations=5"]))?;
+    step(
+        "external key stores over SoftHSM2, openCryptoki and NSS",
+        program(&pytest, &["tests/xks", "-q", "--durations=5"]),
+    )?;
     step(
         "key management with boto3, aws and the Encryption SDK",
         program(&pytest, &["tests/kms", "-q", "--durations=5"]),
@@ -66,6 +69,12 @@ fn install_tools() -> Result<(), String> {
     }
     if !works("softhsm2-util", &["--version"]) {
         packages.push("softhsm2");
+    }
+    if !works("sh", &["-c", "ls /usr/sbin/pkcsslotd"]) {
+        packages.push("opencryptoki");
+    }
+    if !works("sh", &["-c", "command -v certutil"]) {
+        packages.extend(["libnss3", "libnss3-tools"]);
     }
     // Time passes faster: for deletion windows, rotation, expiry.
     if !works("faketime", &["--version"]) {

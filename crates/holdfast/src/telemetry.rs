@@ -12,12 +12,19 @@ use crate::fault::Fault;
 const BUCKETS: &[f64] =
     &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 
+/// Where the library for PKCS #11 says of every mechanism, attribute and code of a token that it does not know it, as an error: some
+/// thirty lines at each start that is well. What matters of them is an error of the call, too.
+const CHATTER: [&str; 3] = ["cryptoki::error=off", "cryptoki::mechanism=off", "cryptoki::object=off"];
+
 /// Starts logging; the level is `RUST_LOG`'s, or `info`.
 pub(crate) fn start_logging(json: bool) {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // s3s logs whole requests, customers' keys among their headers: whatever the level asked for, it stays silent.
     if let Ok(silent) = "s3s=off".parse() {
         filter = filter.add_directive(silent);
+    }
+    if !filter.to_string().contains("cryptoki") {
+        filter = CHATTER.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive);
     }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -15,7 +15,7 @@ mod message;
 mod names;
 mod profile;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::CString, path::PathBuf, time::Duration};
 
 pub use client::{HostCommand, Pin, Pkcs11Hsm};
 pub use host::run as run_host;
@@ -41,6 +41,8 @@ pub struct Pkcs11Config {
     pub token: TokenSelector,
     /// Variables that the vendor's library wants.
     pub environment: Vec<(String, String)>,
+    /// A string that the vendor's library wants at its start, in C_Initialize's `pReserved`.
+    pub library_parameters: Option<CString>,
     /// The vendor's peculiarities; chosen by what the library and the token say of themselves if not given.
     pub profile: Option<Profile>,
     /// Sessions, each with a thread: how many calls the HSM is given at once.

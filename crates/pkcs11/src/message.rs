@@ -1,5 +1,7 @@
 //! Messages between a proxy and its hosts, one in each packet. Both ends are the same program, of the same version.
 
+use std::ffi::{CStr, CString};
+
 use holdfast_core::{ExternalKey, ExternalKeySpec, ExternalWrap, HsmError, KeyOperations, TokenObject};
 use holdfast_crypto::{EncryptionPadding, RsaPublicKey, SecretBytes, WrapPadding};
 
@@ -17,6 +19,8 @@ pub(crate) struct Setup {
     /// The profile's text, if it is not to be found by the host.
     pub profile: Option<Profile>,
     pub sessions: u16,
+    /// For the library, in C_Initialize. They may hold a password.
+    pub library_parameters: Option<CString>,
     pub pin: SecretBytes,
 }
 
@@ -26,13 +30,12 @@ pub(crate) enum Started {
         model: String,
         profile: String,
         sessions: u16,
+        /// What keys of the token cannot do, which is no fault of it.
+        lacks: String,
         warning: String,
     },
     /// `lasting`: trying again would not help, and might lock the token.
-    Failed {
-        lasting: bool,
-        why: String,
-    },
+    Failed { lasting: bool, why: String },
 }
 
 /// One request to a host.
@@ -257,6 +260,7 @@ impl Setup {
             token: config.token.clone(),
             profile: config.profile.clone(),
             sessions: config.sessions,
+            library_parameters: config.library_parameters.clone(),
             pin: SecretBytes::copy_of(pin.expose()),
         }
     }
@@ -273,6 +277,7 @@ impl Setup {
             .bytes(token.as_bytes())
             .optional(profile.as_deref().map(str::as_bytes))
             .number(u64::from(self.sessions))
+            .optional(self.library_parameters.as_deref().map(CStr::to_bytes))
             .bytes(self.pin.expose())
             .done()
     }
@@ -291,6 +296,10 @@ impl Setup {
                 Some(text) => Some(Profile::parse(&text).map_err(|_| Malformed)?),
             },
             sessions: u16::try_from(fields.number()?).map_err(|_| Malformed)?,
+            library_parameters: match fields.optional(Reader::bytes)? {
+                None => None,
+                Some(bytes) => Some(CString::new(bytes).map_err(|_| Malformed)?),
+            },
             pin: fields.secret()?,
         };
         fields.end()?;
@@ -326,10 +335,11 @@ fn profile_text(profile: &Profile) -> String {
 impl Started {
     pub(crate) fn encode(&self) -> SecretBytes {
         match self {
-            Self::Ready { model, profile, sessions, warning } => Fields::new(b'R')
+            Self::Ready { model, profile, sessions, lacks, warning } => Fields::new(b'R')
                 .bytes(model.as_bytes())
                 .bytes(profile.as_bytes())
                 .number(u64::from(*sessions))
+                .bytes(lacks.as_bytes())
                 .bytes(warning.as_bytes())
                 .done(),
             Self::Failed { lasting, why } => Fields::new(b'F').byte(u8::from(*lasting)).bytes(why.as_bytes()).done(),
@@ -344,6 +354,7 @@ impl Started {
                 model: fields.text()?,
                 profile: fields.text()?,
                 sessions: u16::try_from(fields.number()?).map_err(|_| Malformed)?,
+                lacks: fields.text()?,
                 warning: fields.text()?,
             },
             b'F' => Self::Failed { lasting: fields.flag()?, why: fields.text()? },
@@ -529,10 +540,12 @@ mod tests {
                 token: TokenSelector::Serial("12".into()),
                 profile: profile.clone(),
                 sessions: 4,
+                library_parameters: Some(c"configdir='/x'".into()),
                 pin: SecretBytes::copy_of(b"1234"),
             };
             let again = Setup::decode(setup.encode().expose()).unwrap();
             assert_eq!((again.module, again.token, again.profile), (setup.module, setup.token, profile));
+            assert_eq!(again.library_parameters, setup.library_parameters);
             assert!(again.pin.ct_eq(b"1234"));
         }
         let usage = [holdfast_core::KeyOperation::Encrypt].into_iter().collect();

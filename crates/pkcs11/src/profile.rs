@@ -61,6 +61,7 @@ const BUILT_IN: &[&str] = &[
     include_str!("../profiles/cloudhsm.toml"),
     include_str!("../profiles/luna.toml"),
     include_str!("../profiles/nshield.toml"),
+    include_str!("../profiles/opencryptoki.toml"),
     include_str!("../profiles/utimaco.toml"),
     include_str!("../profiles/yubihsm.toml"),
     include_str!("../profiles/generic.toml"),
@@ -115,6 +116,7 @@ mod tests {
             (["Marvell Semiconductors, Inc.", "CloudHSM", ""], "cloudhsm"),
             (["Utimaco IS GmbH", "CryptoServer", ""], "utimaco"),
             (["Yubico (www.yubico.com)", "YubiHSM PKCS#11 Library", "YubiHSM"], "yubihsm"),
+            (["IBM Corp.", "IBM SoftTok", "Meta PKCS11 LIBRARY"], "opencryptoki"),
             (["Acme", "", ""], "generic"),
         ] {
             assert_eq!(Profile::matching(&words).unwrap().name, name);

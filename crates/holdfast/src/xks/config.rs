@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -118,6 +119,7 @@ struct RawHsm {
     health_key: Option<String>,
     #[serde(default)]
     environment: BTreeMap<String, String>,
+    library_parameters: Option<String>,
     #[serde(default)]
     software_insecure: bool,
     #[serde(default)]
@@ -225,12 +227,16 @@ impl RawHsm {
             }
             (Some(_), Some(_)) => return Err(format!("{what}: either profile or profile_file")),
         };
+        let library_parameters = self.library_parameters.map(CString::new).transpose();
+        let library_parameters =
+            library_parameters.map_err(|_| format!("{what}: library_parameters has a zero byte"))?;
         let secs = |name: &str, value, default, max| within(&format!("{what} {name}"), value, default, 1, max);
         let config = Pkcs11Config {
             name: self.name.clone(),
             module,
             token,
             environment: self.environment.into_iter().collect(),
+            library_parameters,
             profile,
             sessions: within(&format!("{what} sessions"), self.sessions, 8, 1, 512)?,
             queue_max: within(&format!("{what} queue"), self.queue, 64, 0, 4096)?,

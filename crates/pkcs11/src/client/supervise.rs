@@ -79,6 +79,7 @@ struct Host {
     child: Child,
     link: Arc<Link>,
     model: String,
+    lacks: String,
     warning: String,
     sessions: usize,
 }
@@ -114,13 +115,16 @@ async fn start(config: &Pkcs11Config, command: &HostCommand, pin: &holdfast_cryp
     match started.map_err(Down::Passing)? {
         Started::Failed { lasting: true, why } => Err(Down::Lasting(why)),
         Started::Failed { lasting: false, why } => Err(Down::Passing(why)),
-        Started::Ready { model, profile, sessions, warning } => {
+        Started::Ready { model, profile, sessions, lacks, warning } => {
             let name = &config.name;
             tracing::info!(hsm = name, model, profile, sessions, "the HSM host is ready");
+            if !lacks.is_empty() {
+                tracing::warn!(hsm = name, lacks, "the HSM does not offer everything");
+            }
             let sessions = usize::from(sessions);
             let room = sessions + usize::from(config.queue_max);
             let child = child.0.take().ok_or_else(|| Down::Passing("the HSM host has ended".into()))?;
-            Ok(Host { child, link: Arc::new(Link::new(socket, room)), model, warning, sessions })
+            Ok(Host { child, link: Arc::new(Link::new(socket, room)), model, lacks, warning, sessions })
         }
     }
 }
@@ -149,9 +153,11 @@ async fn first_packet(socket: &UnixDatagram) -> Result<Started, String> {
 /// Watches over a running host until it must be replaced.
 async fn run(hsm: &Weak<Pkcs11Hsm>, host: Host, pin: &mut watch::Receiver<Pin>) -> Down {
     let receiver = tokio::spawn(Arc::clone(&host.link).receive());
-    let well = if host.warning.is_empty() { HsmState::Active } else { HsmState::Degraded };
+    // What the HSM lacks is told and is no fault of it.
+    let (well, detail) =
+        if host.warning.is_empty() { (HsmState::Active, &host.lacks) } else { (HsmState::Degraded, &host.warning) };
     let Some(hang_timeout) = hsm.upgrade().map(|strong| {
-        strong.set_health(well, Some(&host.model), host.warning.clone());
+        strong.set_health(well, Some(&host.model), detail.clone());
         strong.link.store(Some(Arc::clone(&host.link)));
         strong.ready.notify_one();
         strong.config.hang_timeout
@@ -171,7 +177,7 @@ async fn run(hsm: &Weak<Pkcs11Hsm>, host: Host, pin: &mut watch::Receiver<Pin>) 
             break Down::Passing("the HSM host ended: the token is gone or the library crashed".into());
         }
         match host.link.older_than(hang_timeout) {
-            0 => strong.set_health(well, None, host.warning.clone()),
+            0 => strong.set_health(well, None, detail.clone()),
             hung if hung >= host.sessions => break Down::Passing("every session hung; the HSM host was killed".into()),
             hung => {
                 strong.set_health(HsmState::Degraded, None, format!("{hung} of {} sessions hang", host.sessions));

@@ -2,6 +2,7 @@
 
 mod fault;
 mod objects;
+mod raw;
 mod token;
 mod worker;
 
@@ -60,6 +61,7 @@ fn serve(socket: &OwnedFd) -> Result<(), String> {
         model: token.model().to_owned(),
         profile: token.profile().name.clone(),
         sessions: sessions.len() as u16,
+        lacks: token.lacks(),
         warning,
     };
     reply(socket, started.encode().expose());

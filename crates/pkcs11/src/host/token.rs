@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cryptoki::{
-    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    context::Pkcs11,
     error::{Error, RvError},
     mechanism::{MechanismInfo, MechanismType},
     session::{Session, UserType},
@@ -12,8 +12,11 @@ use cryptoki::{
 };
 use holdfast_crypto::SecretBytes;
 
-use super::fault::brief;
-use crate::{Profile, TokenSelector, message::Setup};
+use super::{
+    fault::brief,
+    raw::{self, token_words},
+};
+use crate::{Profile, TokenSelector, message::Setup, profile::AesWrap};
 
 /// Why the token does not open.
 pub(super) struct OpenError {
@@ -25,6 +28,8 @@ pub(super) struct OpenError {
 /// A token with a user logged in.
 pub(super) struct Token {
     module: Pkcs11,
+    /// Where the module was loaded from.
+    path: String,
     slot: Slot,
     serial: String,
     model: String,
@@ -42,18 +47,16 @@ impl Token {
     pub(super) fn open(setup: &Setup) -> Result<Self, OpenError> {
         let failed = |what: &str, error: &Error| OpenError { lasting: false, why: format!("{what}: {}", brief(error)) };
         let module = Pkcs11::new(&setup.module).map_err(|error| failed(&setup.module, &error))?;
-        module
-            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-            .map_err(|error| failed(&setup.module, &error))?;
-        let slot = find_slot(&module, &setup.token)?;
-        let info = module.get_token_info(slot).map_err(|error| failed("the token", &error))?;
+        raw::initialize(&module, setup.library_parameters.as_deref()).map_err(|error| failed(&setup.module, &error))?;
+        let slot = find_slot(&module, setup)?;
+        let info = token_words(&module, &setup.module, slot).map_err(|error| failed("the token", &error))?;
         let library = module.get_library_info().map_err(|error| failed(&setup.module, &error))?;
-        let model = format!("{} {} {}", info.manufacturer_id(), info.model(), info.firmware_version());
+        let model = format!("{} {} {}", info.manufacturer, info.model, info.firmware);
         let profile = match &setup.profile {
             Some(profile) => profile.clone(),
             None => Profile::matching(&[
-                info.manufacturer_id(),
-                info.model(),
+                &info.manufacturer,
+                &info.model,
                 library.manufacturer_id(),
                 library.library_description(),
             ])
@@ -64,7 +67,8 @@ impl Token {
         log_in(&session, &setup.pin)?;
         Ok(Self {
             slot,
-            serial: info.serial_number().to_owned(),
+            path: setup.module.clone(),
+            serial: info.serial,
             model,
             profile,
             mechanisms,
@@ -88,7 +92,7 @@ impl Token {
 
     /// Whether the slot still holds the token that was opened.
     pub(super) fn is_present(&self) -> bool {
-        self.module.get_token_info(self.slot).is_ok_and(|info| info.serial_number() == self.serial)
+        token_words(&self.module, &self.path, self.slot).is_ok_and(|info| info.serial == self.serial)
     }
 
     pub(super) fn model(&self) -> &str {
@@ -97,6 +101,26 @@ impl Token {
 
     pub(super) fn profile(&self) -> &Profile {
         &self.profile
+    }
+
+    /// What keys in this token cannot be used for, in words; empty if it has everything.
+    pub(super) fn lacks(&self) -> String {
+        let has = |kind, does: fn(&MechanismInfo) -> bool| self.mechanism(kind).is_some_and(does);
+        let mut lacks = Vec::new();
+        if !has(MechanismType::AES_GCM, MechanismInfo::encrypt) {
+            lacks.push("no AES-GCM: its AES keys cannot serve an external key store of AWS KMS");
+        }
+        let wraps = match self.profile.aes_wrap {
+            AesWrap::Encrypt => has(MechanismType::AES_KEY_WRAP, MechanismInfo::encrypt),
+            AesWrap::Object => has(MechanismType::AES_KEY_WRAP, MechanismInfo::wrap),
+        };
+        if !wraps {
+            lacks.push("no AES key wrap: its AES keys cannot serve a Managed HSM");
+        }
+        if !has(MechanismType::RSA_PKCS_OAEP, MechanismInfo::decrypt) {
+            lacks.push("no RSA-OAEP: its RSA keys cannot serve a Managed HSM");
+        }
+        lacks.join("; ")
     }
 
     /// What the token says of a mechanism; nothing if it has none.
@@ -119,16 +143,23 @@ fn probe_mechanisms(module: &Pkcs11, slot: Slot) -> Result<BTreeMap<u64, Mechani
     Ok(found)
 }
 
-fn find_slot(module: &Pkcs11, wanted: &TokenSelector) -> Result<Slot, OpenError> {
+fn find_slot(module: &Pkcs11, setup: &Setup) -> Result<Slot, OpenError> {
+    let wanted = &setup.token;
     let slots = module
         .get_slots_with_token()
         .map_err(|error| OpenError { lasting: false, why: format!("the slots: {}", brief(&error)) })?;
     let mut found = Vec::new();
     for slot in slots {
-        let Ok(info) = module.get_token_info(slot) else { continue };
+        let info = match token_words(module, &setup.module, slot) {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::warn!(%slot, error = brief(&error), "a slot's token does not say what it is");
+                continue;
+            }
+        };
         let fits = match wanted {
-            TokenSelector::Label(label) => info.label() == label,
-            TokenSelector::Serial(serial) => info.serial_number() == serial,
+            TokenSelector::Label(label) => info.label == *label,
+            TokenSelector::Serial(serial) => info.serial == *serial,
         };
         if fits {
             found.push(slot);
