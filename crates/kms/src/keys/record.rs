@@ -104,7 +104,7 @@ impl StoredKey {
             return Err(format!("key {}: format {} is not known", self.id, self.v));
         }
         let id = KeyId::parse(&self.id).ok_or_else(|| unreadable("id"))?;
-        let policy = PolicyDocument::parse(PolicyKind::Key, &self.policy).map_err(|_| unreadable("policy"))?;
+        let policy = PolicyDocument::parse_stored(PolicyKind::Key, &self.policy).map_err(|_| unreadable("policy"))?;
         let spec = parse_spec(&self.spec).ok_or_else(|| unreadable("spec"))?;
         let usage = KeyUsage::parse(&self.usage).ok_or_else(|| unreadable("usage"))?;
         let origin = Origin::parse(&self.origin).ok_or_else(|| unreadable("origin"))?;

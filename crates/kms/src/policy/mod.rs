@@ -154,11 +154,21 @@ impl Statement {
 }
 
 impl PolicyDocument {
-    /// Reads a document.
+    /// Reads a document that somebody gives.
     ///
     /// # Errors
     /// [`MalformedPolicy`].
     pub(crate) fn parse(kind: PolicyKind, text: &str) -> Result<Self, MalformedPolicy> {
+        let document = Self::parse_stored(kind, text)?;
+        raw::check_names(text)?;
+        Ok(document)
+    }
+
+    /// Reads a document that was taken before, perhaps when less was asked of one.
+    ///
+    /// # Errors
+    /// [`MalformedPolicy`].
+    pub(crate) fn parse_stored(kind: PolicyKind, text: &str) -> Result<Self, MalformedPolicy> {
         Ok(Self { text: text.to_owned(), statements: raw::parse(kind, text)? })
     }
 

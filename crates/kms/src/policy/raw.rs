@@ -58,6 +58,39 @@ pub(super) fn parse(kind: PolicyKind, text: &str) -> Result<Vec<Statement>, Malf
     Ok(parsed)
 }
 
+/// Members of a statement that name somebody or something.
+const NAMING: [&str; 6] = ["Action", "NotAction", "NotPrincipal", "NotResource", "Principal", "Resource"];
+
+/// Refuses what names nobody or nothing: an author cannot mean that. Documents that were taken before are not asked this.
+pub(super) fn check_names(text: &str) -> Result<(), MalformedPolicy> {
+    let Ok(Strict(document)) = serde_json::from_str(text) else { return malformed("it is not JSON") };
+    let statements = match &document["Statement"] {
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    for (index, statement) in statements.iter().enumerate() {
+        let named = NAMING.iter().filter_map(|member| statement.get(member).map(|value| (*member, value)));
+        let operators = statement.get("Condition").and_then(Value::as_object);
+        let conditions = operators.into_iter().flatten().filter_map(|(_, keys)| keys.as_object()).flatten();
+        let conditions = conditions.map(|(key, value)| (key.as_str(), value));
+        if let Some((member, _)) = named.chain(conditions).find(|(_, value)| names_nothing(value)) {
+            return malformed(format!("statement {}: {member} is empty", index + 1));
+        }
+    }
+    Ok(())
+}
+
+fn names_nothing(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(kinds) => {
+            let empty = |value: &Value| value.as_str().is_some_and(str::is_empty) || names_nothing(value);
+            kinds.is_empty() || kinds.values().any(empty)
+        }
+        _ => false,
+    }
+}
+
 fn statement_of(
     kind: PolicyKind,
     index: usize,

@@ -153,6 +153,26 @@ fn what_is_not_understood_is_refused() {
         assert!(statement.contains(from), "{from}");
         assert!(PolicyDocument::parse(PolicyKind::Key, &whole(&statement.replace(from, to))).is_err(), "{to}");
     }
+    // Nobody and nothing are refused when they are given; what was taken once is read for ever.
+    for (from, to) in [
+        ("\"Principal\":\"*\"", "\"Principal\":{\"AWS\":[]}"),
+        ("\"Principal\":\"*\"", "\"Principal\":{}"),
+        ("\"Principal\":\"*\"", "\"Principal\":{\"AWS\":\"111122223333\",\"Service\":[]}"),
+        ("\"Principal\":\"*\"", "\"Principal\":{\"Service\":\"\"}"),
+        ("\"Allow\",\"Principal\":\"*\"", "\"Deny\",\"NotPrincipal\":{\"AWS\":[]}"),
+        ("\"Action\":\"kms:*\"", "\"Action\":[]"),
+        ("\"Action\":\"kms:*\"", "\"NotAction\":[]"),
+        ("\"Resource\":\"*\"", "\"Resource\":[]"),
+        ("\"Resource\":\"*\"", "\"Resource\":\"*\",\"Condition\":{\"Bool\":{\"a\":[]}}"),
+    ] {
+        assert!(statement.contains(from), "{from}");
+        let text = whole(&statement.replace(from, to));
+        assert!(PolicyDocument::parse(PolicyKind::Key, &text).is_err(), "{to}");
+        assert!(PolicyDocument::parse_stored(PolicyKind::Key, &text).is_ok(), "{to}");
+    }
+    // Without the array there is still a statement without an action, which is kept and void.
+    let void = whole(&statement.replace("\"Action\":\"kms:*\",", ""));
+    assert!(PolicyDocument::parse(PolicyKind::Key, &void).is_ok());
     for bad in ["", "[]", "{}", r#"{"Statement":[]}"#, r#"{"Version":"2020","Statement":{}}"#, r#"{"Statement":[1]}"#] {
         assert!(PolicyDocument::parse(PolicyKind::Key, bad).is_err(), "{bad}");
     }
