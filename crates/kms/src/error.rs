@@ -166,13 +166,11 @@ impl From<Rejection> for ApiError {
                 Self::new("MissingAuthenticationTokenException", "Request is missing Authentication Token")
             }
             Rejection::Incomplete(why) => Self::new("IncompleteSignatureException", why),
-            Rejection::Date(why) => Self::new(
-                "InvalidSignatureException",
-                format!("Signature expired or not yet current: {why}; check the clock of the client"),
-            ),
-            Rejection::Scope(why) => {
-                Self::new("InvalidSignatureException", format!("Credential should be scoped to a valid region: {why}"))
-            }
+            // The words by which clients tell that their clock is wrong.
+            Rejection::Date(_)
+            | Rejection::Expired { .. }
+            | Rejection::NotYetCurrent { .. }
+            | Rejection::Scope(_) => Self::new("InvalidSignatureException", why.clone()),
             Rejection::UnknownKey => {
                 Self::new("UnrecognizedClientException", "The security token included in the request is invalid.")
             }

@@ -14,16 +14,27 @@ use crate::hex::{hex, unhex};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE: &str = "x-amz-date";
-const SKEW_MILLIS_MAX: i64 = 5 * 60 * 1000;
+const SKEW_MINUTES_MAX: i64 = 5;
 /// More headers than any client signs.
 const SIGNED_HEADERS_MAX: usize = 32;
 
 /// Why a request is not taken for one of its caller.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Rejection {
-    /// Its date is not now.
+    /// Its date is none, or not of its credential's day.
     #[error("{0}")]
     Date(&'static str),
+    /// Its date is too long ago. The words are those by which AWS's clients tell that their clock is slow.
+    #[error(
+        "Signature expired: {} is now earlier than {} ({} - {SKEW_MINUTES_MAX} min.)",
+        format_date(*.signed), format_date(minutes(*.now, -SKEW_MINUTES_MAX)), format_date(*.now)
+    )]
+    Expired {
+        /// When it was signed.
+        signed: Timestamp,
+        /// When it came.
+        now: Timestamp,
+    },
     /// What the signature rests on is malformed or missing.
     #[error("{0}")]
     Incomplete(&'static str),
@@ -33,6 +44,17 @@ pub enum Rejection {
     /// There is no signature.
     #[error("it is not signed")]
     Missing,
+    /// Its date is yet to come. The words are those by which AWS's clients tell that their clock is fast.
+    #[error(
+        "Signature not yet current: {} is still later than {} ({} + {SKEW_MINUTES_MAX} min.)",
+        format_date(*.signed), format_date(minutes(*.now, SKEW_MINUTES_MAX)), format_date(*.now)
+    )]
+    NotYetCurrent {
+        /// When it was signed.
+        signed: Timestamp,
+        /// When it came.
+        now: Timestamp,
+    },
     /// It is signed for something else.
     #[error("{0}")]
     Scope(&'static str),
@@ -114,11 +136,19 @@ impl<'a> Authorization<'a> {
         if !date.starts_with(self.day) || self.day.len() != 8 {
             return Err(Rejection::Date("the X-Amz-Date header is not of the credential's day"));
         }
-        if (now.unix_millis() - moment.unix_millis()).abs() > SKEW_MILLIS_MAX {
-            return Err(Rejection::Date("the X-Amz-Date header is more than five minutes off"));
+        if moment < minutes(now, -SKEW_MINUTES_MAX) {
+            return Err(Rejection::Expired { signed: moment, now });
+        }
+        if moment > minutes(now, SKEW_MINUTES_MAX) {
+            return Err(Rejection::NotYetCurrent { signed: moment, now });
         }
         Ok(())
     }
+}
+
+/// So many minutes after a moment.
+fn minutes(moment: Timestamp, count: i64) -> Timestamp {
+    Timestamp::from_unix_millis(moment.unix_millis().saturating_add(count * 60_000))
 }
 
 /// `YYYYMMDD'T'HHMMSS'Z'`.
@@ -288,10 +318,10 @@ pub fn verify<'a>(
     let date = single(&parts.headers, DATE, Rejection::Incomplete("the X-Amz-Date header is missing"))?;
     authorization.check_date(date, now)?;
     if authorization.service != scope.service {
-        return Err(Rejection::Scope("it is signed for another service"));
+        return Err(Rejection::Scope("Credential should be scoped to correct service."));
     }
     if authorization.region != scope.region {
-        return Err(Rejection::Scope("it is signed in another region"));
+        return Err(Rejection::Scope("Credential should be scoped to a valid region."));
     }
     if parts.uri.query().is_some() {
         return Err(Rejection::Incomplete("there are query parameters, which are not signed"));
@@ -391,8 +421,21 @@ mod tests {
         };
         assert_eq!(check(&parts, b"body", scope, now).unwrap(), "AKID");
         assert_eq!(check(&parts, b"bodi", scope, now), Err(Rejection::Mismatch));
-        let later = Timestamp::from_unix_secs(1_440_938_160 + 301);
-        assert!(matches!(check(&parts, b"body", scope, later), Err(Rejection::Date(_))));
+        for (offset, words) in [
+            (
+                301,
+                "Signature expired: 20150830T123600Z is now earlier than 20150830T123601Z (20150830T124101Z - 5 min.)",
+            ),
+            (
+                -301,
+                "Signature not yet current: 20150830T123600Z is still later than 20150830T123559Z (20150830T123059Z + 5 min.)",
+            ),
+        ] {
+            let then = Timestamp::from_unix_secs(1_440_938_160 + offset);
+            assert_eq!(check(&parts, b"body", scope, then).unwrap_err().to_string(), words);
+            let within = Timestamp::from_unix_secs(1_440_938_160 + offset - offset.signum());
+            assert!(check(&parts, b"body", scope, within).is_ok());
+        }
         let elsewhere = Scope { region: "eu-west-1", ..scope };
         assert!(matches!(check(&parts, b"body", elsewhere, now), Err(Rejection::Scope(_))));
         parts.headers.insert("x-amz-target", HeaderValue::from_static("A c"));

@@ -54,6 +54,9 @@ impl From<sigv4::Rejection> for Rejection {
     fn from(rejection: sigv4::Rejection) -> Self {
         match rejection {
             sigv4::Rejection::Date(why) | sigv4::Rejection::Incomplete(why) | sigv4::Rejection::Scope(why) => Self(why),
+            sigv4::Rejection::Expired { .. } | sigv4::Rejection::NotYetCurrent { .. } => {
+                Self("the X-Amz-Date header is more than five minutes off")
+            }
             sigv4::Rejection::Mismatch => Self("the signature does not match"),
             sigv4::Rejection::Missing => Self("it is not signed"),
             sigv4::Rejection::UnknownKey => Self("the access key id is unknown in this store"),
