@@ -44,6 +44,8 @@ PRINCIPALS = {
     "alice": (iam("user/alice"), None, {"team": "blue"}, document(allow(["kms:Encrypt", "kms:Decrypt", "kms:ListKeys", "kms:ListAliases"]))),
     "bob": (iam("user/bob"), None, {"team": "red"}, None),
     "denied": (iam("user/denied"), None, {}, document(allow("kms:*"), {"Effect": "Deny", "Action": "kms:Decrypt", "Resource": "*"})),
+    "maker": (iam("user/maker"), None, {}, document(allow(["kms:CreateKey", "kms:ReplicateKey"]))),
+    "backup": (iam("role/backup"), "backup", {}, None),
     "storage": (iam("role/storage"), "s3", {}, document(allow(["kms:Encrypt", "kms:Decrypt", "kms:DescribeKey"]))),
     "stranger": (iam("user/carol", OTHER_ACCOUNT), None, {}, document(allow("kms:*"))),
     "stranger-root": (iam("root", OTHER_ACCOUNT), None, {}, None),

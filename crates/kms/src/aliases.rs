@@ -8,13 +8,11 @@ use std::{
 
 use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{error::ApiError, names::KeyId, records};
 
 const FORMAT: u8 = 1;
-/// Longest name, in bytes.
-pub(crate) const ALIAS_BYTES_MAX: usize = 256;
 /// Aliases of one key.
 const PER_KEY_MAX: usize = 50;
 
@@ -55,12 +53,8 @@ pub(crate) struct Aliases {
     store: Arc<dyn Store>,
 }
 
-/// Whether it is a name that a customer may give.
-pub(crate) fn is_alias_name(name: &str) -> bool {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-');
-    name.len() <= ALIAS_BYTES_MAX
-        && name.strip_prefix("alias/").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(valid))
-}
+/// The right to change aliases. Who holds it looks at them, decides and changes; others wait.
+pub(crate) struct Changing<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
 
 fn record(name: &AliasName) -> RecordKey {
     RecordKey::new(records::ALIAS, format!("{}/{}/{}", name.account, name.region, name.name))
@@ -132,18 +126,21 @@ impl Aliases {
         self.page(account, region, Some(target), "", usize::MAX).0.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// Makes one, or with `old` points it elsewhere. That to the same key moves the date, too: some clients keep their keys alive so.
+    pub(crate) async fn changing(&self) -> Changing<'_> {
+        Changing(self.changing.lock().await)
+    }
+
+    /// Makes one, or points the one of that name elsewhere. That to the same key moves the date, too: some clients keep their keys
+    /// alive so.
     pub(crate) async fn put(
         &self,
+        _changing: &Changing<'_>,
         name: AliasName,
-        old: Option<&Alias>,
         target: KeyId,
         now: Timestamp,
     ) -> Result<(), ApiError> {
-        let _changing = self.changing.lock().await;
-        if old.is_none() && self.get(&name).is_some() {
-            return Err(already_exists(&name));
-        }
+        let old = self.get(&name);
+        let old = old.as_deref();
         if old.is_none_or(|old| old.target != target)
             && self.of_key(&name.account, &name.region, target).len() >= PER_KEY_MAX
         {
@@ -162,17 +159,13 @@ impl Aliases {
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
-        self.store.commit(vec![write]).await.map_err(|error| match error {
-            StoreError::Conflict if old.is_none() => already_exists(&name),
-            other => other.into(),
-        })?;
+        self.store.commit(vec![write]).await?;
         let alias = Alias { target, created, updated: now, record_version: record_version + 1 };
         self.index.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(alias));
         Ok(())
     }
 
-    pub(crate) async fn remove(&self, name: &AliasName, old: &Alias) -> Result<(), ApiError> {
-        let _changing = self.changing.lock().await;
+    pub(crate) async fn remove(&self, _changing: &Changing<'_>, name: &AliasName, old: &Alias) -> Result<(), ApiError> {
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
         self.store.commit(vec![write]).await?;
         self.index.write().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -180,7 +173,13 @@ impl Aliases {
     }
 
     /// Writes that remove a key's aliases, to go with the key, and their names.
-    pub(crate) fn removal(&self, account: &Arc<str>, region: &Arc<str>, target: KeyId) -> Vec<(AliasName, Write)> {
+    pub(crate) fn removal(
+        &self,
+        _changing: &Changing<'_>,
+        account: &Arc<str>,
+        region: &Arc<str>,
+        target: KeyId,
+    ) -> Vec<(AliasName, Write)> {
         let (found, _) = self.page(account, region, Some(target), "", usize::MAX);
         found
             .into_iter()
@@ -193,13 +192,8 @@ impl Aliases {
     }
 
     /// After [`Self::removal`] has become durable.
-    pub(crate) fn forget(&self, names: &[AliasName]) {
+    pub(crate) fn forget(&self, _changing: &Changing<'_>, names: &[AliasName]) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         names.iter().for_each(|name| drop(index.remove(name)));
     }
-}
-
-fn already_exists(name: &AliasName) -> ApiError {
-    let arn = crate::names::alias_arn(&name.region, &name.account, &name.name);
-    ApiError::new("AlreadyExistsException", format!("An alias with the name {arn} already exists"))
 }

@@ -23,6 +23,8 @@ use crate::{
     wire::{self, Violations},
 };
 
+/// Characters of a key's or alias's name that an error repeats: no name that is one has more.
+const NAME_CHARS_MAX: usize = 512;
 /// Grant tokens of one request.
 const GRANT_TOKENS_MAX: usize = 10;
 
@@ -74,8 +76,11 @@ pub(crate) struct With<'a> {
 }
 
 impl<'a> Call<'a> {
+    /// Reads the body. Members of a wrong type come first, then those that are missing, and then whatever else an operation looks at.
     pub(crate) fn parse<T: Deserialize<'a>>(&self) -> Result<T, ApiError> {
-        wire::parse(self.body)
+        let request = wire::parse(self.body)?;
+        wire::check_required(self.body, self.operation.required())?;
+        Ok(request)
     }
 
     pub(crate) fn account(&self) -> &Arc<str> {
@@ -88,30 +93,35 @@ impl<'a> Call<'a> {
         let name = violations.text(name, member, 1, 2048);
         violations.finish()?;
         let naming = KeyNaming::parse(name, self.region).map_err(|bad| match bad {
-            BadName::Arn => ApiError::new("InvalidArnException", format!("{name} is not a valid ARN of a key")),
-            BadName::Region => ApiError::not_found("Invalid arn: the region is another one"),
+            BadName::Arn if self.operation.tells_invalid_arns() => {
+                ApiError::new("InvalidArnException", format!("Invalid arn {}", shown(name)))
+            }
+            BadName::Arn => invalid_key_id(name),
+            BadName::Region(region) => ApiError::not_found(format!("Invalid arn {}", shown(region))),
         })?;
         let (account, id, alias) = match naming {
-            KeyNaming::Key { account, id } => (account, KeyId::parse(id), None),
+            KeyNaming::Key { account, id } => {
+                (account, Some(KeyId::parse(id).ok_or_else(|| invalid_key_id(id))?), None)
+            }
             KeyNaming::Alias { account, name } => {
                 let account: Arc<str> = account.map_or_else(|| Arc::clone(self.account()), Into::into);
                 let alias =
                     AliasName { account: Arc::clone(&account), region: Arc::clone(self.region), name: name.to_owned() };
                 let target = self.kms.aliases.get(&alias).map(|alias| alias.target);
                 if target.is_none() {
-                    let arn = alias_arn(self.region, &account, name);
+                    let arn = alias_arn(self.region, &account, &shown(name));
                     return Err(ApiError::not_found(format!("Alias {arn} is not found.")));
                 }
                 (None, target, Some(name.to_owned()))
             }
         };
-        let shown = || match naming {
+        let named = || match naming {
             KeyNaming::Key { account, id } => {
                 format!("arn:aws:kms:{}:{}:key/{id}", self.region, account.unwrap_or(self.account()))
             }
             KeyNaming::Alias { name, .. } => name.to_owned(),
         };
-        let not_found = || ApiError::not_found(format!("Key '{}' does not exist", shown()));
+        let not_found = || ApiError::not_found(format!("Key '{}' does not exist", named()));
         let key = id.and_then(|id| self.kms.keys.entry(&KeyRef { region: Arc::clone(self.region), id }));
         // A bare id is of the caller's account; an ARN says of which.
         let expected = account.unwrap_or(self.account());
@@ -122,10 +132,16 @@ impl<'a> Call<'a> {
 
     /// The same for operations that do not take aliases.
     pub(crate) fn named_without_alias(&mut self, member: &str, name: Option<&str>) -> Result<Arc<KeyEntry>, ApiError> {
-        if name.is_some_and(|name| name.starts_with("alias/") || name.contains(":alias/")) {
-            let message =
-                format!("Invalid keyId '{}': this operation takes a key id or a key ARN", name.unwrap_or_default());
-            return Err(ApiError::not_found(message));
+        if let Some(name) = name.filter(|name| name.starts_with("alias/") || name.contains(":alias/")) {
+            return Err(match self.operation {
+                Operation::CreateAlias | Operation::UpdateAlias => {
+                    ApiError::validation("Aliases must refer to keys. Not aliases")
+                }
+                Operation::CreateGrant => {
+                    ApiError::new("InvalidArnException", "Key Aliases are not supported for this operation.")
+                }
+                _ => invalid_key_id(name),
+            });
         }
         Ok(self.named(member, name)?.key)
     }
@@ -221,13 +237,9 @@ impl<'a> Call<'a> {
     /// Checks the tokens of a request. A grant is in force from the moment it is made: a token changes nothing, but must be one.
     pub(crate) fn check_tokens(&self, tokens: Option<&[String]>) -> Result<(), ApiError> {
         let tokens = tokens.unwrap_or_default();
-        if tokens.len() > GRANT_TOKENS_MAX {
-            let message = format!(
-                "1 validation error detected: Value at 'grantTokens' failed to satisfy constraint: Member must have length \
-                 less than or equal to {GRANT_TOKENS_MAX}"
-            );
-            return Err(ApiError::validation(message));
-        }
+        let mut violations = Violations::default();
+        violations.items(tokens.len(), "grantTokens", 0, GRANT_TOKENS_MAX);
+        violations.finish()?;
         let known = |token: &String| GrantId::from_token(token).and_then(|id| self.kms.grants.get(id)).is_some();
         if tokens.iter().all(known) {
             return Ok(());
@@ -249,6 +261,15 @@ impl<'a> Call<'a> {
     pub(crate) fn own_key_arn(&self, id: KeyId) -> String {
         key_arn(self.region, self.account(), id)
     }
+}
+
+/// A name as an error repeats it.
+fn shown(name: &str) -> String {
+    holdfast_wire::printable(name, NAME_CHARS_MAX)
+}
+
+fn invalid_key_id(name: &str) -> ApiError {
+    ApiError::not_found(format!("Invalid keyId '{}'", shown(name)))
 }
 
 fn wrong_state(key: &KeyEntry, state: KeyState) -> ApiError {

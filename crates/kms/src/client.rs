@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     names::{KeyId, is_account},
-    wire::{BlobText, SecretOut},
+    wire::{BlobMember, SecretOut},
 };
 
 /// Longest text of an error that is repeated.
@@ -51,7 +51,7 @@ struct Encrypted {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Decrypted {
-    plaintext: BlobText,
+    plaintext: BlobMember,
 }
 
 #[derive(Default, Deserialize)]
@@ -184,7 +184,7 @@ impl KekService for KmsKekClient {
         let answer = self.call("Decrypt", body.to_string().into_bytes(), kek).await?;
         let answer: Decrypted = serde_json::from_slice(&answer)
             .map_err(|_| KekError::Unavailable("the key service's answer cannot be read".into()))?;
-        let dek = answer.plaintext.decode().map(SecretBytes::take).map_err(|_| KekError::Rejected)?;
+        let dek = answer.plaintext.into_secret();
         if dek.len() == 32 { Ok(dek) } else { Err(KekError::Rejected) }
     }
 

@@ -18,11 +18,13 @@ pub struct ApiError {
     pub message: String,
     /// For the audit log alone.
     pub reason: Option<String>,
+    /// What it rests on was changed by another request meanwhile: it is to be decided anew.
+    stale: bool,
 }
 
 impl ApiError {
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), reason: None }
+        Self { code, message: message.into(), reason: None, stale: false }
     }
 
     pub(crate) fn because(self, reason: impl Into<String>) -> Self {
@@ -53,6 +55,15 @@ impl ApiError {
     /// 500, with the cause kept inside.
     pub(crate) fn internal(reason: impl Into<String>) -> Self {
         Self::new("KMSInternalException", "The service met an unexpected fault; try again").because(reason)
+    }
+
+    /// Nothing was done, since somebody else was sooner. Told to callers only if that goes on and on.
+    pub(crate) fn stale(reason: impl Into<String>) -> Self {
+        Self { stale: true, ..Self::internal(reason) }
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
     }
 
     pub(crate) fn throttled(message: &str) -> Self {
@@ -114,9 +125,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
-            StoreError::Conflict => {
-                Self::new("ConflictException", "The resource was changed by another request; try again")
-            }
+            StoreError::Conflict => Self::stale(error.to_string()),
             StoreError::Damaged | StoreError::Failed(_) => Self::internal(error.to_string()),
         }
     }
@@ -167,10 +176,9 @@ impl From<Rejection> for ApiError {
             }
             Rejection::Incomplete(why) => Self::new("IncompleteSignatureException", why),
             // The words by which clients tell that their clock is wrong.
-            Rejection::Date(_)
-            | Rejection::Expired { .. }
-            | Rejection::NotYetCurrent { .. }
-            | Rejection::Scope(_) => Self::new("InvalidSignatureException", why.clone()),
+            Rejection::Date(_) | Rejection::Expired { .. } | Rejection::NotYetCurrent { .. } | Rejection::Scope(_) => {
+                Self::new("InvalidSignatureException", why.clone())
+            }
             Rejection::UnknownKey => {
                 Self::new("UnrecognizedClientException", "The security token included in the request is invalid.")
             }

@@ -86,20 +86,20 @@ pub(crate) enum KeyNaming<'a> {
 
 /// Why a name is none.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum BadName {
+pub(crate) enum BadName<'a> {
     /// Not an ARN of this service.
     Arn,
-    /// Another region.
-    Region,
+    /// Another region: this one.
+    Region(&'a str),
 }
 
 impl<'a> KeyNaming<'a> {
-    pub(crate) fn parse(text: &'a str, region: &str) -> Result<Self, BadName> {
+    pub(crate) fn parse(text: &'a str, region: &str) -> Result<Self, BadName<'a>> {
         let (account, rest) = if text.starts_with("arn:") {
             let parts: Vec<&str> = text.splitn(6, ':').collect();
             let ["arn", "aws", "kms", its_region, account, rest] = parts.as_slice() else { return Err(BadName::Arn) };
             if *its_region != region {
-                return Err(BadName::Region);
+                return Err(BadName::Region(its_region));
             }
             if !is_account(account) {
                 return Err(BadName::Arn);
@@ -172,7 +172,7 @@ mod tests {
             Ok(KeyNaming::Alias { account, name: "alias/a" })
         );
         assert_eq!(KeyNaming::parse(&format!("{arn}key/x"), region), Ok(KeyNaming::Key { account, id: "x" }));
-        assert_eq!(KeyNaming::parse(&format!("{arn}key/x"), "eu-west-1"), Err(BadName::Region));
+        assert_eq!(KeyNaming::parse(&format!("{arn}key/x"), "eu-west-1"), Err(BadName::Region(region)));
         for bad in ["arn:aws:kms", "arn:aws:s3:us-east-1:111122223333:key/x", "arn:aws:kms:us-east-1:1:key/x"] {
             assert_eq!(KeyNaming::parse(bad, region), Err(BadName::Arn), "{bad}");
         }

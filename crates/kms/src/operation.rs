@@ -1,7 +1,7 @@
-//! The operations of the API, by name.
+//! The operations of the API, by name, each with the members that it needs.
 
 macro_rules! operations {
-    ($($variant:ident),* $(,)?) => {
+    ($($variant:ident: [$($member:literal),*]),* $(,)?) => {
         /// An operation of the API.
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         pub(crate) enum Operation {
@@ -16,67 +16,74 @@ macro_rules! operations {
                     $(Self::$variant => stringify!($variant)),*
                 }
             }
+
+            /// Members that a request must have, by the API's model.
+            pub(crate) fn required(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$variant => &[$($member),*]),*
+                }
+            }
         }
     };
 }
 
 operations! {
-    CancelKeyDeletion,
-    ConnectCustomKeyStore,
-    CreateAlias,
-    CreateCustomKeyStore,
-    CreateGrant,
-    CreateKey,
-    Decapsulate,
-    Decrypt,
-    DeleteAlias,
-    DeleteCustomKeyStore,
-    DeleteImportedKeyMaterial,
-    DeriveSharedSecret,
-    DescribeCustomKeyStores,
-    DescribeKey,
-    DisableKey,
-    DisableKeyRotation,
-    DisconnectCustomKeyStore,
-    EnableKey,
-    EnableKeyRotation,
-    Encapsulate,
-    Encrypt,
-    GenerateDataKey,
-    GenerateDataKeyPair,
-    GenerateDataKeyPairWithoutPlaintext,
-    GenerateDataKeyWithoutPlaintext,
-    GenerateMac,
-    GenerateRandom,
-    GetKeyLastUsage,
-    GetKeyPolicy,
-    GetKeyRotationStatus,
-    GetParametersForImport,
-    GetPublicKey,
-    ImportKeyMaterial,
-    ListAliases,
-    ListGrants,
-    ListKeyPolicies,
-    ListKeyRotations,
-    ListKeys,
-    ListResourceTags,
-    ListRetirableGrants,
-    PutKeyPolicy,
-    ReEncrypt,
-    ReplicateKey,
-    RetireGrant,
-    RevokeGrant,
-    RotateKeyOnDemand,
-    ScheduleKeyDeletion,
-    Sign,
-    TagResource,
-    UntagResource,
-    UpdateAlias,
-    UpdateCustomKeyStore,
-    UpdateKeyDescription,
-    UpdatePrimaryRegion,
-    Verify,
-    VerifyMac,
+    CancelKeyDeletion: ["KeyId"],
+    ConnectCustomKeyStore: ["CustomKeyStoreId"],
+    CreateAlias: ["AliasName", "TargetKeyId"],
+    CreateCustomKeyStore: ["CustomKeyStoreName"],
+    CreateGrant: ["KeyId", "Operations"],
+    CreateKey: [],
+    Decapsulate: ["KeyId", "SharedSecretCiphertextBlob", "EncapsulationAlgorithm"],
+    Decrypt: [],
+    DeleteAlias: ["AliasName"],
+    DeleteCustomKeyStore: ["CustomKeyStoreId"],
+    DeleteImportedKeyMaterial: ["KeyId"],
+    DeriveSharedSecret: ["KeyId", "KeyAgreementAlgorithm", "PublicKey"],
+    DescribeCustomKeyStores: [],
+    DescribeKey: ["KeyId"],
+    DisableKey: ["KeyId"],
+    DisableKeyRotation: ["KeyId"],
+    DisconnectCustomKeyStore: ["CustomKeyStoreId"],
+    EnableKey: ["KeyId"],
+    EnableKeyRotation: ["KeyId"],
+    Encapsulate: ["KeyId", "EncapsulationAlgorithm"],
+    Encrypt: ["KeyId", "Plaintext"],
+    GenerateDataKey: ["KeyId"],
+    GenerateDataKeyPair: ["KeyId", "KeyPairSpec"],
+    GenerateDataKeyPairWithoutPlaintext: ["KeyId", "KeyPairSpec"],
+    GenerateDataKeyWithoutPlaintext: ["KeyId"],
+    GenerateMac: ["Message", "KeyId", "MacAlgorithm"],
+    GenerateRandom: [],
+    GetKeyLastUsage: ["KeyId"],
+    GetKeyPolicy: ["KeyId"],
+    GetKeyRotationStatus: ["KeyId"],
+    GetParametersForImport: ["KeyId", "WrappingAlgorithm", "WrappingKeySpec"],
+    GetPublicKey: ["KeyId"],
+    ImportKeyMaterial: ["KeyId", "ImportToken", "EncryptedKeyMaterial"],
+    ListAliases: [],
+    ListGrants: ["KeyId"],
+    ListKeyPolicies: ["KeyId"],
+    ListKeyRotations: ["KeyId"],
+    ListKeys: [],
+    ListResourceTags: ["KeyId"],
+    ListRetirableGrants: [],
+    PutKeyPolicy: ["KeyId", "Policy"],
+    ReEncrypt: ["DestinationKeyId"],
+    ReplicateKey: ["KeyId", "ReplicaRegion"],
+    RetireGrant: [],
+    RevokeGrant: ["KeyId", "GrantId"],
+    RotateKeyOnDemand: ["KeyId"],
+    ScheduleKeyDeletion: ["KeyId"],
+    Sign: ["KeyId", "Message", "SigningAlgorithm"],
+    TagResource: ["KeyId", "Tags"],
+    UntagResource: ["KeyId", "TagKeys"],
+    UpdateAlias: ["AliasName", "TargetKeyId"],
+    UpdateCustomKeyStore: ["CustomKeyStoreId"],
+    UpdateKeyDescription: ["KeyId", "Description"],
+    UpdatePrimaryRegion: ["KeyId", "PrimaryRegion"],
+    Verify: ["KeyId", "Message", "Signature", "SigningAlgorithm"],
+    VerifyMac: ["Message", "KeyId", "MacAlgorithm", "Mac"],
 }
 
 impl Operation {
@@ -99,6 +106,11 @@ impl Operation {
                 | Self::Verify
                 | Self::VerifyMac
         )
+    }
+
+    /// Whether `InvalidArnException` is one of its errors. Where it is not, a malformed ARN is a key that is not found.
+    pub(crate) fn tells_invalid_arns(self) -> bool {
+        !self.is_use() && !matches!(self, Self::CreateAlias | Self::UpdateAlias)
     }
 
     /// From `X-Amz-Target`.

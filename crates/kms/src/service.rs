@@ -25,6 +25,8 @@ use crate::{
 };
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+/// How often a request is decided anew because another one changed what it rests on. Each of them has done its own work.
+const ATTEMPTS_MAX: usize = 16;
 /// Longest header value that the log repeats.
 const ECHOED_CHARS_MAX: usize = 128;
 
@@ -118,6 +120,14 @@ impl Kms {
             now,
             told: &mut trace.told,
         };
+        // Conflicts are ours to settle: the caller is told what holds on the state as it is now.
+        for _ in 1..ATTEMPTS_MAX {
+            let result = ops::dispatch(&mut call).await;
+            if !result.as_ref().is_err_and(ApiError::is_stale) {
+                return result;
+            }
+            *call.told = Told::default();
+        }
         ops::dispatch(&mut call).await
     }
 

@@ -19,7 +19,7 @@ use crate::{
     facts::Attested,
     keys::KeyEntry,
     spec::KeyUsage,
-    wire::{self, BlobText, Violations},
+    wire::{self, BlobMember, Violations},
 };
 
 #[derive(Deserialize)]
@@ -28,8 +28,8 @@ struct Request {
     key_id: Option<String>,
     key_agreement_algorithm: Option<String>,
     encapsulation_algorithm: Option<String>,
-    public_key: Option<BlobText>,
-    shared_secret_ciphertext_blob: Option<BlobText>,
+    public_key: Option<BlobMember>,
+    shared_secret_ciphertext_blob: Option<BlobMember>,
     grant_tokens: Option<Vec<String>>,
     recipient: Option<Recipient>,
     dry_run: Option<bool>,
@@ -61,7 +61,7 @@ async fn perform(
     )?;
     call.must_be_enabled(&key)?;
     if key.usage != usage {
-        return Err(wrong_usage(&key));
+        return Err(wrong_usage(call, &key));
     }
     call.unless_dry_run(request.dry_run)?;
     let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
@@ -87,11 +87,11 @@ fn something_else() -> ApiError {
 
 pub(super) async fn derive(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
-    let peer = request.public_key.as_ref().map(BlobText::decode).transpose()?;
+    let peer = request.public_key.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
     violations.text(request.key_agreement_algorithm.as_deref(), "keyAgreementAlgorithm", 0, 64);
     violations.one_of(request.key_agreement_algorithm.as_deref(), "keyAgreementAlgorithm", &["ECDH"]);
-    let peer = violations.blob(peer.as_deref(), "publicKey", 1, 8192).to_vec();
+    let peer = violations.blob(peer, "publicKey", 1, 8192).to_vec();
     violations.finish()?;
     call.told.algorithm = Some("ECDH".into());
     let operation = Operation::Derive { peer };
@@ -129,10 +129,10 @@ pub(super) async fn encapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> 
 
 pub(super) async fn decapsulate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
-    let ciphertext = request.shared_secret_ciphertext_blob.as_ref().map(BlobText::decode).transpose()?;
+    let ciphertext = request.shared_secret_ciphertext_blob.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
     check_kem(&request, &mut violations);
-    let ciphertext = violations.blob(ciphertext.as_deref(), "sharedSecretCiphertextBlob", 1, 6144).to_vec();
+    let ciphertext = violations.blob(ciphertext, "sharedSecretCiphertextBlob", 1, 6144).to_vec();
     violations.finish()?;
     let usage = KeyUsage::EncapsulateDecapsulate;
     let operation = Operation::Decapsulate { ciphertext };

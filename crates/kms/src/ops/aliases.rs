@@ -6,14 +6,15 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{limit, nothing};
+use super::{limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
-    aliases::{AliasName, is_alias_name},
+    aliases::AliasName,
     call::{Call, With},
     error::ApiError,
     keys::{KeyEntry, KeyRef, KeyState},
     names::alias_arn,
+    operation::Operation,
     wire::{self, Violations, secs},
 };
 
@@ -31,12 +32,21 @@ struct Request {
 fn own_name(call: &Call<'_>, name: Option<&str>) -> Result<(AliasName, String), ApiError> {
     let mut violations = Violations::default();
     let text = violations.text(name, "aliasName", 1, 256);
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'/' | b'_' | b'-');
+    violations.pattern(text, "aliasName", text.bytes().all(valid), "^[a-zA-Z0-9:/_-]+$");
     violations.finish()?;
-    if !is_alias_name(text) {
-        return Err(ApiError::new(
-            "InvalidAliasNameException",
-            "Alias must start with the prefix \"alias/\" and hold letters, digits, /, _ and - only",
+    // In the words of the service, whose model allows more than it takes.
+    let Some(own) = text.strip_prefix("alias/") else {
+        return Err(ApiError::validation(
+            "Alias must start with the prefix \"alias/\". Please see \
+             https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html",
         ));
+    };
+    if own.contains(':') {
+        return Err(ApiError::validation(format!("{text} contains invalid characters for an alias")));
+    }
+    if own.is_empty() && call.operation == Operation::CreateAlias {
+        return Err(ApiError::new("InvalidAliasNameException", "An alias has a name after the prefix \"alias/\""));
     }
     if text.starts_with("alias/aws/") {
         return Err(ApiError::new("NotAuthorizedException", "Aliases that begin with alias/aws/ are reserved"));
@@ -63,11 +73,17 @@ fn same_account(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
 pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
+    let aliases = &call.kms.aliases;
+    let changing = aliases.changing().await;
     let key = call.named_without_alias("targetKeyId", request.target_key_id.as_deref())?;
     same_account(call, &key)?;
     allowed(call, KmsAction::CreateAlias, &arn, &key)?;
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    call.kms.aliases.put(name, None, key.id, call.now).await?;
+    if aliases.get(&name).is_some() {
+        let message = format!("An alias with the name {arn} already exists");
+        return Err(ApiError::new("AlreadyExistsException", message));
+    }
+    aliases.put(&changing, name, key.id, call.now).await?;
     nothing()
 }
 
@@ -78,6 +94,8 @@ fn existing(call: &Call<'_>, name: &AliasName, arn: &str) -> Result<Arc<crate::a
 pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
+    let aliases = &call.kms.aliases;
+    let changing = aliases.changing().await;
     let alias = existing(call, &name, &arn)?;
     let old = call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: alias.target });
     let key = call.named_without_alias("targetKeyId", request.target_key_id.as_deref())?;
@@ -90,7 +108,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         }
     }
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    call.kms.aliases.put(name, Some(&alias), key.id, call.now).await?;
+    aliases.put(&changing, name, key.id, call.now).await?;
     nothing()
 }
 
@@ -107,6 +125,8 @@ fn kind(key: &KeyEntry) -> u8 {
 pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
+    let aliases = &call.kms.aliases;
+    let changing = aliases.changing().await;
     let alias = existing(call, &name, &arn)?;
     match call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: alias.target }) {
         Some(key) => {
@@ -115,7 +135,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         }
         None => drop(call.permit_apart(KmsAction::DeleteAlias, &arn, With::default())?),
     }
-    call.kms.aliases.remove(&name, &alias).await?;
+    aliases.remove(&changing, &name, &alias).await?;
     nothing()
 }
 
@@ -127,7 +147,8 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         None => None,
         Some(key_id) => Some(call.named_without_alias("keyId", Some(key_id))?.id),
     };
-    let after = request.marker.unwrap_or_default();
+    let listing = Listing::of(call, &[&target.map(|target| target.to_string()).unwrap_or_default()]);
+    let after = listing.after_text(request.marker.as_deref())?.unwrap_or_default();
     let (found, more) = call.kms.aliases.page(call.account(), call.region, target, &after, count);
     let aliases: Vec<_> = found
         .iter()
@@ -143,7 +164,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         .collect();
     let mut answer = json!({"Aliases": aliases, "Truncated": more});
     if let Some((last, _)) = found.last().filter(|_| more) {
-        answer["NextMarker"] = last.as_str().into();
+        answer["NextMarker"] = listing.next(last.as_bytes()).into();
     }
     wire::answer(&answer)
 }

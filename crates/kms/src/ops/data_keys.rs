@@ -49,18 +49,18 @@ struct DataKeyRequest {
 }
 
 /// Data keys are wrapped by symmetric keys.
-fn must_wrap(key: &KeyEntry) -> Result<(), ApiError> {
-    must_encrypt(key)?;
+fn must_wrap(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
+    must_encrypt(call, key)?;
     if key.is_symmetric_encryption() {
         return Ok(());
     }
-    let message = format!("{} key spec is {} which is not valid for this operation.", key.arn, spec_name(key.spec));
+    let (spec, operation) = (spec_name(key.spec), call.operation.name());
+    let message = format!("{} key spec is {spec} which is not valid for {operation}.", key.arn);
     Err(ApiError::new("InvalidKeyUsageException", message))
 }
 
 pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
     let request: DataKeyRequest = call.parse()?;
-    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
     violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
@@ -73,6 +73,7 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
         _ => return Err(ApiError::validation("Please specify either number of bytes or key spec.")),
     };
     let context = checked_context(request.encryption_context)?;
+    let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     let with =
@@ -80,7 +81,7 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
     let action = if with_plaintext { KmsAction::GenerateDataKey } else { KmsAction::GenerateDataKeyWithoutPlaintext };
     let permit = call.permit(action, &key, with)?;
     call.must_be_enabled(&key)?;
-    must_wrap(&key)?;
+    must_wrap(call, &key)?;
     call.unless_dry_run(request.dry_run)?;
     let mut data_key = SecretBytes::zeroed(len);
     call.kms.ambient.fill(data_key.expose_mut());
@@ -99,13 +100,13 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
 
 pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {
     let request: DataKeyRequest = call.parse()?;
-    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
     let name = violations.text(request.key_pair_spec.as_deref(), "keyPairSpec", 0, 64);
     violations.one_of(Some(name).filter(|name| !name.is_empty()), "keyPairSpec", PAIR_SPECS);
     violations.finish()?;
     let context = checked_context(request.encryption_context)?;
+    let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:datakeypairspec", vec![name.to_owned()])];
@@ -120,7 +121,7 @@ pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> 
         if with_plaintext { KmsAction::GenerateDataKeyPair } else { KmsAction::GenerateDataKeyPairWithoutPlaintext };
     let permit = call.permit(action, &key, with)?;
     call.must_be_enabled(&key)?;
-    must_wrap(&key)?;
+    must_wrap(call, &key)?;
     if !matches!(key.origin, Origin::AwsKms | Origin::External) {
         return Err(ApiError::unsupported("Data key pairs are not for keys in a custom key store"));
     }
@@ -162,18 +163,18 @@ pub(super) async fn random(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         ciphertext_for_recipient: Option<String>,
     }
     let request: Request = call.parse()?;
-    let attested = attested(call, request.recipient.as_ref())?;
     let mut violations = Violations::default();
     violations.range(request.number_of_bytes, "numberOfBytes", 1, 1024);
     violations.finish()?;
+    let Some(count) = request.number_of_bytes else {
+        return Err(ApiError::validation("NumberOfBytes is required."));
+    };
+    let attested = attested(call, request.recipient.as_ref())?;
     let permit =
         call.permit_apart(KmsAction::GenerateRandom, "*", With { attested: attested.as_ref(), ..With::default() })?;
     if request.custom_key_store_id.is_some() {
         return Err(ApiError::unsupported("Random bytes are not drawn from custom key stores"));
     }
-    let Some(count) = request.number_of_bytes else {
-        return Err(ApiError::validation("NumberOfBytes is required."));
-    };
     let bytes = call.kms.hsm.random(permit, count as usize).await?;
     let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &bytes)?;
     wire::answer(&Answer { plaintext, ciphertext_for_recipient })

@@ -20,7 +20,7 @@ use crate::{
     facts::Attested,
     keys::{KeyEntry, KeyRef},
     spec::{self, KeyUsage},
-    wire::{self, BlobText, Violations},
+    wire::{self, BlobMember, Violations},
 };
 
 /// Longest plaintext, in bytes.
@@ -30,7 +30,7 @@ pub(super) const PLAINTEXT_BYTES_MAX: usize = 4096;
 #[serde(rename_all = "PascalCase")]
 struct EncryptRequest {
     key_id: Option<String>,
-    plaintext: Option<BlobText>,
+    plaintext: Option<BlobMember>,
     encryption_context: Option<EncryptionContext>,
     encryption_algorithm: Option<String>,
     grant_tokens: Option<Vec<String>>,
@@ -41,7 +41,7 @@ struct EncryptRequest {
 #[serde(rename_all = "PascalCase")]
 struct DecryptRequest {
     key_id: Option<String>,
-    ciphertext_blob: Option<BlobText>,
+    ciphertext_blob: Option<BlobMember>,
     encryption_context: Option<EncryptionContext>,
     encryption_algorithm: Option<String>,
     grant_tokens: Option<Vec<String>>,
@@ -53,7 +53,7 @@ struct DecryptRequest {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ReEncryptRequest {
-    ciphertext_blob: Option<BlobText>,
+    ciphertext_blob: Option<BlobMember>,
     source_encryption_context: Option<EncryptionContext>,
     source_key_id: Option<String>,
     destination_key_id: Option<String>,
@@ -65,15 +65,16 @@ struct ReEncryptRequest {
     dry_run_modifiers: Option<Vec<String>>,
 }
 
-pub(super) fn must_encrypt(key: &KeyEntry) -> Result<(), ApiError> {
+pub(super) fn must_encrypt(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
     if key.usage == KeyUsage::EncryptDecrypt {
         return Ok(());
     }
-    Err(wrong_usage(key))
+    Err(wrong_usage(call, key))
 }
 
-pub(super) fn wrong_usage(key: &KeyEntry) -> ApiError {
-    let message = format!("{} key usage is {} which is not valid for this operation.", key.arn, key.usage.name());
+pub(super) fn wrong_usage(call: &Call<'_>, key: &KeyEntry) -> ApiError {
+    let (usage, operation) = (key.usage.name(), call.operation.name());
+    let message = format!("{} key usage is {usage} which is not valid for {operation}.", key.arn);
     ApiError::new("InvalidKeyUsageException", message)
 }
 
@@ -151,7 +152,7 @@ async fn encrypt_bytes(
 
 pub(super) async fn encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: EncryptRequest = call.parse()?;
-    let plaintext = request.plaintext.as_ref().map(BlobText::decode).transpose()?.map(SecretBytes::take);
+    let plaintext = request.plaintext.map(BlobMember::into_secret);
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
     violations.blob(plaintext.as_ref().map(SecretBytes::expose), "plaintext", 1, PLAINTEXT_BYTES_MAX);
@@ -167,7 +168,7 @@ pub(super) async fn encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
     let permit = call.permit(KmsAction::Encrypt, &key, with)?;
     call.must_be_enabled(&key)?;
-    must_encrypt(&key)?;
+    must_encrypt(call, &key)?;
     if padding(&key, algorithm)?.is_some() {
         no_context(&context)?;
     }
@@ -187,8 +188,31 @@ struct Source {
     /// Whether the caller named the key, or only the blob does.
     by_blob: bool,
     algorithm: String,
-    /// To be let go, and decrypted in vain, if only the permission is tried.
+    /// Empty if only the permission is tried.
+    ciphertext: Vec<u8>,
+    /// There is no ciphertext to be decrypted.
     ignored: bool,
+}
+
+/// The ciphertext of a request: empty, and true, if it is to be let go because only the permission is tried.
+fn ciphertext(
+    given: Option<&[u8]>,
+    modifiers: Option<&[String]>,
+    dry_run: Option<bool>,
+) -> Result<(Vec<u8>, bool), ApiError> {
+    let modifiers = modifiers.unwrap_or_default();
+    let ignored = !modifiers.is_empty();
+    let mut violations = Violations::default();
+    for modifier in modifiers {
+        violations.one_of(Some(modifier), "dryRunModifiers", &["IGNORE_CIPHERTEXT"]);
+    }
+    let ciphertext =
+        if ignored { Vec::new() } else { violations.blob(given, "ciphertextBlob", 1, BLOB_BYTES_MAX).to_vec() };
+    violations.finish()?;
+    if ignored && dry_run != Some(true) {
+        return Err(ApiError::validation("DryRunModifiers needs DryRun"));
+    }
+    Ok((ciphertext, ignored))
 }
 
 /// Finds the key of a ciphertext. What is said of one that is not there does not tell whether it exists elsewhere.
@@ -197,31 +221,21 @@ fn source(
     member: &str,
     key_id: Option<&str>,
     algorithm: Option<&str>,
-    ciphertext: &[u8],
-    modifiers: Option<&[String]>,
-    dry_run: Option<bool>,
+    ciphertext: Vec<u8>,
+    ignored: bool,
 ) -> Result<Source, ApiError> {
-    let ignored = modifiers.unwrap_or_default().iter().any(|modifier| modifier == "IGNORE_CIPHERTEXT");
-    if ignored && dry_run != Some(true) {
-        return Err(ApiError::validation("DryRunModifiers needs DryRun"));
-    }
-    if !ignored {
-        let mut violations = Violations::default();
-        violations.blob(Some(ciphertext), "ciphertextBlob", 1, BLOB_BYTES_MAX);
-        violations.finish()?;
-    }
     let algorithm = algorithm.unwrap_or("SYMMETRIC_DEFAULT").to_owned();
     if key_id.is_some() || ignored {
         let named = call.named(member, key_id)?;
-        return Ok(Source { named, by_blob: false, algorithm, ignored });
+        return Ok(Source { named, by_blob: false, algorithm, ciphertext, ignored });
     }
     if algorithm != "SYMMETRIC_DEFAULT" {
         return Err(ApiError::validation("KeyId is needed to decrypt under an asymmetric key"));
     }
-    let blob = Blob::read(ciphertext).map_err(|_| ApiError::invalid_ciphertext())?;
+    let blob = Blob::read(&ciphertext).map_err(|_| ApiError::invalid_ciphertext())?;
     let key = call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: blob.key }).ok_or_else(not_allowed)?;
     call.told.key = Some(key.arn.clone());
-    Ok(Source { named: Named { key, alias: None }, by_blob: true, algorithm, ignored })
+    Ok(Source { named: Named { key, alias: None }, by_blob: true, algorithm, ciphertext, ignored })
 }
 
 fn not_allowed() -> ApiError {
@@ -248,28 +262,35 @@ impl Source {
         })
     }
 
+    /// A ciphertext of ours names its key. Whatever that other one is that the caller names, and for what: it is not it.
+    fn must_be_of_its_key(&self) -> Result<(), ApiError> {
+        let symmetric = self.algorithm == "SYMMETRIC_DEFAULT" && !self.ignored;
+        match Blob::read(&self.ciphertext) {
+            Ok(blob) if symmetric && blob.key != self.named.key.id => Err(ApiError::new(
+                "IncorrectKeyException",
+                "The key ID in the request does not identify a CMK that can perform this operation.",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     async fn decrypt(
         &self,
         call: &mut Call<'_>,
         permit: Permit,
-        ciphertext: &[u8],
         context: &EncryptionContext,
     ) -> Result<(SecretBytes, Option<String>), ApiError> {
         let key = &self.named.key;
         match padding(key, &self.algorithm)? {
             None => {
-                let blob = Blob::read(ciphertext).map_err(|_| ApiError::invalid_ciphertext())?;
-                if blob.key != key.id {
-                    let message = "The key ID in the request does not identify a CMK that can perform this operation.";
-                    return Err(ApiError::new("IncorrectKeyException", message));
-                }
+                let blob = Blob::read(&self.ciphertext).map_err(|_| ApiError::invalid_ciphertext())?;
                 let (plaintext, material) = layers::open(call, permit, key, &blob, context).await?;
                 Ok((plaintext, Some(material)))
             }
             Some((padding, _)) => {
                 let operation = Operation::Decrypt {
                     scheme: EncryptionScheme::Rsa(padding),
-                    ciphertext: ciphertext.to_vec(),
+                    ciphertext: self.ciphertext.clone(),
                     parts: CiphertextParts::default(),
                 };
                 // A wrong length and a wrong padding are the same to the caller.
@@ -288,33 +309,28 @@ impl Source {
 
 pub(super) async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: DecryptRequest = call.parse()?;
-    let attested = attested(call, request.recipient.as_ref())?;
     check_algorithm(request.encryption_algorithm.as_deref(), "encryptionAlgorithm")?;
-    let ciphertext = request.ciphertext_blob.as_ref().map(BlobText::decode).transpose()?.unwrap_or_default();
+    let given = request.ciphertext_blob.as_ref().map(BlobMember::bytes);
+    let (ciphertext, ignored) = ciphertext(given, request.dry_run_modifiers.as_deref(), request.dry_run)?;
     let context = checked_context(request.encryption_context)?;
-    let source = source(
-        call,
-        "keyId",
-        request.key_id.as_deref(),
-        request.encryption_algorithm.as_deref(),
-        &ciphertext,
-        request.dry_run_modifiers.as_deref(),
-        request.dry_run,
-    )?;
+    let attested = attested(call, request.recipient.as_ref())?;
+    let algorithm = request.encryption_algorithm.as_deref();
+    let source = source(call, "keyId", request.key_id.as_deref(), algorithm, ciphertext, ignored)?;
     call.told.algorithm = Some(source.algorithm.clone());
     call.check_tokens(request.grant_tokens.as_deref())?;
     let facts = algorithm_facts(&source.algorithm);
     let permit = source.permit(call, KmsAction::Decrypt, &context, attested.as_ref(), &facts)?;
+    source.must_be_of_its_key()?;
     let key = Arc::clone(&source.named.key);
     call.must_be_enabled(&key)?;
-    must_encrypt(&key)?;
+    must_encrypt(call, &key)?;
     if padding(&key, &source.algorithm)?.is_some() {
         no_context(&context)?;
     }
     if source.ignored {
         call.unless_dry_run(request.dry_run)?;
     }
-    let (plaintext, material) = source.decrypt(call, permit, &ciphertext, &context).await?;
+    let (plaintext, material) = source.decrypt(call, permit, &context).await?;
     call.unless_dry_run(request.dry_run)?;
     let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &plaintext)?;
     wire::answer(&CryptoAnswer {
@@ -344,19 +360,13 @@ pub(super) async fn re_encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: ReEncryptRequest = call.parse()?;
     check_algorithm(request.source_encryption_algorithm.as_deref(), "sourceEncryptionAlgorithm")?;
     check_algorithm(request.destination_encryption_algorithm.as_deref(), "destinationEncryptionAlgorithm")?;
-    let ciphertext = request.ciphertext_blob.as_ref().map(BlobText::decode).transpose()?.unwrap_or_default();
+    let given = request.ciphertext_blob.as_ref().map(BlobMember::bytes);
+    let (ciphertext, ignored) = ciphertext(given, request.dry_run_modifiers.as_deref(), request.dry_run)?;
     let source_context = checked_context(request.source_encryption_context)?;
     let context = checked_context(request.destination_encryption_context)?;
     let algorithm = request.destination_encryption_algorithm.as_deref().unwrap_or("SYMMETRIC_DEFAULT");
-    let source = source(
-        call,
-        "sourceKeyId",
-        request.source_key_id.as_deref(),
-        request.source_encryption_algorithm.as_deref(),
-        &ciphertext,
-        request.dry_run_modifiers.as_deref(),
-        request.dry_run,
-    )?;
+    let source_algorithm = request.source_encryption_algorithm.as_deref();
+    let source = source(call, "sourceKeyId", request.source_key_id.as_deref(), source_algorithm, ciphertext, ignored)?;
     let from = Arc::clone(&source.named.key);
     let Named { key: to, alias } = call.named("destinationKeyId", request.destination_key_id.as_deref())?;
     call.told.context.push(("source-key", from.arn.clone()));
@@ -369,9 +379,10 @@ pub(super) async fn re_encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let facts = [target_algorithm, same];
     let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
     let permit_to = call.permit(KmsAction::ReEncryptTo, &to, with)?;
+    source.must_be_of_its_key()?;
     for (key, algorithm, context) in [(&from, source.algorithm.as_str(), &source_context), (&to, algorithm, &context)] {
         call.must_be_enabled(key)?;
-        must_encrypt(key)?;
+        must_encrypt(call, key)?;
         if padding(key, algorithm)?.is_some() {
             no_context(context)?;
         }
@@ -379,7 +390,7 @@ pub(super) async fn re_encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     if source.ignored {
         call.unless_dry_run(request.dry_run)?;
     }
-    let (plaintext, source_material) = source.decrypt(call, permit_from, &ciphertext, &source_context).await?;
+    let (plaintext, source_material) = source.decrypt(call, permit_from, &source_context).await?;
     call.unless_dry_run(request.dry_run)?;
     let (blob, material) = encrypt_bytes(call, permit_to, &to, algorithm, plaintext, &context).await?;
     wire::answer(&Answer {

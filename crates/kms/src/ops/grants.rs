@@ -7,7 +7,11 @@ use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{bad_marker, limit, nothing};
+use super::{
+    limit,
+    marker::{Listing, bad_marker},
+    nothing,
+};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -112,7 +116,10 @@ fn check_principal(call: &Call<'_>, arn: &str) -> Result<(), ApiError> {
         }
         _ => false,
     };
-    if known { Ok(()) } else { Err(ApiError::new("InvalidArnException", format!("{arn} is not a principal"))) }
+    if known {
+        return Ok(());
+    }
+    Err(ApiError::new("InvalidArnException", format!("ARN does not refer to a valid principal: {arn}")))
 }
 
 pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -138,8 +145,14 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             operations.push(operation);
         }
     }
-    if operations.is_empty() {
-        return Err(ApiError::validation("A grant allows at least one operation"));
+    match operations.as_slice() {
+        [] => return Err(ApiError::validation("A grant allows at least one operation")),
+        // It gives leave to make grants that are no wider: of nothing.
+        [KmsAction::CreateGrant] => {
+            let message = "A grant that allows CreateGrant must allow at least one other operation";
+            return Err(ApiError::validation(message));
+        }
+        _ => {}
     }
     let constraint = constraint(request.constraints)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
@@ -187,6 +200,11 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     wire::answer(&json!({"GrantId": id.to_string(), "GrantToken": id.token()}))
 }
 
+/// The root of the account that an ARN is of.
+fn root_of(arn: &str) -> String {
+    format!("arn:aws:iam::{}:root", arn.split(':').nth(4).unwrap_or_default())
+}
+
 fn entry(call: &Call<'_>, grant: &Grant) -> Value {
     let account = call.kms.keys.entry(&grant.terms.key).map(|key| Arc::clone(&key.account));
     let account = account.unwrap_or_else(|| Arc::clone(call.account()));
@@ -195,7 +213,7 @@ fn entry(call: &Call<'_>, grant: &Grant) -> Value {
         "GrantId": grant.id.to_string(),
         "CreationDate": secs(grant.created),
         "GranteePrincipal": grant.terms.grantee,
-        "IssuingAccount": grant.terms.issuer,
+        "IssuingAccount": root_of(&grant.terms.issuer),
         "Operations": grant.terms.operations.iter().map(|action| operation_name(*action)).collect::<Vec<_>>(),
         "Name": grant.terms.name.as_deref().unwrap_or_default(),
     });
@@ -211,10 +229,16 @@ fn entry(call: &Call<'_>, grant: &Grant) -> Value {
 }
 
 /// One page of `found`, which are in the order of their ids.
-fn page(call: &Call<'_>, request: &ListRequest, mut found: Vec<Arc<Grant>>) -> Result<Bytes, ApiError> {
+fn page(
+    call: &Call<'_>,
+    request: &ListRequest,
+    mut found: Vec<Arc<Grant>>,
+    chosen: &[&str],
+) -> Result<Bytes, ApiError> {
     let count = limit(request.limit, 50, 100)?;
-    if let Some(marker) = request.marker.as_deref() {
-        let after = GrantId::parse(marker).ok_or_else(bad_marker)?;
+    let listing = Listing::of(call, chosen);
+    if let Some(after) = listing.after(request.marker.as_deref())? {
+        let after = GrantId(after.try_into().map_err(|_| bad_marker())?);
         found.retain(|grant| grant.id > after);
     }
     let more = found.len() > count;
@@ -222,7 +246,7 @@ fn page(call: &Call<'_>, request: &ListRequest, mut found: Vec<Arc<Grant>>) -> R
     let list: Vec<_> = found.iter().map(|grant| entry(call, grant)).collect();
     let mut out = json!({"Grants": list, "Truncated": more});
     if let Some(last) = found.last().filter(|_| more) {
-        out["NextMarker"] = last.id.to_string().into();
+        out["NextMarker"] = listing.next(&last.id.0).into();
     }
     wire::answer(&out)
 }
@@ -241,7 +265,9 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         id.is_none_or(|id| grant.id == id)
             && request.grantee_principal.as_ref().is_none_or(|grantee| grant.terms.grantee == *grantee)
     });
-    page(call, &request, found)
+    let text = |member: &Option<String>| member.clone().unwrap_or_default();
+    let chosen = [text(&request.grant_id), text(&request.grantee_principal)];
+    page(call, &request, found, &[&key.arn, &chosen[0], &chosen[1]])
 }
 
 pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -255,7 +281,7 @@ pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));
         }
     }
-    page(call, &request, call.kms.grants.of_retiring(retiring))
+    page(call, &request, call.kms.grants.of_retiring(retiring), &[retiring])
 }
 
 pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {

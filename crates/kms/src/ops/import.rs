@@ -17,7 +17,7 @@ use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, KeyState, Material, MaterialState, Origin},
     own::{self, Own},
-    wire::{self, BlobText, Violations, moment, secs},
+    wire::{self, BlobMember, Violations, moment, secs},
 };
 
 const TOKEN_MAGIC: &[u8; 4] = b"HFI\x01";
@@ -167,8 +167,8 @@ pub(super) async fn parameters(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 #[serde(rename_all = "PascalCase")]
 struct ImportRequest {
     key_id: Option<String>,
-    import_token: Option<BlobText>,
-    encrypted_key_material: Option<BlobText>,
+    import_token: Option<BlobMember>,
+    encrypted_key_material: Option<BlobMember>,
     valid_to: Option<f64>,
     expiration_model: Option<String>,
     import_type: Option<String>,
@@ -220,11 +220,11 @@ async fn take_in(
 
 /// Token and wrapped material, once all members are known to be in bounds.
 fn blobs(request: &ImportRequest) -> Result<(Vec<u8>, Vec<u8>), ApiError> {
-    let token = request.import_token.as_ref().map(BlobText::decode).transpose()?;
-    let wrapped = request.encrypted_key_material.as_ref().map(BlobText::decode).transpose()?;
+    let token = request.import_token.as_ref().map(BlobMember::bytes);
+    let wrapped = request.encrypted_key_material.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
-    let token = violations.blob(token.as_deref(), "importToken", 1, 6144).to_vec();
-    let wrapped = violations.blob(wrapped.as_deref(), "encryptedKeyMaterial", 1, 6144).to_vec();
+    let token = violations.blob(token, "importToken", 1, 6144).to_vec();
+    let wrapped = violations.blob(wrapped, "encryptedKeyMaterial", 1, 6144).to_vec();
     violations.one_of(request.expiration_model.as_deref(), "expirationModel", &EXPIRATION_MODELS);
     let types = [NEW_KEY_MATERIAL, "EXISTING_KEY_MATERIAL"];
     violations.one_of(request.import_type.as_deref(), "importType", &types);
@@ -280,8 +280,15 @@ async fn place(
         }
         None if entry.materials.is_empty() => Ok((fresh, blob)),
         None if rotates => {
-            if entry.materials.iter().any(|material| material.state == MaterialState::PendingRotation) {
-                return Err(ApiError::new("ConflictException", "Key material waits for a rotation already"));
+            let waits = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);
+            if let Some(waits) = waits {
+                return Err(ApiError::invalid_state(format!(
+                    "New key material (id: {}) cannot be imported into KMS key {}, because another key material (id: {}) is \
+                     pending rotation.",
+                    fresh.wire_id(),
+                    entry.arn,
+                    waits.wire_id(),
+                )));
             }
             Ok((Material { state: MaterialState::PendingRotation, ..fresh }, blob))
         }

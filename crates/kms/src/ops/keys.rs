@@ -8,7 +8,15 @@ use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{KeyWithTokens, bad_marker, change::change, layers, limit, nothing, policies, rotation::material_of, tags};
+use super::{
+    KeyWithTokens,
+    change::change,
+    layers, limit,
+    marker::{Listing, bad_marker},
+    nothing, policies,
+    rotation::material_of,
+    tags,
+};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
@@ -141,7 +149,9 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             .then(|| keys::MultiRegion { primary: Arc::clone(call.region), replicas: Vec::new() }),
     };
     call.told.key = Some(entry.arn.clone());
-    policies::check_lockout(call, &entry, request.bypass_policy_lockout_safety_check)?;
+    if request.policy.is_some() {
+        policies::check_lockout(call, &entry, request.bypass_policy_lockout_safety_check)?;
+    }
     let kms = call.kms;
     let _stores = match &request.custom_key_store_id {
         None => None,
@@ -328,19 +338,18 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         violations.one_of(Some(owner), "resourceOwners", &["SELF", "OTHER_ACCOUNTS_VIA_RAM"]);
     }
     violations.finish()?;
-    let after = match request.marker.as_deref() {
-        None => None,
-        Some(marker) => Some(KeyId::parse(marker).ok_or_else(bad_marker)?),
-    };
     call.permit_apart(KmsAction::ListKeys, "*", With::default())?;
     // Nothing is shared between accounts but by key policies, and those keys nobody lists.
     let own = owners.iter().any(|owner| owner == "SELF");
+    let listing = Listing::of(call, &[if own { "SELF" } else { "" }]);
+    let after = listing.after_text(request.marker.as_deref())?;
+    let after = after.map(|id| KeyId::parse(&id).ok_or_else(bad_marker)).transpose()?;
     let (ids, more) =
         if own { call.kms.keys.page(call.account(), call.region, after, count) } else { (Vec::new(), false) };
     let keys: Vec<_> = ids.iter().map(|id| json!({"KeyId": id.to_string(), "KeyArn": call.own_key_arn(*id)})).collect();
     let mut answer = json!({"Keys": keys, "Truncated": more});
     if let Some(last) = ids.last().filter(|_| more) {
-        answer["NextMarker"] = last.to_string().into();
+        answer["NextMarker"] = listing.next(last.to_string().as_bytes()).into();
     }
     wire::answer(&answer)
 }

@@ -9,6 +9,7 @@ mod grants;
 mod import;
 mod keys;
 mod layers;
+mod marker;
 mod policies;
 mod recipient;
 mod replicas;
@@ -162,8 +163,4 @@ fn limit(limit: Option<i64>, default: usize, max: i64) -> Result<usize, ApiError
     violations.range(limit, "limit", 1, max);
     violations.finish()?;
     Ok(limit.map_or(default, |limit| limit as usize))
-}
-
-fn bad_marker() -> ApiError {
-    ApiError::new("InvalidMarkerException", "The marker is not one that this operation gave")
 }

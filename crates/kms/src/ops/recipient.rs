@@ -9,7 +9,7 @@ use crate::{
     call::Call,
     error::ApiError,
     facts::Attested,
-    wire::{self, BlobText, SecretOut, Violations},
+    wire::{self, BlobMember, SecretOut, Violations},
 };
 
 /// Longest attestation document.
@@ -19,7 +19,7 @@ const DOCUMENT_BYTES_MAX: usize = 262_144;
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Recipient {
-    attestation_document: Option<BlobText>,
+    attestation_document: Option<BlobMember>,
     key_encryption_algorithm: Option<String>,
 }
 
@@ -33,13 +33,12 @@ pub(super) struct Released {
 impl Recipient {
     /// Verifies the evidence. A service that trusts no root refuses every request that has some.
     fn attested(&self, call: &Call<'_>) -> Result<Attested, ApiError> {
-        let document = self.attestation_document.as_ref().map(BlobText::decode).transpose()?;
+        let document = self.attestation_document.as_ref().map(BlobMember::bytes);
         let mut violations = Violations::default();
         let algorithm = self.key_encryption_algorithm.as_deref();
         violations.text(algorithm, "recipient.keyEncryptionAlgorithm", 0, 64);
         violations.one_of(algorithm, "recipient.keyEncryptionAlgorithm", &["RSAES_OAEP_SHA_256"]);
-        let document =
-            violations.blob(document.as_deref(), "recipient.attestationDocument", 1, DOCUMENT_BYTES_MAX).to_vec();
+        let document = violations.blob(document, "recipient.attestationDocument", 1, DOCUMENT_BYTES_MAX).to_vec();
         violations.finish()?;
         let verifier = call.kms.evidence.as_ref().ok_or_else(|| {
             ApiError::unsupported(

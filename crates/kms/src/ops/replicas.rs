@@ -51,7 +51,11 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let region = region(call, request.replica_region.as_deref(), "replicaRegion")?;
     let facts = [("kms:replicaregion", vec![region.to_string()])];
     let permit = call.permit(KmsAction::ReplicateKey, &key, With { more: &facts, ..With::default() })?;
-    call.permit_apart(KmsAction::CreateKey, "*", With { tags: Some(&tags), ..With::default() })?;
+    let with = With { tags: Some(&tags), ..With::default() };
+    call.permit_apart(KmsAction::CreateKey, "*", with)?;
+    if !tags.is_empty() {
+        call.permit_apart(KmsAction::TagResource, "*", with)?;
+    }
     must_be_primary(&key)?;
     call.must_be_enabled(&key)?;
     call.kms.keys.check_room()?;
@@ -85,7 +89,9 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         multi_region,
         ..primary
     };
-    policies::check_lockout(call, &replica, request.bypass_policy_lockout_safety_check)?;
+    if request.policy.is_some() {
+        policies::check_lockout(call, &replica, request.bypass_policy_lockout_safety_check)?;
+    }
     entries.push(replica);
     let made = call.kms.keys.commit(&lock, permit, Draft { entries, ..Draft::default() }).await?;
     let replica = made.iter().find(|entry| entry.region == region);

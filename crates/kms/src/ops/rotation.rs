@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    bad_marker,
     change::{change, current, key_only},
-    limit, nothing,
+    limit,
+    marker::{Listing, bad_marker},
+    nothing,
     state::after_days,
 };
 use crate::{
@@ -183,7 +184,11 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiEr
         return Err(ApiError::unsupported("A replica is rotated with its primary"));
     }
     if key.rotations_on_demand >= ON_DEMAND_MAX {
-        let message = format!("A key is rotated on demand at most {ON_DEMAND_MAX} times");
+        let message = format!(
+            "The on-demand rotations limit has been reached for the given keyId. No more on-demand rotations can be performed \
+             for this key: {}",
+            key.arn
+        );
         return Err(ApiError::new("LimitExceededException", message));
     }
     if imported {
@@ -193,8 +198,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiEr
         let still_wanted =
             |entry: &KeyEntry| entry.enabled && entry.deletion.is_none() && entry.rotations_on_demand < ON_DEMAND_MAX;
         let changed = new_material(call.kms, permits, &key, RotationKind::OnDemand, still_wanted).await?;
-        let changed = changed
-            .ok_or_else(|| ApiError::new("ConflictException", "The key was changed at the same time; look at it"))?;
+        let changed = changed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?;
         call.told.material = changed.current().map(|material| material.id.to_string());
     }
     wire::answer(&json!({"KeyId": key.id.to_string()}))
@@ -207,7 +211,7 @@ async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> R
     let pending = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);
     let pending = pending.filter(|material| material.is_present(call.now)).cloned();
     let mut pending = pending.ok_or_else(|| {
-        ApiError::invalid_state(format!("{} has no imported key material that waits for a rotation.", key.arn))
+        ApiError::invalid_state(format!("No available key material pending rotation for the key: {}.", key.arn))
     })?;
     pending.state = MaterialState::Current;
     pending.rotated = Some((call.now, RotationKind::OnDemand));
@@ -244,6 +248,15 @@ fn list_entry(key: &KeyEntry, material: &Material, now: Timestamp) -> Value {
     out
 }
 
+/// Where a material stands among those of its key: when it came, or became current, and its id.
+fn place_of(material: &Material) -> [u8; 24] {
+    let moment = material.rotated.map_or(material.created, |(when, _)| when);
+    let mut place = [0; 24];
+    place[..8].copy_from_slice(&moment.unix_millis().to_be_bytes());
+    place[8..].copy_from_slice(material.id.as_bytes());
+    place
+}
+
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -265,18 +278,18 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         return Err(ApiError::unsupported(format!("{} cannot be rotated.", key.arn)));
     }
     let all = include == Some("ALL_KEY_MATERIAL");
-    let wanted: Vec<&Material> = key.materials.iter().filter(|material| all || material.rotated.is_some()).collect();
-    let skip = match request.marker.as_deref() {
-        None => 0,
-        Some(marker) => wanted.iter().position(|material| material.wire_id() == marker).ok_or_else(bad_marker)? + 1,
-    };
-    let rest = &wanted[skip..];
+    let listing = Listing::of(call, &[&key.arn, if all { "ALL_KEY_MATERIAL" } else { "" }]);
+    let after = listing.after(request.marker.as_deref())?;
+    let after = after.map(|after| <[u8; 24]>::try_from(after).map_err(|_| bad_marker())).transpose()?;
+    let mut rest: Vec<&Material> = key.materials.iter().filter(|material| all || material.rotated.is_some()).collect();
+    rest.retain(|material| after.is_none_or(|after| place_of(material) > after));
+    rest.sort_by_key(|material| place_of(material));
     let shown = &rest[..rest.len().min(count)];
     let list: Vec<_> = shown.iter().map(|material| list_entry(&key, material, call.now)).collect();
     let more = shown.len() < rest.len();
     let mut answer = json!({"Rotations": list, "Truncated": more});
     if let Some(last) = shown.last().filter(|_| more) {
-        answer["NextMarker"] = last.wire_id().into();
+        answer["NextMarker"] = listing.next(&place_of(last)).into();
     }
     wire::answer(&answer)
 }

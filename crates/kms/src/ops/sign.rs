@@ -12,7 +12,7 @@ use crate::{
     error::ApiError,
     keys::KeyEntry,
     spec::{self, KeyUsage, spec_name},
-    wire::{self, BlobText, Violations},
+    wire::{self, BlobMember, Violations},
 };
 
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -21,9 +21,9 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 #[serde(rename_all = "PascalCase")]
 struct SignRequest {
     key_id: Option<String>,
-    message: Option<BlobText>,
+    message: Option<BlobMember>,
     message_type: Option<String>,
-    signature: Option<BlobText>,
+    signature: Option<BlobMember>,
     signing_algorithm: Option<String>,
     grant_tokens: Option<Vec<String>>,
     dry_run: Option<bool>,
@@ -45,10 +45,10 @@ fn incompatible(key: &KeyEntry, algorithm: &str) -> ApiError {
 }
 
 fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Result<Prepared, ApiError> {
-    let message = request.message.as_ref().map(BlobText::decode).transpose()?;
+    let message = request.message.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
-    let message = violations.blob(message.as_deref(), "message", 1, MESSAGE_BYTES_MAX).to_vec();
+    let message = violations.blob(message, "message", 1, MESSAGE_BYTES_MAX).to_vec();
     let algorithm = violations.text(request.signing_algorithm.as_deref(), "signingAlgorithm", 0, 64);
     violations.one_of(request.signing_algorithm.as_deref(), "signingAlgorithm", spec::SIGNING_ALGORITHMS);
     violations.one_of(request.message_type.as_deref(), "messageType", &["RAW", "DIGEST", "EXTERNAL_MU"]);
@@ -62,7 +62,7 @@ fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Res
     let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
     call.must_be_enabled(&key)?;
     if key.usage != KeyUsage::SignVerify {
-        return Err(wrong_usage(&key));
+        return Err(wrong_usage(call, &key));
     }
     if matches!(algorithm, "ED25519_PH_SHA_512" | "SM2DSA") || message_type == "EXTERNAL_MU" {
         return Err(ApiError::unsupported(format!("{algorithm} with MessageType {message_type} is not offered here")));
@@ -114,9 +114,9 @@ pub(super) async fn sign(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 pub(super) async fn verify(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let invalid = || ApiError::new("KMSInvalidSignatureException", "The signature is not valid");
     let request: SignRequest = call.parse()?;
-    let signature = request.signature.as_ref().map(BlobText::decode).transpose()?;
+    let signature = request.signature.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
-    let signature = violations.blob(signature.as_deref(), "signature", 1, 6144).to_vec();
+    let signature = violations.blob(signature, "signature", 1, 6144).to_vec();
     violations.finish()?;
     let Prepared { key, permit, algorithm, scheme, signed } = prepare(call, &request, KmsAction::Verify)?;
     call.unless_dry_run(request.dry_run)?;
@@ -141,18 +141,18 @@ pub(super) async fn verify(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 #[serde(rename_all = "PascalCase")]
 struct MacRequest {
     key_id: Option<String>,
-    message: Option<BlobText>,
-    mac: Option<BlobText>,
+    message: Option<BlobMember>,
+    mac: Option<BlobMember>,
     mac_algorithm: Option<String>,
     grant_tokens: Option<Vec<String>>,
     dry_run: Option<bool>,
 }
 
 fn prepare_mac(call: &mut Call<'_>, request: &MacRequest, action: KmsAction) -> Result<Prepared, ApiError> {
-    let message = request.message.as_ref().map(BlobText::decode).transpose()?;
+    let message = request.message.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
     violations.text(request.key_id.as_deref(), "keyId", 1, 2048);
-    let signed = violations.blob(message.as_deref(), "message", 1, MESSAGE_BYTES_MAX).to_vec();
+    let signed = violations.blob(message, "message", 1, MESSAGE_BYTES_MAX).to_vec();
     let algorithm = violations.text(request.mac_algorithm.as_deref(), "macAlgorithm", 0, 64).to_owned();
     violations.one_of(request.mac_algorithm.as_deref(), "macAlgorithm", spec::MAC_ALGORITHMS);
     violations.finish()?;
@@ -162,7 +162,7 @@ fn prepare_mac(call: &mut Call<'_>, request: &MacRequest, action: KmsAction) -> 
     let facts = [("kms:macalgorithm", vec![algorithm.clone()])];
     let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
     call.must_be_enabled(&key)?;
-    let KeySpec::Hmac(hash) = key.spec else { return Err(wrong_usage(&key)) };
+    let KeySpec::Hmac(hash) = key.spec else { return Err(wrong_usage(call, &key)) };
     if !spec::algorithms(key.spec, key.usage).1.contains(&algorithm.as_str()) {
         return Err(incompatible(&key, &algorithm));
     }
@@ -185,9 +185,9 @@ pub(super) async fn generate_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError>
 
 pub(super) async fn verify_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: MacRequest = call.parse()?;
-    let mac = request.mac.as_ref().map(BlobText::decode).transpose()?;
+    let mac = request.mac.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
-    let signature = violations.blob(mac.as_deref(), "mac", 1, 6144).to_vec();
+    let signature = violations.blob(mac, "mac", 1, 6144).to_vec();
     violations.finish()?;
     let Prepared { key, permit, algorithm, scheme, signed } = prepare_mac(call, &request, KmsAction::VerifyMac)?;
     call.unless_dry_run(request.dry_run)?;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{bad_marker, limit, nothing};
+use super::{limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -97,13 +97,16 @@ fn check_proxy(request: &Request) -> Result<(), ApiError> {
 fn credential(credential: Option<&Credential>) -> Result<Option<(String, Arc<ProxySecret>)>, ApiError> {
     let Some(credential) = credential else { return Ok(None) };
     let mut violations = Violations::default();
-    let id = violations.text(credential.access_key_id.as_deref(), "accessKeyId", 20, 30);
+    let member = |name: &str| format!("xksProxyAuthenticationCredential.{name}");
+    let id_member = member("accessKeyId");
+    let id = violations.text(credential.access_key_id.as_deref(), &id_member, 20, 30);
     let base32 = |b: u8| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b);
-    violations.pattern(id, "accessKeyId", id.bytes().all(base32), "^[A-Z2-7]+$");
+    violations.pattern(id, &id_member, id.bytes().all(base32), "^[A-Z2-7]+$");
     let secret = credential.raw_secret_access_key.as_ref().map(|secret| secret.0.as_bytes());
-    let secret = violations.blob(secret, "rawSecretAccessKey", 43, 64);
+    let secret_member = member("rawSecretAccessKey");
+    let secret = violations.blob(secret, &secret_member, 43, 64);
     let base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'+' | b'=');
-    violations.pattern("", "rawSecretAccessKey", secret.iter().all(base64), "^[a-zA-Z0-9\\/+=]+$");
+    violations.secret_pattern(&secret_member, secret.iter().all(base64), "^[a-zA-Z0-9\\/+=]+$");
     violations.finish()?;
     Ok(Some((id.to_owned(), Arc::new(ProxySecret::new(secret)))))
 }
@@ -153,6 +156,17 @@ fn check_unique(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// A cluster must be one of the configuration's.
+fn check_cluster(store: &KeyStore) -> Result<(), ApiError> {
+    match &store.kind {
+        StoreKind::Hsm { cluster } if store.link.is_none() => {
+            let message = format!("The service's configuration knows no cluster {cluster}");
+            Err(ApiError::new("CloudHsmClusterNotFoundException", message))
+        }
+        StoreKind::Hsm { .. } | StoreKind::Xks(_) => Ok(()),
+    }
 }
 
 /// Whether there is room for a new store.
@@ -211,14 +225,10 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     };
     call.told.context.push(("custom-key-store", id.clone()));
     check_place(call, &store)?;
-    match &store.kind {
-        StoreKind::Hsm { cluster } if store.link.is_none() => {
-            let message = format!("The service's configuration knows no cluster {cluster}");
-            return Err(ApiError::new("CloudHsmClusterNotFoundException", message));
-        }
-        // Through a VPC it is looked at when the store is connected.
-        StoreKind::Xks(config) if config.vpc_service.is_none() => probe(call, &store).await?,
-        StoreKind::Hsm { .. } | StoreKind::Xks(_) => {}
+    check_cluster(&store)?;
+    // Through a VPC it is looked at when the store is connected.
+    if matches!(&store.kind, StoreKind::Xks(config) if config.vpc_service.is_none()) {
+        probe(call, &store).await?;
     }
     // Not before the other side has answered: a disconnection waits for nobody's network.
     let _changing = stores.changing.lock().await;
@@ -279,6 +289,9 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     store.link = stores.link(&store.kind, &store.region);
     check_unique(call, &store)?;
+    if request.cloud_hsm_cluster_id.is_some() {
+        check_cluster(&store)?;
+    }
     let public = matches!(&store.kind, StoreKind::Xks(config) if config.vpc_service.is_none());
     if public || (connected && matches!(store.kind, StoreKind::Xks(_))) {
         probe(call, &store).await?;
@@ -286,7 +299,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let _changing = stores.changing.lock().await;
     let now = named(call, request.custom_key_store_id.as_deref())?;
     if (now.record_version, now.connection) != (old.record_version, old.connection) {
-        return Err(ApiError::new("ConflictException", "The custom key store was changed at the same time"));
+        return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
     check_unique(call, &store)?;
     stores.put(store).await?;
@@ -370,18 +383,18 @@ pub(super) fn describe(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             return Err(not_found(name));
         }
     }
-    if let Some(marker) = &request.marker {
-        if !found.iter().any(|store| store.id == *marker) {
-            return Err(bad_marker());
-        }
-        found.retain(|store| store.id > *marker);
+    let text = |member: &Option<String>| member.clone().unwrap_or_default();
+    let chosen = [text(&request.custom_key_store_id), text(&request.custom_key_store_name)];
+    let listing = Listing::of(call, &[&chosen[0], &chosen[1]]);
+    if let Some(after) = listing.after_text(request.marker.as_deref())? {
+        found.retain(|store| store.id > after);
     }
     let more = found.len() > count;
     found.truncate(count);
     let list: Vec<_> = found.iter().map(|store| entry(store)).collect();
     let mut answer = json!({"CustomKeyStores": list, "Truncated": more});
     if let Some(last) = found.last().filter(|_| more) {
-        answer["NextMarker"] = last.id.as_str().into();
+        answer["NextMarker"] = listing.next(last.id.as_bytes()).into();
     }
     wire::answer(&answer)
 }

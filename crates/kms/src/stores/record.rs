@@ -58,7 +58,7 @@ struct StoredXks {
     path: String,
     vpc_service: Option<String>,
     access_key_id: String,
-    secret: crate::wire::BlobText,
+    secret: crate::wire::BlobMember,
 }
 
 impl StoredStore {
@@ -102,10 +102,7 @@ impl StoredStore {
                 path: xks.path,
                 vpc_service: xks.vpc_service,
                 access_key_id: xks.access_key_id,
-                secret: {
-                    let raw = holdfast_crypto::SecretBytes::take(xks.secret.decode().ok()?);
-                    Arc::new(ProxySecret::new(raw.expose()))
-                },
+                secret: Arc::new(ProxySecret::new(xks.secret.bytes())),
             }),
             (None, Some(cluster)) => StoreKind::Hsm { cluster },
             _ => return None,

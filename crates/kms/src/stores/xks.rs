@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use holdfast_core::Ambient;
-use holdfast_crypto::{SecretBytes, kdf, secret::ct_eq};
+use holdfast_crypto::{kdf, secret::ct_eq};
 use holdfast_wire::{
     Exchange,
     sigv4::{self, Scope},
@@ -51,7 +51,7 @@ struct EncryptAnswer {
 
 #[derive(Deserialize)]
 struct DecryptAnswer {
-    plaintext: crate::wire::BlobText,
+    plaintext: crate::wire::BlobMember,
 }
 
 #[derive(Deserialize)]
@@ -320,12 +320,11 @@ impl Link for XksLink {
             body["additionalAuthenticatedData"] = STANDARD.encode(aad).into();
         }
         let answer: DecryptAnswer = self.ask_for(&format!("keys/{key}/decrypt"), body.to_string()).await?;
-        let inner = answer.plaintext.decode().map_err(|_| invalid("the plaintext is not Base64"))?;
+        let inner = answer.plaintext.bytes();
         if inner.len() != outer.ciphertext.len() {
-            drop(SecretBytes::take(inner));
             return Err(invalid("the plaintext is not as long as the ciphertext"));
         }
-        Ok(inner)
+        Ok(inner.to_vec())
     }
 
     fn wants_proof(&self) -> bool {
