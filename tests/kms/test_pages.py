@@ -1,5 +1,6 @@
 """Every listing, page by page: markers of its own, and none of another."""
 import base64
+import concurrent.futures
 import os
 
 import pytest
@@ -145,6 +146,49 @@ def test_pages_go_on_when_the_item_of_the_marker_is_gone(own, name):
             break
         found, marker = listing.page(marker)
     assert seen == everything and listing.all() == []
+
+
+def key_store(kms, number: int) -> str:
+    """A store of a proxy that nobody looks at before it is connected."""
+    return kms.create_custom_key_store(
+        CustomKeyStoreName=f"store-{number}", CustomKeyStoreType="EXTERNAL_KEY_STORE", XksProxyConnectivity="VPC_ENDPOINT_SERVICE",
+        XksProxyUriEndpoint="https://xks.example.com", XksProxyUriPath=f"/store-{number}/kms/xks/v1",
+        XksProxyVpcEndpointServiceName="com.amazonaws.vpce.us-east-1.vpce-svc-0123456789",
+        XksProxyAuthenticationCredential={"AccessKeyId": "A" * 20, "RawSecretAccessKey": "s" * 43})["CustomKeyStoreId"]
+
+
+def test_pages_of_key_stores(own):
+    kms = own.client("root")
+    stores = sorted(key_store(kms, number) for number in range(10))
+    listing = Pages(kms, "describe_custom_key_stores", "CustomKeyStores", "CustomKeyStoreId",
+                    lambda store: kms.delete_custom_key_store(CustomKeyStoreId=store))
+    assert listing.all() == stores
+    found, marker = listing.page()
+    for _ in range(2):
+        kms.create_key()
+    for foreign in ("x", found[-1], stores[5], marker[:-4], kms.list_keys(Limit=1)["NextMarker"]):
+        with refused("InvalidMarkerException"):
+            listing.page(foreign)
+    for client in (own.client("stranger"), own.client("root", OTHER_REGION)):
+        with refused("InvalidMarkerException"):
+            client.describe_custom_key_stores(Marker=marker)
+    own.restart(9)
+    seen = list(found)
+    while marker:
+        for store in reversed(found):
+            listing.remove(store)
+        found, marker = listing.page(marker)
+        seen += found
+    assert seen == stores
+
+
+def test_changes_of_one_key_store_are_done_one_after_the_other(own):
+    kms = own.client("root", max_pool_connections=16)
+    store = key_store(kms, 1)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        names = [f"name-{number}" for number in range(48)]
+        list(pool.map(lambda name: kms.update_custom_key_store(CustomKeyStoreId=store, NewCustomKeyStoreName=name), names))
+    assert kms.describe_custom_key_stores(CustomKeyStoreId=store)["CustomKeyStores"][0]["CustomKeyStoreName"] in names
 
 
 def test_pages_of_imported_material_go_on_when_it_is_gone(kms):

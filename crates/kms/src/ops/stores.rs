@@ -237,22 +237,21 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     wire::answer(&json!({"CustomKeyStoreId": id}))
 }
 
-pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    let request: Request = call.parse()?;
-    check_proxy(&request)?;
-    let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
-    allowed(call, KmsAction::UpdateCustomKeyStore)?;
-    let stores = &call.kms.stores;
-    let old = named(call, request.custom_key_store_id.as_deref())?;
-    let mut store = KeyStore::clone(&old);
-    if let Some(name) = &request.new_custom_key_store_name {
-        let mut violations = Violations::default();
-        violations.length(name, "newCustomKeyStoreName", 1, 256);
-        violations.finish()?;
-        store.name.clone_from(name);
-    }
+/// A store as a request wants it, if its state lets it change so.
+fn changed(
+    call: &Call<'_>,
+    request: &Request,
+    credential: Option<&(String, Arc<ProxySecret>)>,
+    old: &KeyStore,
+) -> Result<KeyStore, ApiError> {
+    let mut store = KeyStore::clone(old);
+    let assign = |slot: &mut String, value: &Option<String>| {
+        if let Some(value) = value {
+            slot.clone_from(value);
+        }
+    };
+    assign(&mut store.name, &request.new_custom_key_store_name);
     let endpoint_changes = request.xks_proxy_uri_endpoint.is_some() || request.xks_proxy_connectivity.is_some();
-    let connected = store.connection == Connection::Connected;
     match &mut store.kind {
         StoreKind::Xks(config) => {
             // What proves itself by a look at the other side may change while the store is in use.
@@ -262,46 +261,62 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
                 Connection::Connecting | Connection::Failed(_) => false,
             };
             if !may {
-                return Err(invalid_state(&old, "DISCONNECTED"));
+                return Err(invalid_state(old, "DISCONNECTED"));
             }
-            let assign = |slot: &mut String, value: &Option<String>| {
-                if let Some(value) = value {
-                    slot.clone_from(value);
-                }
-            };
             assign(&mut config.endpoint, &request.xks_proxy_uri_endpoint);
             assign(&mut config.path, &request.xks_proxy_uri_path);
             if request.xks_proxy_connectivity.is_some() {
                 config.vpc_service.clone_from(&request.xks_proxy_vpc_endpoint_service_name);
             }
             if let Some((access_key_id, secret)) = credential {
-                (config.access_key_id, config.secret) = (access_key_id, secret);
+                config.access_key_id.clone_from(access_key_id);
+                config.secret = Arc::clone(secret);
             }
         }
         StoreKind::Hsm { cluster } => {
-            if let Some(wanted) = &request.cloud_hsm_cluster_id {
-                if old.connection != Connection::Disconnected {
-                    return Err(invalid_state(&old, "DISCONNECTED"));
-                }
-                cluster.clone_from(wanted);
+            if request.cloud_hsm_cluster_id.is_some() && old.connection != Connection::Disconnected {
+                return Err(invalid_state(old, "DISCONNECTED"));
             }
+            assign(cluster, &request.cloud_hsm_cluster_id);
         }
     }
-    store.link = stores.link(&store.kind, &store.region);
+    store.link = call.kms.stores.link(&store.kind, &store.region);
     check_unique(call, &store)?;
     if request.cloud_hsm_cluster_id.is_some() {
         check_cluster(&store)?;
     }
-    let public = matches!(&store.kind, StoreKind::Xks(config) if config.vpc_service.is_none());
-    if public || (connected && matches!(store.kind, StoreKind::Xks(_))) {
-        probe(call, &store).await?;
+    Ok(store)
+}
+
+/// How the other side of a store is to be asked before it may change so; `None`: not at all.
+fn to_be_asked(store: &KeyStore) -> Option<&XksConfig> {
+    let StoreKind::Xks(config) = &store.kind else { return None };
+    (config.vpc_service.is_none() || store.connection == Connection::Connected).then_some(config)
+}
+
+pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: Request = call.parse()?;
+    check_proxy(&request)?;
+    let mut violations = Violations::default();
+    violations.length(request.new_custom_key_store_name.as_deref().unwrap_or("-"), "newCustomKeyStoreName", 1, 256);
+    violations.finish()?;
+    let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
+    allowed(call, KmsAction::UpdateCustomKeyStore)?;
+    let stores = &call.kms.stores;
+    let old = named(call, request.custom_key_store_id.as_deref())?;
+    let asked = changed(call, &request, credential.as_ref(), &old)?;
+    if to_be_asked(&asked).is_some() {
+        probe(call, &asked).await?;
     }
+    // A disconnection waits for nobody's network; so what is changed is the store as it is now.
     let _changing = stores.changing.lock().await;
     let now = named(call, request.custom_key_store_id.as_deref())?;
-    if (now.record_version, now.connection) != (old.record_version, old.connection) {
+    let store = changed(call, &request, credential.as_ref(), &now)?;
+    if let Some(config) = to_be_asked(&store)
+        && !to_be_asked(&asked).is_some_and(|asked| asked.is_same(config))
+    {
         return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
-    check_unique(call, &store)?;
     stores.put(store).await?;
     nothing()
 }

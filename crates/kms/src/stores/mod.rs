@@ -126,6 +126,14 @@ pub(crate) struct XksConfig {
     pub secret: Arc<ProxySecret>,
 }
 
+impl XksConfig {
+    /// Whether both lead to the same place with the same credential.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let place = |config: &Self| (config.endpoint.clone(), config.path.clone(), config.access_key_id.clone());
+        place(self) == place(other) && self.secret.raw.ct_eq(other.secret.raw.expose())
+    }
+}
+
 /// What requests to a proxy are signed with.
 pub(crate) struct ProxySecret {
     /// As it is stored, inside an encrypted record.
