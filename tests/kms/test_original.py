@@ -344,6 +344,30 @@ def test_the_words_about_what_a_key_is_for(kms, symmetric):
     assert error.message == "Algorithm ECDSA_SHA_256 is incompatible with key spec RSA_2048."
 
 
+def test_the_words_about_what_is_not_allowed(service, kms, key):
+    def words(name: str, use) -> str:
+        with refused("AccessDeniedException") as error:
+            use(service.client(name))
+        return error.message
+
+    def said(name: str, action: str, resource: str, because: str) -> str:
+        return f"User: {iam(name)} is not authorized to perform: {action} on resource: {resource} {because}"
+
+    def encrypt(client):
+        return client.encrypt(KeyId=key, Plaintext=b"x")
+
+    open_to_root = allow("kms:*", Principal={"AWS": iam("root")})
+    assert words("bob", encrypt) == said("user/bob", "kms:Encrypt", key, "because no identity-based policy allows the kms:Encrypt action")
+    assert words("bob", lambda client: client.list_keys()) == said("user/bob", "kms:ListKeys", "*", "because no identity-based policy allows the kms:ListKeys action")
+    blob = kms.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+    assert words("denied", lambda client: client.decrypt(KeyId=key, CiphertextBlob=blob)) == said(
+        "user/denied", "kms:Decrypt", key, "with an explicit deny in an identity-based policy")
+    kms.put_key_policy(KeyId=key, Policy=json.dumps(document(open_to_root, allow("kms:Encrypt", Principal="*") | {"Effect": "Deny"})))
+    assert words("alice", encrypt) == said("user/alice", "kms:Encrypt", key, "with an explicit deny in a resource-based policy")
+    kms.put_key_policy(KeyId=key, BypassPolicyLockoutSafetyCheck=True, Policy=json.dumps(document(allow("kms:*", Principal={"AWS": iam("user/admin")}))))
+    assert words("alice", encrypt) == said("user/alice", "kms:Encrypt", key, "because no resource-based policy allows the kms:Encrypt action")
+
+
 def test_the_words_about_sizes(kms, symmetric):
     """A blob is not repeated in what is said of it."""
     def words(use) -> str:

@@ -35,6 +35,28 @@ pub(crate) struct Ask<'a> {
     pub new_grant: Option<&'a GrantTerms>,
 }
 
+/// What kind of document refuses.
+#[derive(Clone, Copy)]
+enum Refusal {
+    DeniedByIdentity,
+    DeniedByResource,
+    NotAllowedByIdentity,
+    NotAllowedByResource,
+}
+
+impl Refusal {
+    /// In the words of the service, which clients repeat to their users and look at.
+    fn told(self, action: KmsAction) -> String {
+        let action = action.name();
+        match self {
+            Self::DeniedByIdentity => "with an explicit deny in an identity-based policy".into(),
+            Self::DeniedByResource => "with an explicit deny in a resource-based policy".into(),
+            Self::NotAllowedByIdentity => format!("because no identity-based policy allows the {action} action"),
+            Self::NotAllowedByResource => format!("because no resource-based policy allows the {action} action"),
+        }
+    }
+}
+
 /// What the caller's own policies say.
 #[derive(Default)]
 struct Own {
@@ -73,44 +95,55 @@ impl Ask<'_> {
 
     fn grant(&self) -> Option<Arc<Grant>> {
         let key = self.key?;
-        self.grants.find(&key.key_ref(), &self.identity().arn, |grant| {
-            grant.allows(self.action, self.facts.context) && self.new_grant.is_none_or(|new| grant.covers(new))
-        })
+        let key = key.key_ref();
+        let wanted = |grant: &Grant| self.allows(grant) && self.new_grant.is_none_or(|new| grant.covers(new));
+        self.identity().parties().iter().find_map(|party| self.grants.find(&key, party, wanted))
+    }
+
+    fn allows(&self, grant: &Grant) -> bool {
+        grant.allows(self.action, self.facts.context, self.facts.source_arn)
     }
 
     /// Decides; says by what.
     pub(crate) fn judge(&self) -> Decision {
+        match self.weigh() {
+            Ok(by) => Decision::Allow(by),
+            Err((_, why)) => Decision::Deny(why),
+        }
+    }
+
+    fn weigh(&self) -> Result<String, (Refusal, String)> {
         let own = self.own();
         let of_key: Answer<'_> = self.key.map(|key| key.policy.evaluate(&self.question())).unwrap_or_default();
         if let Some(statement) = of_key.deny {
-            return Decision::Deny(format!("an explicit deny in the key policy, statement {}", statement.name));
+            let why = format!("an explicit deny in the key policy, statement {}", statement.name);
+            return Err((Refusal::DeniedByResource, why));
         }
         if let Some(by) = own.deny {
-            return Decision::Deny(format!("an explicit deny in {by}"));
+            return Err((Refusal::DeniedByIdentity, format!("an explicit deny in {by}")));
         }
         let Some(key) = self.key else {
-            return match own.allow {
-                Some(by) => Decision::Allow(by),
-                None => Decision::Deny("no policy of the caller allows it".into()),
-            };
+            return own
+                .allow
+                .ok_or_else(|| (Refusal::NotAllowedByIdentity, "no policy of the caller allows it".into()));
         };
         let same_account = key.account == self.identity().account;
         if !same_account && !self.action.crosses_accounts() {
-            return Decision::Deny("the key is of another account, and the action is for callers of its own".into());
+            let why = "the key is of another account, and the action is for callers of its own";
+            return Err((Refusal::NotAllowedByResource, why.into()));
         }
         match (of_key.allow, of_key.allow_account, own.allow) {
-            (Some(statement), _, _) if same_account => {
-                Decision::Allow(format!("key policy, statement {}", statement.name))
-            }
+            (Some(statement), _, _) if same_account => Ok(format!("key policy, statement {}", statement.name)),
             (Some(statement), _, Some(by)) | (None, Some(statement), Some(by)) => {
-                Decision::Allow(format!("key policy, statement {}, with {by}", statement.name))
+                Ok(format!("key policy, statement {}, with {by}", statement.name))
             }
             (allow, account, _) => match self.grant() {
-                Some(grant) => Decision::Allow(format!("grant {}", grant.id)),
-                None if allow.or(account).is_some() => Decision::Deny(
+                Some(grant) => Ok(format!("grant {}", grant.id)),
+                None if allow.or(account).is_some() => Err((
+                    Refusal::NotAllowedByIdentity,
                     "the key policy leaves it to the caller's own policies, none of which allows it".into(),
-                ),
-                None => Decision::Deny("neither the key policy nor a grant allows it".into()),
+                )),
+                None => Err((Refusal::NotAllowedByResource, "neither the key policy nor a grant allows it".into())),
             },
         }
     }
@@ -125,16 +158,13 @@ impl Ask<'_> {
     pub(crate) fn permit_on(&self, resource: Resource) -> Result<Permit, ApiError> {
         let intent = Intent { action: self.action.core(), resource };
         holdfast_core::authorize(self, self.identity().principal(), intent).map_err(|denial| {
-            let because = if denial.reason.starts_with("an explicit deny") {
-                "with an explicit deny"
-            } else {
-                "because no policy and no grant allows it"
-            };
+            let refusal = self.weigh().err().map_or(Refusal::NotAllowedByIdentity, |(refusal, _)| refusal);
             let message = format!(
-                "User: {} is not authorized to perform: {} on resource: {} {because}",
+                "User: {} is not authorized to perform: {} on resource: {} {}",
                 self.identity().arn,
                 self.action.name(),
                 self.resource,
+                refusal.told(self.action),
             );
             ApiError::new("AccessDeniedException", message).because(denial.reason)
         })
@@ -165,10 +195,11 @@ impl Ask<'_> {
             tell(&format!("policy {name} of the caller"), &document.evaluate(&question));
         }
         if let Some(key) = self.key {
-            let arn = &self.identity().arn;
-            let own = self.grants.of_key(&key.key_ref()).into_iter().filter(|grant| grant.terms.grantee == *arn);
+            let parties = self.identity().parties();
+            let own = self.grants.of_key(&key.key_ref());
+            let own = own.into_iter().filter(|grant| parties.contains(&grant.terms.grantee));
             for grant in own.take(EXPLAINED_GRANTS_MAX) {
-                let allows = if grant.allows(self.action, self.facts.context) { "allows" } else { "does not apply" };
+                let allows = if self.allows(&grant) { "allows" } else { "does not apply" };
                 lines.push(format!("grant {}: {allows}", grant.id));
             }
         }

@@ -51,6 +51,8 @@ pub(crate) struct Call<'a> {
     pub identity: &'a Arc<Identity>,
     pub region: &'a Arc<str>,
     pub source: Option<IpAddr>,
+    /// The resource on whose behalf a service asks.
+    pub source_arn: Option<&'a str>,
     pub request_id: &'a str,
     pub now: Timestamp,
     pub told: &'a mut Told,
@@ -165,6 +167,7 @@ impl<'a> Call<'a> {
             context: with.context,
             request_tags: with.tags,
             attested: with.attested,
+            source_arn: self.source_arn,
             more: with.more,
         };
         let ask = Ask { action, resource, key, facts: &facts, grants: &self.kms.grants, new_grant: with.new_grant };

@@ -27,6 +27,8 @@ pub struct Question {
     pub context: BTreeMap<String, String>,
     /// Address that the request comes from.
     pub source: Option<IpAddr>,
+    /// The resource on whose behalf a service asks.
+    pub source_arn: Option<String>,
 }
 
 /// What decides.
@@ -85,6 +87,7 @@ impl Kms {
             context: Some(&context),
             request_tags: None,
             attested: None,
+            source_arn: question.source_arn.as_deref(),
             more: &[],
         };
         let resource = key.as_ref().map_or("*", |key| &key.arn);

@@ -41,6 +41,8 @@ pub(crate) struct RequestFacts<'a> {
     pub context: Option<&'a EncryptionContext>,
     pub request_tags: Option<&'a BTreeMap<String, String>>,
     pub attested: Option<&'a Attested>,
+    /// The resource on whose behalf a service asks.
+    pub source_arn: Option<&'a str>,
     /// Keys that only some operations have, by their full name in lower case. They come first.
     pub more: &'a [(&'static str, Vec<String>)],
 }
@@ -95,6 +97,8 @@ impl Facts for RequestFacts<'_> {
                 "User"
             }),
             "aws:username" => one(identity.user_name()),
+            "aws:sourcearn" => self.source_arn.and_then(one),
+            "aws:sourceaccount" => self.source_arn.and_then(|arn| arn.split(':').nth(4)).and_then(one),
             "aws:sourceip" => self.source.and_then(|source| one(source.to_canonical().to_string())),
             // There is no other way in.
             "aws:securetransport" => one("true"),

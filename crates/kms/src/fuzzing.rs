@@ -63,6 +63,7 @@ pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
         identity: &identity,
         region,
         source: None,
+        source_arn: None,
         request_id: "fuzz",
         now: kms.ambient.now(),
         told: &mut told,

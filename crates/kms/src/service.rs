@@ -15,7 +15,7 @@ use http_body_util::Full;
 use metrics::{counter, histogram};
 
 use crate::{
-    Kms,
+    Kms, authn,
     call::{Call, Told},
     error::ApiError,
     keys::KeyRef,
@@ -104,6 +104,12 @@ impl Kms {
         let now = self.ambient.now();
         let (identity, region) = self.directory.authenticate(parts, &body, &self.regions, now)?;
         trace.principal = Some(identity.principal().clone());
+        let source_arn = authn::source_arn(parts, &identity)?;
+        let told = || Told {
+            context: source_arn.map(|arn| ("source-arn", arn.to_owned())).into_iter().collect(),
+            ..Told::default()
+        };
+        trace.told = told();
         let is_call = parts.method == Method::POST && parts.uri.path() == "/";
         let Some(operation) = trace.operation.filter(|_| is_call) else {
             return Err(ApiError::new("UnknownOperationException", "There is no such operation"));
@@ -116,6 +122,7 @@ impl Kms {
             identity: &identity,
             region: &region,
             source: source.map(|source| source.ip()),
+            source_arn,
             request_id: &trace.request_id,
             now,
             told: &mut trace.told,
@@ -126,7 +133,7 @@ impl Kms {
             if !result.as_ref().is_err_and(ApiError::is_stale) {
                 return result;
             }
-            *call.told = Told::default();
+            *call.told = told();
         }
         ops::dispatch(&mut call).await
     }

@@ -51,6 +51,9 @@ pub(crate) struct ExplainArgs {
     /// Address that the request comes from
     #[arg(long, value_name = "IP")]
     source_ip: Option<IpAddr>,
+    /// ARN of the resource on whose behalf a service asks
+    #[arg(long, value_name = "ARN")]
+    source_arn: Option<String>,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -81,6 +84,7 @@ impl ExplainArgs {
             region: self.region,
             context: self.context.into_iter().collect::<BTreeMap<_, _>>(),
             source: self.source_ip,
+            source_arn: self.source_arn,
         };
         let answer = control::ask(&self.data_dir, &request, |_| ()).await?;
         let lines = answer["lines"].as_array().map(Vec::as_slice).unwrap_or_default();

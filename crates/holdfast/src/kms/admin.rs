@@ -18,14 +18,15 @@ pub(crate) enum AdminRequest {
         region: Option<String>,
         context: BTreeMap<String, String>,
         source: Option<IpAddr>,
+        source_arn: Option<String>,
     },
 }
 
 /// Does what is asked.
 pub(crate) async fn carry_out(kms: Arc<Kms>, request: AdminRequest) -> Value {
     match request {
-        AdminRequest::Explain { principal, action, key, region, context, source } => {
-            match kms.explain(&ExplainQuestion { principal, action, key, region, context, source }) {
+        AdminRequest::Explain { principal, action, key, region, context, source, source_arn } => {
+            match kms.explain(&ExplainQuestion { principal, action, key, region, context, source, source_arn }) {
                 Ok(explanation) => {
                     json!({"done": true, "allowed": explanation.allowed, "lines": explanation.lines})
                 }

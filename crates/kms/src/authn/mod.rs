@@ -1,5 +1,7 @@
 //! Who asks: accounts, users, roles and services with their credentials, and the signature that proves one of them.
 
+mod source;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -9,8 +11,10 @@ use holdfast_core::{Principal, PrincipalKind, Timestamp};
 use holdfast_crypto::SecretBytes;
 use holdfast_wire::sigv4::{self, Authorization, Rejection, Scope, SigningSecret};
 use http::{header, request::Parts};
+pub(crate) use source::{check_source_arn, source_arn};
 
 use crate::{
+    grants::Party,
     names::is_account,
     policy::{Asker, MalformedPolicy, PolicyDocument, PolicyKind},
 };
@@ -64,6 +68,8 @@ pub(crate) struct Identity {
     pub service: Option<String>,
     /// `SERVICE.amazonaws.com`
     service_principal: Option<String>,
+    /// As whom grants may name it.
+    parties: Vec<Party>,
     principal: Principal,
 }
 
@@ -90,11 +96,17 @@ impl Identity {
         let kind = if service.is_some() { PrincipalKind::Service } else { PrincipalKind::User };
         let principal = Principal::verified_exactly(kind, &account, &arn);
         let service_principal = service.as_ref().map(|service| format!("{service}.amazonaws.com"));
-        Ok(Self { arn, account, is_root, tags, policies: parsed, service, service_principal, principal })
+        let mut parties = vec![Party::Principal(arn.clone())];
+        parties.extend(service_principal.clone().map(Party::Service));
+        Ok(Self { arn, account, is_root, tags, policies: parsed, service, service_principal, parties, principal })
     }
 
     pub(crate) fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    pub(crate) fn parties(&self) -> &[Party] {
+        &self.parties
     }
 
     pub(crate) fn asker(&self) -> Asker<'_> {

@@ -14,10 +14,11 @@ use super::{
 };
 use crate::{
     action::KmsAction,
+    authn::check_source_arn,
     call::{Call, With},
     context::EncryptionContext,
     error::ApiError,
-    grants::{Constraint, Grant, GrantId, GrantTerms, operation_name, parse_operation},
+    grants::{Constraint, Grant, GrantId, GrantTerms, Party, operation_name, parse_operation},
     keys::{KeyEntry, KeyRef, KeyState},
     names::key_arn,
     spec::KeyUsage,
@@ -43,7 +44,7 @@ struct CreateRequest {
     dry_run: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Constraints {
     encryption_context_subset: Option<EncryptionContext>,
@@ -57,22 +58,65 @@ struct ListRequest {
     key_id: Option<String>,
     grant_id: Option<String>,
     grantee_principal: Option<String>,
+    grantee_service_principal: Option<String>,
     retiring_principal: Option<String>,
+    retiring_service_principal: Option<String>,
     grant_token: Option<String>,
     limit: Option<i64>,
     marker: Option<String>,
     dry_run: Option<bool>,
 }
 
-fn constraint(constraints: Option<Constraints>) -> Result<Option<Constraint>, ApiError> {
-    let Some(constraints) = constraints else { return Ok(None) };
-    if constraints.source_arn.is_some() {
-        return Err(ApiError::unsupported("SourceArn constraints are not offered here"));
+/// `SERVICE.amazonaws.com` and its like: three labels at least.
+fn is_service_principal(text: &str) -> bool {
+    let label = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    text.split('.').count() >= 3 && text.split('.').all(label)
+}
+
+/// A party that a request names as a principal, as a service, or not at all.
+fn party(
+    violations: &mut Violations,
+    (principal, principal_member): (Option<&str>, &str),
+    (service, service_member): (Option<&str>, &str),
+) -> Option<Party> {
+    if let Some(arn) = principal {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
+        violations.length(arn, principal_member, 1, 256);
+        violations.pattern(arn, principal_member, arn.chars().all(valid), "^[\\w+=,.@:/-]+$");
     }
-    let pairs = match (constraints.encryption_context_subset, constraints.encryption_context_equals) {
+    if let Some(service) = service {
+        let pattern = "^([A-Za-z0-9\\-]+)\\.([A-Za-z0-9\\-]+)(\\.[A-Za-z0-9\\-]+)+$";
+        violations.length(service, service_member, 1, 128);
+        violations.pattern(service, service_member, is_service_principal(service), pattern);
+    }
+    let service = || service.map(|service| Party::Service(service.to_owned()));
+    principal.map(|arn| Party::Principal(arn.to_owned())).or_else(service)
+}
+
+/// Principal and service exclude each other.
+fn one_of_two(principal: Option<&str>, service: Option<&str>, whose: &str) -> Result<(), ApiError> {
+    if principal.is_none() || service.is_none() {
+        return Ok(());
+    }
+    Err(ApiError::validation(format!(
+        "Specify either {whose}Principal or {whose}ServicePrincipal, but not both in the same request."
+    )))
+}
+
+/// Whether who asks is this service.
+fn must_be_service(call: &Call<'_>, member: &str) -> Result<(), ApiError> {
+    if call.identity.service.is_some() {
+        return Ok(());
+    }
+    let message = format!("User: {} is no service: {member} is for callers that are one", call.identity.arn);
+    Err(ApiError::new("AccessDeniedException", message))
+}
+
+fn constraint(constraints: &Constraints) -> Result<Option<Constraint>, ApiError> {
+    let pairs = match (&constraints.encryption_context_subset, &constraints.encryption_context_equals) {
         (None, None) => return Ok(None),
-        (Some(pairs), None) => Constraint::Subset(pairs),
-        (None, Some(pairs)) => Constraint::Equals(pairs),
+        (Some(pairs), None) => Constraint::Subset(pairs.clone()),
+        (None, Some(pairs)) => Constraint::Equals(pairs.clone()),
         (Some(_), Some(_)) => {
             return Err(ApiError::validation("A grant has one constraint: EncryptionContextSubset or ...Equals"));
         }
@@ -107,8 +151,9 @@ fn suits(key: &KeyEntry, action: KmsAction) -> bool {
     }
 }
 
-/// A principal of ours must be there; one of another place is taken as it is named.
-fn check_principal(call: &Call<'_>, arn: &str) -> Result<(), ApiError> {
+/// A principal of ours must be there; one of another place is taken as it is named, and so is a service, whoever comes to be it.
+fn check_party(call: &Call<'_>, party: &Party) -> Result<(), ApiError> {
+    let Party::Principal(arn) = party else { return Ok(()) };
     let parts: Vec<&str> = arn.splitn(6, ':').collect();
     let known = match parts.as_slice() {
         ["arn", "aws", "iam" | "sts", "", account, name] if crate::names::is_account(account) && !name.is_empty() => {
@@ -122,76 +167,114 @@ fn check_principal(call: &Call<'_>, arn: &str) -> Result<(), ApiError> {
     Err(ApiError::new("InvalidArnException", format!("ARN does not refer to a valid principal: {arn}")))
 }
 
-pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    let request: CreateRequest = call.parse()?;
-    if request.grantee_service_principal.is_some() || request.retiring_service_principal.is_some() {
-        return Err(ApiError::unsupported(
-            "Grants to service principals are not offered here: name the service's identity",
-        ));
-    }
+/// The parties, the name and the constraints of a new grant, each of which must be as the model has it.
+fn checked(request: &CreateRequest, constraints: &Constraints) -> Result<(Party, Option<Party>), ApiError> {
+    let grantee = (request.grantee_principal.as_deref(), request.grantee_service_principal.as_deref());
+    let retiring = (request.retiring_principal.as_deref(), request.retiring_service_principal.as_deref());
     let mut violations = Violations::default();
-    let grantee = violations.text(request.grantee_principal.as_deref(), "granteePrincipal", 1, 256).to_owned();
+    let names = ("granteePrincipal", "granteeServicePrincipal");
+    let grantee_party = party(&mut violations, (grantee.0, names.0), (grantee.1, names.1));
+    let names = ("retiringPrincipal", "retiringServicePrincipal");
+    let retiring_party = party(&mut violations, (retiring.0, names.0), (retiring.1, names.1));
     if let Some(name) = &request.name {
         let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b':' | b'/' | b'_' | b'-');
         violations.length(name, "name", 1, 256);
         violations.pattern(name, "name", name.bytes().all(valid), "^[a-zA-Z0-9:/_-]+$");
     }
+    if let Some(arn) = &constraints.source_arn {
+        check_source_arn(&mut violations, arn, "constraints.sourceArn");
+    }
     violations.finish()?;
+    one_of_two(grantee.0, grantee.1, "Grantee")?;
+    one_of_two(retiring.0, retiring.1, "Retiring")?;
+    let Some(grantee) = grantee_party else {
+        return Err(ApiError::validation("Specify either GranteePrincipal or GranteeServicePrincipal."));
+    };
+    if matches!(grantee, Party::Service(_)) && (constraints.source_arn.is_none() || retiring_party.is_none()) {
+        return Err(ApiError::validation(
+            "GranteeServicePrincipal needs a SourceArn constraint, and a RetiringPrincipal or RetiringServicePrincipal.",
+        ));
+    }
+    Ok((grantee, retiring_party))
+}
+
+fn operations(names: &[String]) -> Result<Vec<KmsAction>, ApiError> {
     let mut operations = Vec::new();
-    for name in request.operations.unwrap_or_default() {
-        let operation = parse_operation(&name);
+    for name in names {
+        let operation = parse_operation(name);
         let operation = operation.ok_or_else(|| ApiError::validation(format!("{name} is no operation of grants")))?;
         if !operations.contains(&operation) {
             operations.push(operation);
         }
     }
     match operations.as_slice() {
-        [] => return Err(ApiError::validation("A grant allows at least one operation")),
+        [] => Err(ApiError::validation("A grant allows at least one operation")),
         // It gives leave to make grants that are no wider: of nothing.
         [KmsAction::CreateGrant] => {
-            let message = "A grant that allows CreateGrant must allow at least one other operation";
-            return Err(ApiError::validation(message));
+            Err(ApiError::validation("A grant that allows CreateGrant must allow at least one other operation"))
         }
-        _ => {}
+        _ => Ok(operations),
     }
-    let constraint = constraint(request.constraints)?;
+}
+
+/// What policies may ask of a new grant.
+fn facts(call: &Call<'_>, new: &GrantTerms) -> Vec<(&'static str, Vec<String>)> {
+    let named = |party: &Party, principal, service| match party {
+        Party::Principal(arn) => (principal, vec![arn.clone()]),
+        Party::Service(name) => (service, vec![name.clone()]),
+    };
+    let mut facts = vec![
+        named(&new.grantee, "kms:granteeprincipal", "kms:granteeserviceprincipal"),
+        ("kms:grantoperations", new.operations.iter().map(|action| operation_name(*action).to_owned()).collect()),
+        ("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()]),
+    ];
+    let retiring = new.retiring.iter();
+    facts.extend(retiring.map(|party| named(party, "kms:retiringprincipal", "kms:retiringserviceprincipal")));
+    facts.extend(new.source_arn.iter().map(|arn| ("kms:grantconstraintsourcearn", vec![arn.clone()])));
+    let context = new.constraint.iter().map(|constraint| match constraint {
+        Constraint::Equals(_) => "EncryptionContextEquals",
+        Constraint::Subset(_) => "EncryptionContextSubset",
+    });
+    let types: Vec<_> = context.chain(new.source_arn.iter().map(|_| "SourceArn")).map(str::to_owned).collect();
+    facts.extend((!types.is_empty()).then_some(("kms:grantconstrainttype", types)));
+    facts
+}
+
+pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+    let request: CreateRequest = call.parse()?;
+    let none = Constraints::default();
+    let constraints = request.constraints.as_ref().unwrap_or(&none);
+    let (grantee, retiring) = checked(&request, constraints)?;
+    let operations = operations(request.operations.as_deref().unwrap_or_default())?;
+    let constraint = constraint(constraints)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     call.check_tokens(request.grant_tokens.as_deref())?;
     let new = GrantTerms {
         key: key.key_ref(),
         grantee,
-        retiring: request.retiring_principal,
+        retiring,
         operations,
         constraint,
+        source_arn: constraints.source_arn.clone(),
         name: request.name,
         issuer: call.identity.arn.clone(),
     };
-    let mut facts = vec![
-        ("kms:granteeprincipal", vec![new.grantee.clone()]),
-        ("kms:grantoperations", new.operations.iter().map(|action| operation_name(*action).to_owned()).collect()),
-        ("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()]),
-    ];
-    facts.extend(new.retiring.iter().map(|arn| ("kms:retiringprincipal", vec![arn.clone()])));
-    facts.extend(new.constraint.iter().map(|constraint| {
-        let name = match constraint {
-            Constraint::Equals(_) => "EncryptionContextEquals",
-            Constraint::Subset(_) => "EncryptionContextSubset",
-        };
-        ("kms:grantconstrainttype", vec![name.to_owned()])
-    }));
+    let facts = facts(call, &new);
     call.allowed(KmsAction::CreateGrant, &key, With { more: &facts, new_grant: Some(&new), ..With::default() })?;
     if call.state(&key) != KeyState::Unavailable {
         call.must_be_enabled(&key)?;
     }
-    for principal in [Some(&new.grantee), new.retiring.as_ref()].into_iter().flatten() {
-        check_principal(call, principal)?;
+    for party in [Some(&new.grantee), new.retiring.as_ref()].into_iter().flatten() {
+        check_party(call, party)?;
     }
     if let Some(operation) = new.operations.iter().find(|operation| !suits(&key, **operation)) {
         let message = format!("{} does not suit the spec and usage of the key", operation_name(*operation));
         return Err(ApiError::validation(message));
     }
     if new.constraint.is_some() && !key.is_symmetric_encryption() {
-        return Err(ApiError::validation("Constraints are for symmetric encryption keys"));
+        return Err(ApiError::validation(
+            "EncryptionContextSubset and EncryptionContextEquals are for symmetric encryption keys",
+        ));
     }
     call.unless_dry_run(request.dry_run)?;
     let id = GrantId(call.kms.ambient.random());
@@ -212,18 +295,25 @@ fn entry(call: &Call<'_>, grant: &Grant) -> Value {
         "KeyId": key_arn(&grant.terms.key.region, &account, grant.terms.key.id),
         "GrantId": grant.id.to_string(),
         "CreationDate": secs(grant.created),
-        "GranteePrincipal": grant.terms.grantee,
         "IssuingAccount": root_of(&grant.terms.issuer),
         "Operations": grant.terms.operations.iter().map(|action| operation_name(*action)).collect::<Vec<_>>(),
         "Name": grant.terms.name.as_deref().unwrap_or_default(),
     });
+    let mut tell = |party: &Party, whose: &str| match party {
+        Party::Principal(arn) => out[format!("{whose}Principal")] = arn.as_str().into(),
+        Party::Service(name) => out[format!("{whose}ServicePrincipal")] = name.as_str().into(),
+    };
+    tell(&grant.terms.grantee, "Grantee");
     if let Some(retiring) = &grant.terms.retiring {
-        out["RetiringPrincipal"] = retiring.as_str().into();
+        tell(retiring, "Retiring");
     }
     match &grant.terms.constraint {
-        Some(Constraint::Equals(pairs)) => out["Constraints"] = json!({"EncryptionContextEquals": pairs.0}),
-        Some(Constraint::Subset(pairs)) => out["Constraints"] = json!({"EncryptionContextSubset": pairs.0}),
+        Some(Constraint::Equals(pairs)) => out["Constraints"]["EncryptionContextEquals"] = json!(pairs.0),
+        Some(Constraint::Subset(pairs)) => out["Constraints"]["EncryptionContextSubset"] = json!(pairs.0),
         None => {}
+    }
+    if let Some(arn) = &grant.terms.source_arn {
+        out["Constraints"]["SourceArn"] = arn.as_str().into();
     }
     out
 }
@@ -257,31 +347,55 @@ fn parse_id(text: &str) -> Result<GrantId, ApiError> {
 
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: ListRequest = call.parse()?;
+    let (principal, service) = (request.grantee_principal.as_deref(), request.grantee_service_principal.as_deref());
+    let mut violations = Violations::default();
+    let names = ("granteePrincipal", "granteeServicePrincipal");
+    let grantee = party(&mut violations, (principal, names.0), (service, names.1));
+    violations.length(request.grant_id.as_deref().unwrap_or("-"), "grantId", 1, 128);
+    violations.finish()?;
+    one_of_two(principal, service, "Grantee")?;
+    limit(request.limit, 50, 100)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
-    call.allowed(KmsAction::ListGrants, &key, With::default())?;
+    let facts = [("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()])];
+    call.allowed(KmsAction::ListGrants, &key, With { more: &facts, ..With::default() })?;
+    if service.is_some() {
+        must_be_service(call, "GranteeServicePrincipal")?;
+    }
     let id = request.grant_id.as_deref().map(parse_id).transpose()?;
     let mut found = call.kms.grants.of_key(&key.key_ref());
     found.retain(|grant| {
-        id.is_none_or(|id| grant.id == id)
-            && request.grantee_principal.as_ref().is_none_or(|grantee| grant.terms.grantee == *grantee)
+        id.is_none_or(|id| grant.id == id) && grantee.as_ref().is_none_or(|grantee| grant.terms.grantee == *grantee)
     });
     let text = |member: &Option<String>| member.clone().unwrap_or_default();
-    let chosen = [text(&request.grant_id), text(&request.grantee_principal)];
-    page(call, &request, found, &[&key.arn, &chosen[0], &chosen[1]])
+    let chosen = [text(&request.grant_id), text(&request.grantee_principal), text(&request.grantee_service_principal)];
+    page(call, &request, found, &[&key.arn, &chosen[0], &chosen[1], &chosen[2]])
 }
 
 pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: ListRequest = call.parse()?;
+    let (principal, service) = (request.retiring_principal.as_deref(), request.retiring_service_principal.as_deref());
     let mut violations = Violations::default();
-    let retiring = violations.text(request.retiring_principal.as_deref(), "retiringPrincipal", 1, 256);
+    let names = ("retiringPrincipal", "retiringServicePrincipal");
+    let retiring = party(&mut violations, (principal, names.0), (service, names.1));
     violations.finish()?;
-    if *retiring != call.identity.arn {
+    one_of_two(principal, service, "Retiring")?;
+    limit(request.limit, 50, 100)?;
+    let Some(retiring) = retiring else {
+        return Err(ApiError::validation("Specify either RetiringPrincipal or RetiringServicePrincipal."));
+    };
+    if let Party::Service(_) = &retiring {
+        must_be_service(call, "RetiringServicePrincipal")?;
+    }
+    // Of oneself everybody may ask.
+    if !call.identity.parties().contains(&retiring) {
         call.permit_apart(KmsAction::ListRetirableGrants, "*", With::default())?;
-        if retiring.split(':').nth(4) != Some(call.account()) {
+        let account = principal.and_then(|arn| arn.split(':').nth(4));
+        if account != Some(call.account()) {
             return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));
         }
     }
-    page(call, &request, call.kms.grants.of_retiring(retiring), &[retiring])
+    let chosen = [principal.unwrap_or_default(), service.unwrap_or_default()];
+    page(call, &request, call.kms.grants.of_retiring(&retiring), &chosen)
 }
 
 pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -321,8 +435,9 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let key = call.kms.keys.entry(&grant.terms.key);
     let key = key.ok_or_else(|| ApiError::not_found("The key of the grant is gone"))?;
     call.told.key = Some(key.arn.clone());
-    let own = grant.terms.retiring.as_ref() == Some(&call.identity.arn)
-        || (grant.terms.grantee == call.identity.arn && grant.terms.operations.contains(&KmsAction::RetireGrant));
+    let parties = call.identity.parties();
+    let own = grant.terms.retiring.as_ref().is_some_and(|retiring| parties.contains(retiring))
+        || (parties.contains(&grant.terms.grantee) && grant.allows(KmsAction::RetireGrant, None, call.source_arn));
     if own {
         call.told.rule = Some(format!("grant {}", grant.id));
     } else {

@@ -1,5 +1,7 @@
 //! Grants: one grantee may use one key for some operations, until the grant is retired or revoked.
 
+mod record;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock},
@@ -8,12 +10,11 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
 use holdfast_wire::hex::{hex, unhex};
-use serde::{Deserialize, Serialize};
+use record::StoredGrant;
 use tokio::sync::Mutex;
 
-use crate::{action::KmsAction, context::EncryptionContext, error::ApiError, keys::KeyRef, names::KeyId, records};
+use crate::{action::KmsAction, context::EncryptionContext, error::ApiError, keys::KeyRef, records};
 
-const FORMAT: u8 = 1;
 /// Grants of one key.
 const PER_KEY_MAX: usize = 50_000;
 const TOKEN_MAGIC: &[u8; 5] = b"HFGT\x01";
@@ -79,14 +80,25 @@ impl Constraint {
     }
 }
 
+/// Whom a grant names.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Party {
+    /// ARN of a user, role or root.
+    Principal(String),
+    /// `SERVICE.amazonaws.com`: whoever the configuration says is this service.
+    Service(String),
+}
+
 /// What a grant gives, to whom.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct GrantTerms {
     pub key: KeyRef,
-    pub grantee: String,
-    pub retiring: Option<String>,
+    pub grantee: Party,
+    pub retiring: Option<Party>,
     pub operations: Vec<KmsAction>,
     pub constraint: Option<Constraint>,
+    /// The resource on whose behalf a request must be made.
+    pub source_arn: Option<String>,
     pub name: Option<String>,
     /// The principal that made it.
     pub issuer: String,
@@ -149,10 +161,16 @@ fn has_context(action: KmsAction) -> bool {
 }
 
 impl Grant {
-    /// Whether it lets its grantee do this.
-    pub(crate) fn allows(&self, action: KmsAction, context: Option<&EncryptionContext>) -> bool {
+    /// Whether it lets its grantee do this, on behalf of this resource.
+    pub(crate) fn allows(
+        &self,
+        action: KmsAction,
+        context: Option<&EncryptionContext>,
+        source_arn: Option<&str>,
+    ) -> bool {
         let none = EncryptionContext::default();
         self.terms.operations.contains(&action)
+            && self.terms.source_arn.as_deref().is_none_or(|wanted| source_arn == Some(wanted))
             && self
                 .terms
                 .constraint
@@ -167,75 +185,8 @@ impl Grant {
             (Some(_), None) => false,
             (Some(outer), Some(inner)) => inner.within(outer),
         };
+        let fits = fits && (self.terms.source_arn.is_none() || self.terms.source_arn == new.source_arn);
         fits && new.operations.iter().all(|operation| self.terms.operations.contains(operation))
-    }
-}
-
-#[derive(Deserialize, Serialize)]
-struct StoredGrant {
-    v: u8,
-    region: String,
-    key: String,
-    grantee: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retiring: Option<String>,
-    operations: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    equals: Option<BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subset: Option<BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    created: i64,
-    issuer: String,
-}
-
-impl StoredGrant {
-    fn new(grant: &Grant) -> Self {
-        let (mut equals, mut subset) = (None, None);
-        match &grant.terms.constraint {
-            Some(Constraint::Equals(context)) => equals = Some(context.0.clone()),
-            Some(Constraint::Subset(context)) => subset = Some(context.0.clone()),
-            None => {}
-        }
-        Self {
-            v: FORMAT,
-            region: grant.terms.key.region.to_string(),
-            key: grant.terms.key.id.to_string(),
-            grantee: grant.terms.grantee.clone(),
-            retiring: grant.terms.retiring.clone(),
-            operations: grant.terms.operations.iter().map(|action| operation_name(*action).to_owned()).collect(),
-            equals,
-            subset,
-            name: grant.terms.name.clone(),
-            created: grant.created.unix_millis(),
-            issuer: grant.terms.issuer.clone(),
-        }
-    }
-
-    fn into_grant(self, id: &[u8], record_version: u64) -> Option<Grant> {
-        let operations: Option<Vec<_>> = self.operations.iter().map(|name| parse_operation(name)).collect();
-        let constraint = match (self.equals, self.subset) {
-            (Some(pairs), None) => Some(Constraint::Equals(EncryptionContext(pairs))),
-            (None, Some(pairs)) => Some(Constraint::Subset(EncryptionContext(pairs))),
-            (None, None) => None,
-            (Some(_), Some(_)) => return None,
-        };
-        (self.v == FORMAT).then_some(())?;
-        Some(Grant {
-            id: GrantId(id.try_into().ok()?),
-            terms: GrantTerms {
-                key: KeyRef { region: self.region.into(), id: KeyId::parse(&self.key)? },
-                grantee: self.grantee,
-                retiring: self.retiring,
-                operations: operations?,
-                constraint,
-                name: self.name,
-                issuer: self.issuer,
-            },
-            created: Timestamp::from_unix_millis(self.created),
-            record_version,
-        })
     }
 }
 
@@ -243,7 +194,7 @@ impl StoredGrant {
 struct Index {
     all: BTreeMap<GrantId, Arc<Grant>>,
     /// By key and then by grantee.
-    by_key: HashMap<KeyRef, HashMap<String, Vec<Arc<Grant>>>>,
+    by_key: HashMap<KeyRef, HashMap<Party, Vec<Arc<Grant>>>>,
 }
 
 impl Index {
@@ -308,7 +259,7 @@ impl Grants {
     }
 
     /// The first grant of this grantee on this key that `wanted` accepts.
-    pub(crate) fn find(&self, key: &KeyRef, grantee: &str, wanted: impl Fn(&Grant) -> bool) -> Option<Arc<Grant>> {
+    pub(crate) fn find(&self, key: &KeyRef, grantee: &Party, wanted: impl Fn(&Grant) -> bool) -> Option<Arc<Grant>> {
         let index = self.read();
         let of_grantee = index.by_key.get(key)?.get(grantee)?;
         of_grantee.iter().find(|grant| wanted(grant)).cloned()
@@ -324,10 +275,10 @@ impl Grants {
         found
     }
 
-    /// Those that this principal may retire, by id. There is no index of them: few ask.
-    pub(crate) fn of_retiring(&self, principal: &str) -> Vec<Arc<Grant>> {
+    /// Those that this party may retire, by id. There is no index of them: few ask.
+    pub(crate) fn of_retiring(&self, party: &Party) -> Vec<Arc<Grant>> {
         let index = self.read();
-        let found = index.all.values().filter(|grant| grant.terms.retiring.as_deref() == Some(principal));
+        let found = index.all.values().filter(|grant| grant.terms.retiring.as_ref() == Some(party));
         found.cloned().collect()
     }
 
@@ -340,6 +291,7 @@ impl Grants {
                     && grant.terms.retiring == new.retiring
                     && grant.terms.operations == new.operations
                     && grant.terms.constraint == new.constraint
+                    && grant.terms.source_arn == new.source_arn
             };
             if let Some(grant) = self.find(&new.key, &new.grantee, same) {
                 return Ok(grant.id);
@@ -405,20 +357,5 @@ mod tests {
         for bogus in ["", "x", "SEZHVAE=", &STANDARD.encode([0; 37])] {
             assert_eq!(GrantId::from_token(bogus), None, "{bogus}");
         }
-    }
-
-    /// Written by format 1; must be readable for ever.
-    const GOLDEN: &str = r#"{"v":1,"region":"us-east-1","key":"1234abcd-12ab-34cd-56ef-1234567890ab","grantee":"arn:aws:iam::111122223333:user/a","retiring":"arn:aws:iam::111122223333:user/b","operations":["Decrypt","ReEncryptFrom"],"subset":{"a":"b"},"name":"n","created":1700000000123,"issuer":"arn:aws:iam::111122223333:root"}"#;
-
-    #[test]
-    fn golden_record() {
-        let stored: StoredGrant = serde_json::from_str(GOLDEN).unwrap();
-        let grant = stored.into_grant(&[7; 32], 3).unwrap();
-        assert!(
-            grant.allows(KmsAction::Decrypt, Some(&context(&[("a", "b")]))) && !grant.allows(KmsAction::Decrypt, None)
-        );
-        assert_eq!(serde_json::to_string(&StoredGrant::new(&grant)).unwrap(), GOLDEN);
-        let newer: StoredGrant = serde_json::from_str(&GOLDEN.replace("\"v\":1", "\"v\":2")).unwrap();
-        assert!(newer.into_grant(&[7; 32], 3).is_none());
     }
 }
