@@ -6,7 +6,8 @@ what it intends and what was acknowledged. After each kill and restart every key
 
 - acknowledged: the body is what was last written, or gone if it was deleted;
 - intended and not acknowledged: the old state or the new one, whole, and stable from then on;
-- nothing of any body, acknowledged or not, is readable at rest (looked for after one kill in five).
+- nothing of any body, acknowledged or not, is readable at rest (looked for after one kill in five);
+- when all is deleted in the end, no blob is left: whatever was to be cleared away when a kill came was cleared away after it.
 
     python3 tests/crash/s3_crash_loop.py --kills 50
 """
@@ -16,6 +17,7 @@ import pathlib
 import random
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "s3"))
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
@@ -77,6 +79,18 @@ def check(s3, writer):
     writer.doubt = None
 
 
+def empty(storage):
+    s3 = storage.client()
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket="crash"):
+        for entry in page.get("Contents", []):
+            s3.delete_object(Bucket="crash", Key=entry["Key"])
+    s3.delete_bucket(Bucket="crash")
+    deadline = time.monotonic() + 30
+    while storage.blobs():
+        assert time.monotonic() < deadline, f"{len(storage.blobs())} blobs are left"
+        time.sleep(0.1)
+
+
 def main():
     kills, seed = arguments(__doc__)
     chance = random.Random(seed)
@@ -98,6 +112,7 @@ def main():
                 check(storage.client(), writer)
             if chance.random() < 0.2:
                 assert MARKER not in storage.raw_bytes(), "plaintext at rest"
+        empty(storage)
         total = sum(writer.acknowledged for writer in writers)
         storage.stop()
         hsm.stop()

@@ -121,6 +121,41 @@ def test_a_replaced_object_stays_for_its_reader_and_no_longer(make_storage):
     assert s3.get_object(Bucket="bkt-r", Key="read")["Body"].read() == b"new, and small"
 
 
+def test_readers_of_an_object_that_is_rewritten_all_the_time(make_storage):
+    """Each gets one of its states, whole, and none an error: looking and holding are one step to the collector."""
+    storage = make_storage()
+    clients = [storage.client() for _ in range(5)]
+    clients[0].create_bucket(Bucket="bkt-w")
+    rewritten, stop, faults, read = [0], threading.Event(), [], []
+
+    def body(number):
+        return bytes([number % 251]) * (200_000 + number % 7)
+
+    def write():
+        while not stop.is_set():
+            clients[0].put_object(Bucket="bkt-w", Key="k", Body=body(rewritten[0]))
+            rewritten[0] += 1
+
+    def reads(client):
+        while not stop.is_set():
+            try:
+                found = client.get_object(Bucket="bkt-w", Key="k")["Body"].read()
+                assert found[:1] * len(found) == found and len(found) >= 200_000
+                read.append(1)
+            except Exception as fault:  # noqa: BLE001
+                faults.append(fault)
+                return
+    write_once = clients[0].put_object(Bucket="bkt-w", Key="k", Body=body(0))
+    assert write_once["ETag"]
+    threads = [threading.Thread(target=write)] + [threading.Thread(target=reads, args=(client,)) for client in clients[1:]]
+    [thread.start() for thread in threads]
+    time.sleep(4)
+    stop.set()
+    [thread.join() for thread in threads]
+    assert not faults and rewritten[0] > 10 and len(read) > 10, faults
+    until(10, lambda: len(storage.blobs()) == 1, "the replaced ones are gone")
+
+
 def test_a_reader_that_hangs_up_holds_nothing(make_storage):
     storage = make_storage()
     s3 = storage.client()
@@ -277,3 +312,49 @@ def test_the_kek_is_told_as_it_was_asked_for(s3, hsm, bucket, keks):
     assert s3.put_object(Bucket=bucket, Key="k", Body=b"x")["SSEKMSKeyId"] == keks[1]
     s3.update_object_encryption(Bucket=bucket, Key="k", ObjectEncryption={"SSEKMS": {"KMSKeyArn": keks[0]}})
     assert s3.head_object(Bucket=bucket, Key="k")["SSEKMSKeyId"] == keks[0]
+
+
+def test_answers_tell_of_delete_markers(s3, bucket):
+    versioned(s3, bucket)
+    version = s3.put_object(Bucket=bucket, Key="k", Body=b"x")["VersionId"]
+    marker = s3.delete_object(Bucket=bucket, Key="k")["VersionId"]
+
+    def answer(call, **more):
+        with pytest.raises(ClientError) as caught:
+            call(Bucket=bucket, Key="k", **more)
+        response = caught.value.response
+        headers = response["ResponseMetadata"]["HTTPHeaders"]
+        return response["ResponseMetadata"]["HTTPStatusCode"], headers.get("x-amz-delete-marker"), headers.get("x-amz-version-id"), response["Error"]
+    for call in (s3.get_object, s3.head_object):
+        assert answer(call)[:3] == (404, "true", marker)
+        assert answer(call, VersionId=marker)[:3] == (405, "true", marker)
+    assert answer(s3.get_object, VersionId=marker)[3]["ResourceType"] == "DeleteMarker"
+    refused("InvalidRequest", 400, s3.copy_object, Bucket=bucket, Key="c", CopySource={"Bucket": bucket, "Key": "k", "VersionId": marker})
+    refused("NoSuchKey", 404, s3.copy_object, Bucket=bucket, Key="c", CopySource={"Bucket": bucket, "Key": "k"})
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    request, done = completed(s3, bucket, "m")
+    copied = s3.copy_object(Bucket=bucket, Key="c", CopySource={"Bucket": bucket, "Key": "k", "VersionId": version})
+    for told_by in (s3.put_object(Bucket=bucket, Key="k", Body=b"x"), done, copied):
+        assert "VersionId" not in told_by, "an object that gets no version is told none"
+    assert s3.get_object(Bucket=bucket, Key="k")["VersionId"] == "null" and s3.delete_object(Bucket=bucket, Key="k")["VersionId"] == "null"
+
+
+def test_clients_that_hang_up_lose_nothing(storage, s3, bucket):
+    """A commit under way cannot be called back: the key has its old body or its new one, never neither."""
+    import socket
+    from urllib.parse import urlsplit
+    host, port = urlsplit(storage.url).netloc.split(":")
+    bodies = {}
+    for attempt in range(60):
+        key = f"k{attempt}"
+        old, new = (bytes([attempt, number]) * 50_000 for number in (1, 2))
+        s3.put_object(Bucket=bucket, Key=key, Body=old)
+        url = urlsplit(s3.generate_presigned_url("put_object", {"Bucket": bucket, "Key": key}))
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(new)}\r\n\r\n"
+            raw.sendall(head.encode() + new)
+            time.sleep(0.0004 * (attempt % 30))
+        bodies[key] = {old, new}
+    time.sleep(1)
+    for key, allowed in bodies.items():
+        assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() in allowed, key

@@ -69,7 +69,7 @@ def test_versions_are_deleted_page_by_page(s3, bucket, size):
             expected.append((key, s3.put_object(Bucket=bucket, Key=key, Body=b"x")["VersionId"]))
         expected.append((key, s3.delete_object(Bucket=bucket, Key=key)["VersionId"]))
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
-    assert s3.put_object(Bucket=bucket, Key="c", Body=b"null between two")["VersionId"] == "null"
+    s3.put_object(Bucket=bucket, Key="c", Body=b"null between two")
     versioned(s3, bucket)
     expected += [("c", "null"), ("c", s3.put_object(Bucket=bucket, Key="c", Body=b"y")["VersionId"])]
     assert sorted(emptied_page_by_page(s3, bucket, size)) == sorted(expected)

@@ -155,7 +155,7 @@ impl Storage {
         claims: Claims,
     ) -> S3Result<Written> {
         // Who announces more than fits is told before he sends it.
-        self.must_have_room(claims.content_length.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))?;
+        self.must_have_room(claims.content_length.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)).await?;
         let stream = Id::random(self.ambient());
         let identity = StreamIdentity {
             dek: target.dek.unwrap_or(Id([0; 16])),
@@ -170,7 +170,7 @@ impl Storage {
         let mut checksum = claims.checksum.as_ref().and_then(|(algorithm, _)| hasher(algorithm));
         let mut blob: Option<(Unkept, Box<dyn BlobWriter>)> = None;
         let mut body = body;
-        let mut pieces = Vec::new();
+        let (mut pieces, mut promised) = (Vec::new(), None);
         while let Some(chunk) = match &mut body {
             Some(body) => body.next().await,
             None => None,
@@ -192,8 +192,10 @@ impl Storage {
             for piece in pieces.drain(..) {
                 // A slow upload does not outlive the permission to write under the key.
                 self.still_allowed(&mut key).await.map_err(from_kek)?;
-                self.must_have_room(piece.len() as u64)?;
+                let room = self.promise_room(piece.len()).await?;
                 self.blob_writer(&mut blob, stream).await?.write(piece).await.map_err(from_store)?;
+                // The piece before is on the disk now; this one is on its way.
+                promised = Some(room);
             }
         }
         let size = sealer.plain_bytes();
@@ -204,7 +206,9 @@ impl Storage {
         let inline = if blob.is_none() && target.may_inline && last.len() <= INLINE_BYTES_MAX {
             last
         } else {
+            let room = self.promise_room(last.len()).await?;
             self.blob_writer(&mut blob, stream).await?.write(last).await.map_err(from_store)?;
+            promised = Some(room);
             Vec::new()
         };
         let md5 = md5.map(Md5::finish);
@@ -212,6 +216,7 @@ impl Storage {
         let blob = match blob {
             Some((unkept, writer)) => {
                 writer.finish().await.map_err(from_store)?;
+                drop(promised);
                 Some(unkept)
             }
             None => None,

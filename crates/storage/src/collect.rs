@@ -40,8 +40,9 @@ impl Storage {
         }
     }
 
-    /// One pass: deletes all garbage that nobody reads. Says how many blobs were deleted.
+    /// One pass: deletes all garbage that nobody reads. Says how many blobs were deleted. Passes do not overlap.
     pub async fn collect(&self) -> usize {
+        let _turn = self.collecting.lock().await;
         self.deks.sweep();
         let deleted = self.collect_all().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "garbage could not be collected");

@@ -30,14 +30,15 @@ mod view;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use body::Written;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
 pub use error::finished;
 use error::from_store;
-use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService};
+use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService, StoreError};
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
@@ -82,11 +83,15 @@ pub struct Storage {
     blobs: Arc<dyn BlobStore>,
     ambient: Arc<dyn Ambient>,
     room: Arc<dyn Room>,
+    /// Bytes on their way to the disk.
+    promised: Arc<AtomicU64>,
     /// Whether the key service answered when it was last asked in the background.
     keks_reachable: AtomicBool,
     readers: Arc<Readers>,
     /// Told when a commit has left something for the collector.
     discarded: Notify,
+    /// Held by the one who collects.
+    collecting: tokio::sync::Mutex<()>,
 }
 
 impl Storage {
@@ -95,9 +100,19 @@ impl Storage {
     pub fn open(seams: Seams, config: StorageConfig) -> Arc<Self> {
         let Seams { keks, index, blobs, ambient, room } = seams;
         let deks = DekCache::new(keks, config.deks);
-        let keks_reachable = AtomicBool::new(true);
-        let (readers, discarded) = (Arc::default(), Notify::new());
-        Arc::new(Self { config, deks, index, blobs, ambient, room, keks_reachable, readers, discarded })
+        Arc::new(Self {
+            config,
+            deks,
+            index,
+            blobs,
+            ambient,
+            room,
+            promised: Arc::default(),
+            keks_reachable: AtomicBool::new(true),
+            readers: Arc::default(),
+            discarded: Notify::new(),
+            collecting: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Drops all unwrapped DEKs at once; says how many there were.
@@ -130,12 +145,39 @@ impl Storage {
         &self,
         decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
     ) -> S3Result<T> {
+        self.commit(decide).await.map_err(from_store)?
+    }
+
+    /// Names in the index what was written. This goes on to its end though the client hang up: a commit under way cannot be called
+    /// back, and what it names must not be deleted under it.
+    async fn transact_written<T: Send + 'static>(
+        self: &Arc<Self>,
+        mut written: Written,
+        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
+    ) -> S3Result<T> {
+        let storage = Arc::clone(self);
+        let committed = tokio::spawn(async move {
+            let outcome = storage.commit(decide).await;
+            // Where it is not known whether the commit took place, the next start will find out what is an orphan.
+            if matches!(outcome, Ok(Ok(_)) | Err(StoreError::Failed(_))) {
+                written.keep();
+            }
+            outcome.map_err(from_store)?
+        });
+        let ended = |_| error::error(S3ErrorCode::InternalError, "The change was not carried out");
+        committed.await.map_err(ended)?
+    }
+
+    /// The outer error is the index's, the inner one the decision's.
+    async fn commit<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
+    ) -> Result<S3Result<T>, StoreError> {
         let slot = Arc::new(Mutex::new(None));
         let decided = Arc::clone(&slot);
         let discards = Arc::new(AtomicBool::new(false));
         let discarded = Arc::clone(&discards);
-        let committed = self
-            .index
+        self.index
             .commit(Box::new(move |reader| {
                 let (outcome, writes) = match decide(&View(reader)) {
                     Ok((value, writes)) => (Ok(value), writes),
@@ -146,12 +188,11 @@ impl Storage {
                 *decided.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
                 Ok(writes)
             }))
-            .await;
-        committed.map_err(from_store)?;
+            .await?;
         if discards.load(Ordering::Relaxed) {
             self.discarded.notify_one();
         }
         let outcome = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        outcome.unwrap_or_else(|| Err(error::error(S3ErrorCode::InternalError, "The change was not decided")))
+        Ok(outcome.unwrap_or_else(|| Err(error::error(S3ErrorCode::InternalError, "The change was not decided"))))
     }
 }

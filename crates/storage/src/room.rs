@@ -1,6 +1,11 @@
 //! A disk that fills is told before it is full: new data gets none of the reserve, which is for what makes room (deletions), and for
 //! what must be noted.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use http::StatusCode;
 use s3s::S3Result;
 
@@ -29,6 +34,18 @@ pub trait Room: Send + Sync {
     fn left(&self) -> RoomLeft;
 }
 
+/// Bytes that are on their way to the disk, so that many writers do not each see the same room.
+pub(crate) struct Promise {
+    promised: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.promised.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 impl Storage {
     /// What is left for new data.
     #[must_use]
@@ -37,12 +54,27 @@ impl Storage {
     }
 
     /// Refuses new data that would not fit. 507 is an answer that SDKs do not retry at once.
-    pub(crate) fn must_have_room(&self, bytes: u64) -> S3Result<()> {
-        if self.room_left().has(bytes) {
+    pub(crate) async fn must_have_room(&self, bytes: u64) -> S3Result<()> {
+        let has = || self.room_left().has(self.promised.load(Ordering::Acquire).saturating_add(bytes));
+        if has() {
+            return Ok(());
+        }
+        // What was deleted a moment ago may still lie there.
+        self.collect().await;
+        if has() {
             return Ok(());
         }
         metrics::counter!("holdfast_storage_refused_for_room_total").increment(1);
         let message = "The storage service has no room left for new data; delete something, or ask its operator";
         Err(custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message.into()))
+    }
+
+    /// Room for bytes that are about to be written, for as long as the promise is held.
+    pub(crate) async fn promise_room(&self, bytes: usize) -> S3Result<Promise> {
+        let bytes = bytes as u64;
+        self.promised.fetch_add(bytes, Ordering::AcqRel);
+        let promise = Promise { promised: Arc::clone(&self.promised), bytes };
+        self.must_have_room(0).await?;
+        Ok(promise)
     }
 }

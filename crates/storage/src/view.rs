@@ -3,11 +3,13 @@
 use std::{collections::HashMap, ops::ControlFlow};
 
 use holdfast_core::{IndexReader, IndexWrite};
+use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 use serde::Deserialize;
 
 use crate::{
     error::{damaged, error, from_store, with_members},
+    ops::{http_date, timestamp},
     record::{
         self, BucketRecord, CompletedRecord, FORMAT, Id, ManifestPart, ObjectRecord, PartRecord, UploadRecord, Waste,
     },
@@ -163,17 +165,25 @@ impl View<'_> {
 
     /// An object for reading: the current one, or the version named.
     pub(crate) fn object(&self, bucket: &BucketRecord, key: &str, version: Option<&str>) -> S3Result<Found> {
-        let found = match version {
-            None => {
-                let current = self.current(bucket.id, key)?;
-                return current.ok_or_else(|| error(S3ErrorCode::NoSuchKey, "The specified key does not exist."));
+        let Some(version) = version else {
+            if let Some(current) = self.current(bucket.id, key)? {
+                return Ok(current);
             }
-            Some(version) if !versions::is_legal(version) => return Err(invalid_version(version)),
-            Some(version) => self.version(bucket, key, version)?,
+            let missing = error(S3ErrorCode::NoSuchKey, "The specified key does not exist.");
+            let marker = self.next_version(bucket.id, key, None)?;
+            return Err(told_of_marker(missing, marker.as_ref(), &[("Key", key)]));
         };
-        let found = found.ok_or_else(|| error(S3ErrorCode::NoSuchVersion, "The specified version does not exist."))?;
+        if !versions::is_legal(version) {
+            return Err(invalid_version(version));
+        }
+        let Some(found) = self.version(bucket, key, version)? else {
+            let missing = error(S3ErrorCode::NoSuchVersion, "The specified version does not exist.");
+            return Err(with_members(missing, &[("Key", key), ("VersionId", version)]));
+        };
         if found.record.delete_marker {
-            return Err(error(S3ErrorCode::MethodNotAllowed, "The specified version is a delete marker"));
+            let message = "The specified method is not allowed against this resource.";
+            let refused = error(S3ErrorCode::MethodNotAllowed, message);
+            return Err(told_of_marker(refused, Some(&found), &[("ResourceType", "DeleteMarker")]));
         }
         Ok(found)
     }
@@ -256,6 +266,22 @@ impl View<'_> {
         }
         writes
     }
+}
+
+/// Headers say of an answer that a delete marker is behind it, and which.
+fn told_of_marker(mut error: S3Error, marker: Option<&Found>, members: &[(&str, &str)]) -> S3Error {
+    if let Some(Found { record: marker, .. }) = marker {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-amz-delete-marker", HeaderValue::from_static("true"));
+        let modified = http_date(timestamp(marker.modified));
+        for (name, value) in [("x-amz-version-id", Some(marker.version.clone())), ("last-modified", modified)] {
+            if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+                headers.insert(name, value);
+            }
+        }
+        error.set_headers(headers);
+    }
+    with_members(error, members)
 }
 
 /// Something that never was the id of a version.

@@ -29,7 +29,7 @@ pub(crate) async fn create_bucket(
     if input.object_lock_enabled_for_bucket == Some(true) {
         return Err(not_implemented("Object lock is not supported"));
     }
-    storage.must_have_room(0)?;
+    storage.must_have_room(0).await?;
     let location = dto::CreateBucketOutput { location: Some(format!("/{}", input.bucket)) };
     let known = storage.look(|view| view.find_bucket(&input.bucket))?;
     if let Some(known) = known {

@@ -37,7 +37,12 @@ impl Source {
         let dto::CopySource::Bucket { bucket, key, version_id } = source else {
             return Err(not_implemented("Access points are not supported as a copy source"));
         };
-        let opened = Opened::find(storage, bucket, key, version_id.as_deref())?;
+        let opened = Opened::find(storage, bucket, key, version_id.as_deref()).map_err(|error| match error.code() {
+            S3ErrorCode::MethodNotAllowed => invalid_request(
+                "The source of a copy request may not specifically refer to a delete marker by version id.",
+            ),
+            _ => error,
+        })?;
         conditions.check_source(opened.record(), storage.now_millis())?;
         let unlocked = opened.unlock(storage, customer).await?;
         let version = (opened.bucket.versioning != Versioning::Off).then(|| opened.record().version.clone());
@@ -130,16 +135,15 @@ pub(crate) async fn copy_object(
     let told = storage.told(&bucket, &record.encryption);
     let (etag, modified) = (record.etag.clone(), record.modified);
     let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
+    let sum = told_checksum(written.checksum.as_ref());
     let version = storage
-        .transact(move |view| {
+        .transact_written(written, move |view| {
             let bucket = view.same_bucket(&bucket)?;
             let current = view.current(bucket.id, &new.record.key)?;
             writes.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
             place(view, &bucket, new)
         })
         .await?;
-    written.keep();
-    let sum = told_checksum(written.checksum.as_ref());
     answer(dto::CopyObjectOutput {
         copy_object_result: Some(dto::CopyObjectResult {
             e_tag: Some(dto::ETag::Strong(etag)),
@@ -194,11 +198,11 @@ pub(crate) async fn upload_part_copy(
     let (from, to) = source_range(input.copy_source_range.as_deref(), source.opened.record().size)?;
     let claims = open.fit_claims(Claims::default())?;
     let body = source.read(storage, from, to).await?;
-    let mut written = storage.write_body(open.target(), open.key.clone(), Some(body), claims).await?;
+    let written = storage.write_body(open.target(), open.key.clone(), Some(body), claims).await?;
     if written.stream.size != to - from {
         return Err(error(S3ErrorCode::InternalError, "The source could not be read to its end"));
     }
-    let part = open.place_part(storage, number, &mut written).await?;
+    let part = open.place_part(storage, number, written).await?;
     let told = storage.told(&open.bucket, &open.upload.encryption);
     let sum = told_checksum(part.checksum.as_ref());
     answer(dto::UploadPartCopyOutput {

@@ -29,7 +29,7 @@ pub(crate) async fn create_multipart_upload(
     refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
-    storage.must_have_room(0)?;
+    storage.must_have_room(0).await?;
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;
     let tags = tagging::from_header(input.tagging.as_deref())?;
     let content = content!(input);
@@ -158,7 +158,7 @@ impl OpenUpload {
         &self,
         storage: &Arc<Storage>,
         number: u16,
-        written: &mut Written,
+        written: Written,
     ) -> S3Result<PartRecord> {
         let part = PartRecord {
             v: FORMAT,
@@ -171,7 +171,7 @@ impl OpenUpload {
         let (bucket, key, upload, placed) =
             (self.bucket.clone(), self.upload.key.clone(), self.upload.id, part.clone());
         storage
-            .transact(move |view| {
+            .transact_written(written, move |view| {
                 let bucket = view.same_bucket(&bucket)?;
                 // Aborted or completed meanwhile?
                 let mut open = view.upload(bucket.id, &key, &upload.to_string())?;
@@ -186,7 +186,6 @@ impl OpenUpload {
                 Ok(((), writes))
             })
             .await?;
-        written.keep();
         Ok(part)
     }
 }
@@ -204,8 +203,8 @@ pub(crate) async fn upload_part(
     let number = part_number(input.part_number)?;
     let open = OpenUpload::find(storage, &input.bucket, &input.key, &input.upload_id, customer!(input)).await?;
     let claims = open.fit_claims(claims)?;
-    let mut written = storage.write_body(open.target(), open.key.clone(), input.body, claims).await?;
-    let part = open.place_part(storage, number, &mut written).await?;
+    let written = storage.write_body(open.target(), open.key.clone(), input.body, claims).await?;
+    let part = open.place_part(storage, number, written).await?;
     let told = storage.told(&open.bucket, &open.upload.encryption);
     let sum = told_checksum(part.checksum.as_ref());
     answer(dto::UploadPartOutput {

@@ -50,7 +50,8 @@ fn null_at(bucket: Id, key: &str, seq: u64) -> IndexWrite {
     IndexWrite::put(rows::null(bucket, key), seq.to_be_bytes().to_vec())
 }
 
-/// What must be written for `new` to become the current version; says which version it is, where the bucket keeps versions.
+/// What must be written for `new` to become the current version; says which version it is, where that is told: of objects only while
+/// versions are kept, of delete markers always.
 pub(crate) fn place(
     view: &View<'_>,
     bucket: &BucketRecord,
@@ -94,7 +95,8 @@ pub(crate) fn place(
     let value = record::encode(&new, &inline);
     writes.push(IndexWrite::put(rows::version(bucket.id, &key, new.seq), value.clone()));
     writes.push(if new.delete_marker { IndexWrite::remove(object_row) } else { IndexWrite::put(object_row, value) });
-    Ok((Some(new.version), writes))
+    let told = bucket.versioning == Versioning::Enabled || new.delete_marker;
+    Ok((told.then_some(new.version), writes))
 }
 
 /// What must be written to remove one version for good.

@@ -56,16 +56,15 @@ pub(crate) async fn put_object(
     let told = storage.told(&bucket, &record.encryption);
     let (etag, size) = (record.etag.clone(), record.size);
     let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
+    let sum = told_checksum(written.checksum.as_ref());
     let version = storage
-        .transact(move |view| {
+        .transact_written(written, move |view| {
             let bucket = view.same_bucket(&bucket)?;
             let current = view.current(bucket.id, &new.record.key)?;
             conditions.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
             place(view, &bucket, new)
         })
         .await?;
-    written.keep();
-    let sum = told_checksum(written.checksum.as_ref());
     answer(dto::PutObjectOutput {
         e_tag: Some(dto::ETag::Strong(etag)),
         size: Some(size as i64),
