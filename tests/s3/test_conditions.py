@@ -301,3 +301,12 @@ def test_of_a_deletion_and_a_write_at_once_one_wins(storage, kept):
         assert len(won) == 1 and len(lost) == 1 and lost[0] in ("PreconditionFailed", "NoSuchKey"), (won, lost)
         listed = clients[0].list_objects_v2(Bucket=kept, Prefix="k").get("KeyCount")
         assert listed == (0 if won == [0] else 1)
+
+
+@pytest.mark.parametrize("key", ["a&b", "<k>]]>", "\"'", "\U0001f511 emoji", "tab\tand\nnewline", "\x01control"])
+def test_errors_name_keys_that_xml_cannot_carry_as_they_are(s3, bucket, key):
+    error = refused("NoSuchKey", 404, put, s3, bucket, key, IfMatch='"00"')
+    assert error["Key"] == key.replace("\x01", "\ufffd")
+    put(s3, bucket, key, b"old")
+    refused("PreconditionFailed", 412, put, s3, bucket, key, IfNoneMatch="*")
+    assert read(s3, bucket, key) == b"old"

@@ -448,6 +448,15 @@ mod tests {
     const BUCKET: &str = r#"{"v":1,"id":"00112233445566778899aabbccddeeff","name":"b","owner":"alice","created":1700000000000,"versioning":"enabled","default":{"kms":true,"kek":"https://hsm/keys/k","bucket_key":true},"deks":[{"id":"ffeeddccbbaa99887766554433221100","kek":"https://hsm/keys/k","envelope":{"v":1,"kek_url":"https://hsm/keys/k/0","alg":"RSA-OAEP-256","wrapped":"AAEC","created":1}}],"tags":[["a","b"]]}"#;
     const OBJECT: &str = r#"{"v":1,"key":"k/1","object":"00112233445566778899aabbccddeeff","version":"null","seq":9,"modified":1700000000000,"size":5,"etag":"5d41402abc4b2a76b9719d911017c592","listed":true,"encryption":{"mode":"object","dek":"ffeeddccbbaa99887766554433221100","kek":"https://hsm/keys/k","envelope":{"v":1,"kek_url":"https://hsm/keys/k/0","alg":"A256KW","wrapped":"AAEC","created":1}},"stream":{"id":"0123456789abcdef0123456789abcdef","size":5,"inline":true},"content":{"content_type":"text/plain","metadata":{"a":"b"}},"checksum":{"algorithm":"CRC32","value":"AAAAAA=="},"tags":[["t","u"]],"mac":"MAC"}"#;
 
+    const UPLOAD: &str = r#"{"v":1,"id":"00112233445566778899aabbccddeeff","key":"k","object":"ffeeddccbbaa99887766554433221100","initiated":1,"encryption":{"mode":"off"},"content":{},"began_on":"","changes":3}"#;
+    const COMPLETED: &str = r#"{"v":1,"completed":1,"parts":"AAEC","etag":"e-1","version":"0000000000000001.0000000000000002","sse":"aws:kms","kek":"https://hsm/keys/k","bucket_key":true,"checksum":{"algorithm":"CRC32","value":"AAAAAA=="}}"#;
+    const WASTE: [&str; 4] = [
+        r#"{"what":"manifest","v":1}"#,
+        r#"{"what":"parts","v":1}"#,
+        r#"{"what":"parts","v":1,"object":"00112233445566778899aabbccddeeff"}"#,
+        r#"{"what":"uploads","v":1}"#,
+    ];
+
     fn object() -> ObjectRecord {
         serde_json::from_str(OBJECT).unwrap()
     }
@@ -457,6 +466,17 @@ mod tests {
         let bucket: BucketRecord = serde_json::from_str(BUCKET).unwrap();
         assert_eq!(serde_json::to_string(&bucket).unwrap(), BUCKET);
         assert_eq!(serde_json::to_string(&object()).unwrap(), OBJECT);
+        let upload: UploadRecord = serde_json::from_str(UPLOAD).unwrap();
+        assert_eq!(serde_json::to_string(&upload).unwrap(), UPLOAD);
+        let completed: CompletedRecord = serde_json::from_str(COMPLETED).unwrap();
+        assert_eq!(serde_json::to_string(&completed).unwrap(), COMPLETED);
+        for json in WASTE {
+            let waste: Waste = serde_json::from_str(json).unwrap();
+            assert_eq!(serde_json::to_string(&waste).unwrap(), json);
+        }
+        // From before they said what they began on.
+        let before: UploadRecord = serde_json::from_str(&UPLOAD.replace(r#","began_on":"","changes":3"#, "")).unwrap();
+        assert_eq!((before.began_on, before.changes), (None, 0));
         let (decoded, inline): (ObjectRecord, _) =
             decode(&encode(&object(), b"inline")).map(|(o, i)| (o, i.to_vec())).unwrap();
         assert_eq!((decoded, inline.as_slice()), (object(), b"inline".as_slice()));

@@ -137,3 +137,19 @@ async fn an_orphan_is_what_no_row_names() {
     assert_eq!(storage.collect_orphans(true).await, Ok(1));
     assert_eq!(*names.0.lock().unwrap(), blobs([1, 2, 3]));
 }
+
+#[tokio::test]
+async fn answers_of_long_ago_are_forgotten() {
+    let (storage, _, index) = twins::storage();
+    // Time stands at 1970 here.
+    let day = i64::try_from(COMPLETED_AGE.as_millis()).unwrap();
+    for (number, completed) in [(1, -day - 1), (2, -day), (3, 0)] {
+        let json = format!(r#"{{"v":1,"completed":{completed},"parts":"","etag":""}}"#);
+        let done: CompletedRecord = serde_json::from_str(&json).unwrap();
+        put(&storage, rows::completed(id(100), "k", id(number)), record::encode(&done, &[])).await;
+    }
+    index.reset();
+    assert_eq!(storage.forget_completed().await, Ok(1));
+    assert_eq!(rows_like(&storage, &rows::all_completed()), 2);
+    assert_eq!(storage.forget_completed().await, Ok(0));
+}
