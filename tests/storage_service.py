@@ -14,7 +14,7 @@ from process import BINARY, free_ports, start
 class Storage:
     """`holdfast storage serve` on an HSM."""
 
-    def __init__(self, directory: pathlib.Path, hsm: Hsm, default_kek: str, more: str = "", kms=None, **options):
+    def __init__(self, directory: pathlib.Path, hsm: Hsm, default_kek: str, more: str = "", more_listen: str = "", kms=None, **options):
         self.directory, self.hsm, self.port = directory, hsm, free_ports()
         directory.mkdir()
         self.data_dir, self.log = directory / "d", directory / "storage.log"
@@ -29,6 +29,7 @@ class Storage:
 [listen]
 address = "127.0.0.1:{self.port}"
 insecure_http = true
+{more_listen}
 [storage]
 data_dir = "{self.data_dir}"
 default_kek = "{default_kek}"

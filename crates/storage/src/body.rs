@@ -18,7 +18,7 @@ use s3s::{
 use crate::{
     Storage,
     encryption::Key,
-    error::{damaged, error, from_kek, from_store, invalid_request},
+    error::{custom, damaged, error, from_kek, from_store, invalid_request},
     format::{CHUNK_BYTES, StreamIdentity, StreamKeys, StreamSealer, chunk_count},
     readers::Hold,
     record::{ChecksumRecord, Id, StreamRecord},
@@ -37,43 +37,69 @@ pub(crate) struct Claims {
     pub content_md5: Option<String>,
     /// Algorithm, and value if it came in a header.
     pub checksum: Option<(String, Option<String>)>,
+    /// Whether the value comes behind the body.
+    pub trailing: bool,
     pub trailers: Option<TrailingHeaders>,
     pub content_length: Option<i64>,
 }
 
-/// The five algorithms, with the header that carries each.
-const ALGORITHMS: [(&str, &str); 5] = [
-    ("CRC32", "x-amz-checksum-crc32"),
-    ("CRC32C", "x-amz-checksum-crc32c"),
-    ("CRC64NVME", "x-amz-checksum-crc64nvme"),
-    ("SHA1", "x-amz-checksum-sha1"),
-    ("SHA256", "x-amz-checksum-sha256"),
+/// The algorithms, with the header that carries each and the bytes of its value.
+const ALGORITHMS: [(&str, &str, usize); 5] = [
+    ("CRC32", "x-amz-checksum-crc32", 4),
+    ("CRC32C", "x-amz-checksum-crc32c", 4),
+    ("CRC64NVME", "x-amz-checksum-crc64nvme", 8),
+    ("SHA1", "x-amz-checksum-sha1", 20),
+    ("SHA256", "x-amz-checksum-sha256", 32),
 ];
 
 impl Claims {
-    /// Reads checksum claims from headers: a value, a trailer to come, or an algorithm alone.
+    /// Reads checksum claims from headers: a value, or a trailer to come.
+    ///
+    /// # Errors
+    /// As S3's: several checksums, a value that is none, a trailer that is no checksum, an algorithm without a value.
     pub(crate) fn from_headers(headers: &HeaderMap, trailers: Option<TrailingHeaders>) -> S3Result<Self> {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let mut found = ALGORITHMS
-            .iter()
-            .filter_map(|(algorithm, header)| text(header).map(|value| (*algorithm, Some(value.to_owned()))));
-        let mut checksum = found.next();
+        let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+        let mut found = ALGORITHMS.iter().filter(|(_, header, _)| headers.contains_key(*header));
+        let named = found.next();
         if found.next().is_some() {
-            return Err(invalid_request("Expecting a single x-amz-checksum- header"));
+            return Err(invalid_request(
+                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+            ));
         }
-        if checksum.is_none() {
-            let trailer = text("x-amz-trailer").unwrap_or_default().to_ascii_lowercase();
-            let named = ALGORITHMS.iter().find(|(_, header)| trailer.split(',').any(|name| name.trim() == *header));
-            checksum = named.map(|(algorithm, _)| (*algorithm, None));
+        let mut checksum = None;
+        if let Some((algorithm, header, bytes)) = named {
+            let value = text(header).unwrap_or_default();
+            if BASE64.decode(value).map(|decoded| decoded.len()) != Ok(*bytes) {
+                return Err(invalid_request(format!("Value for {header} header is invalid.")));
+            }
+            checksum = Some(((*algorithm).to_owned(), Some(value.to_owned())));
         }
-        let checksum = checksum.map(|(algorithm, value)| (algorithm.to_owned(), value));
+        let announced = text("x-amz-trailer").map(str::to_ascii_lowercase);
+        if let Some(announced) = &announced {
+            let known = ALGORITHMS.iter().find(|(_, header, _)| *header == announced.trim());
+            let (algorithm, ..) = known
+                .filter(|_| checksum.is_none())
+                .ok_or_else(|| invalid_request("The value specified in the x-amz-trailer header is not supported"))?;
+            checksum = Some(((*algorithm).to_owned(), None));
+        }
+        if let Some(asked) = text("x-amz-sdk-checksum-algorithm") {
+            let (given, _) = checksum.as_ref().ok_or_else(|| {
+                invalid_request(
+                    "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer \
+                     headers were found.",
+                )
+            })?;
+            if !given.eq_ignore_ascii_case(asked) {
+                return Err(invalid_request("Value for x-amz-sdk-checksum-algorithm header is invalid."));
+            }
+        }
         let content_md5 = text("content-md5").map(str::to_owned);
-        Ok(Self { content_md5, checksum, trailers, content_length: None })
+        Ok(Self { content_md5, checksum, trailing: announced.is_some(), trailers, content_length: None })
     }
 
     fn claimed_checksum(&self) -> Option<String> {
         let (algorithm, value) = self.checksum.as_ref()?;
-        let header = ALGORITHMS.iter().find(|(known, _)| known == algorithm)?.1;
+        let header = ALGORITHMS.iter().find(|(known, ..)| known == algorithm)?.1;
         let trailed = || self.trailers.as_ref()?.read(|map| Some(map.get(header)?.to_str().ok()?.to_owned()))?;
         value.clone().or_else(trailed)
     }
@@ -247,7 +273,7 @@ impl Storage {
     }
 }
 
-fn incomplete(cause: s3s::StdError) -> s3s::S3Error {
+pub(crate) fn incomplete(cause: s3s::StdError) -> s3s::S3Error {
     let text = cause.to_string();
     tracing::debug!(text, "a body ended early");
     // s3s tells chunk signatures and lengths that do not hold as errors of the stream.
@@ -260,7 +286,11 @@ fn incomplete(cause: s3s::StdError) -> s3s::S3Error {
     }
 }
 
-fn check_claims(
+/// Holds what came against what was claimed of it; the checksum that is kept with it.
+///
+/// # Errors
+/// `InvalidDigest`, `BadDigest`, `MalformedTrailerError`.
+pub(crate) fn check_claims(
     claims: &Claims,
     md5: Option<&[u8; 16]>,
     hasher: Option<ChecksumHasher>,
@@ -275,7 +305,16 @@ fn check_claims(
     }
     let (Some((algorithm, _)), Some(hasher)) = (&claims.checksum, hasher) else { return Ok(None) };
     let value = checksum_value(hasher).unwrap_or_default();
-    if claims.claimed_checksum().is_some_and(|claimed| claimed != value) {
+    let claimed = claims.claimed_checksum();
+    if claims.trailing && claimed.is_none() {
+        return Err(custom(
+            "MalformedTrailerError",
+            http::StatusCode::BAD_REQUEST,
+            "The request contained trailing data that was not well-formed or did not conform to our published schema."
+                .to_owned(),
+        ));
+    }
+    if claimed.is_some_and(|claimed| claimed != value) {
         return Err(error(
             S3ErrorCode::BadDigest,
             format!("The {algorithm} you specified did not match what we received"),

@@ -8,7 +8,6 @@ use std::{sync::Arc, time::Instant};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_core::{IndexWrite, KekError, WrappedDek};
 use holdfast_crypto::{CryptoError, HashAlgorithm, SecretBytes, kdf, md5::Md5};
-use http::HeaderMap;
 use s3s::{S3ErrorCode, S3Result, dto};
 
 use crate::{
@@ -65,36 +64,6 @@ impl CustomerKey {
     }
 }
 
-/// Reading must not name an encryption: it is the object's.
-pub(crate) fn refuse_on_read(headers: &HeaderMap) -> S3Result<()> {
-    let named = ["x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"];
-    if named.iter().any(|name| headers.contains_key(*name)) {
-        return Err(invalid_argument("x-amz-server-side-encryption headers are not supported for this operation"));
-    }
-    Ok(())
-}
-
-/// Headers of encryption that this server has never heard of must not be passed over.
-pub(crate) fn refuse_unknown(headers: &HeaderMap) -> S3Result<()> {
-    const KNOWN: &[&str] = &[
-        "",
-        "-aws-kms-key-id",
-        "-bucket-key-enabled",
-        "-context",
-        "-customer-algorithm",
-        "-customer-key",
-        "-customer-key-md5",
-    ];
-    for name in headers.keys() {
-        if let Some(rest) = name.as_str().strip_prefix("x-amz-server-side-encryption")
-            && !KNOWN.contains(&rest)
-        {
-            return Err(not_implemented("This encryption header is not supported"));
-        }
-    }
-    Ok(())
-}
-
 /// A key that may expire while it is used.
 #[derive(Clone)]
 pub(crate) enum Key {
@@ -145,6 +114,12 @@ impl Storage {
             if sse.is_some() || kek.is_some() {
                 return Err(invalid_argument(
                     "SSE-C and server-side encryption with the service's keys exclude each other",
+                ));
+            }
+            if bucket.blocks_customer_keys {
+                return Err(error(
+                    S3ErrorCode::AccessDenied,
+                    "Access Denied: the bucket blocks server-side encryption with customer-provided keys (SSE-C)",
                 ));
             }
             self.refuse_if_off()?;

@@ -43,7 +43,7 @@ pub(crate) fn with_members(mut error: S3Error, members: &[(&str, &str)]) -> S3Er
 
 /// An answer as it goes out: the members that an error was given stand in its body.
 #[must_use]
-pub fn finished(mut response: Response<Body>) -> Response<Body> {
+pub(crate) fn finished(mut response: Response<Body>) -> Response<Body> {
     let Some(encoded) = response.headers_mut().remove(MEMBERS) else { return response };
     let members = BASE64.decode(encoded.as_bytes()).ok();
     let members: Option<Vec<(String, String)>> = members.and_then(|json| serde_json::from_slice(&json).ok());

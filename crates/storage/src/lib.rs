@@ -36,14 +36,13 @@ use std::sync::{
 use body::Written;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
-pub use error::finished;
 use error::from_store;
 use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService, StoreError};
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
-pub use s3::{AccessKey, service};
+pub use s3::{AccessKey, S3, service};
 use s3s::{S3ErrorCode, S3Result};
 use tokio::sync::Notify;
 use view::View;
@@ -63,7 +62,7 @@ pub struct Seams {
 }
 
 /// How the role behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StorageConfig {
     /// KEK of container DEKs, and of `aws:kms` without a key id. Without a version it follows rotation.
     pub default_kek: String,
@@ -71,8 +70,12 @@ pub struct StorageConfig {
     pub deks: DekCacheLimits,
     /// Keep everything in clear and refuse requests that ask for encryption: for measuring what encryption costs.
     pub encryption_off: bool,
-    /// Region that buckets say they are in.
+    /// Region that buckets say they are in, and that requests are signed for.
     pub region: String,
+    /// Domains under which a bucket may be addressed as a host.
+    pub host_domains: Vec<String>,
+    /// Whether new buckets refuse SSE-C until their encryption configuration says otherwise, as S3's do since April 2026.
+    pub new_buckets_block_customer_keys: bool,
 }
 
 /// The storage service.

@@ -131,6 +131,9 @@ pub(crate) struct BucketRecord {
     pub versioning: Versioning,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<DefaultEncryption>,
+    /// Whether new objects under a client's key (SSE-C) are refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blocks_customer_keys: bool,
     /// The first is the bucket's own; one more for each KEK that `aws:kms` with a bucket key named.
     pub deks: Vec<ContainerDek>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -172,7 +172,7 @@ pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
         default_kek: String::new(),
         deks: DekCacheLimits::default(),
         encryption_off: true,
-        region: String::new(),
+        ..StorageConfig::default()
     };
     (Storage::open(seams, config), blobs, index)
 }

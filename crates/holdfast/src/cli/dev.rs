@@ -214,6 +214,7 @@ impl DevArgs {
                 deks: DekCacheLimits { ttl, ..DekCacheLimits::default() },
                 encryption_off: self.insecure_no_encryption,
                 region: DEV_REGION.into(),
+                ..StorageConfig::default()
             },
             keys: vec![AccessKey { id: access_key.clone(), secret: secret.clone(), principal: "dev".into() }],
             keks: Arc::new(KekServices(vec![Arc::new(client(&clients[1])), Arc::new(dev.kms)])),

@@ -14,11 +14,15 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
-const LINGER_BYTES_MAX: usize = 8 * 1024 * 1024;
-const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// What a client may still send after it was refused: SDKs send a part of an upload, of some 10 to 50 MiB, before they read.
+const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a client may pause.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long it may go on in all; its connection counts against the limit meanwhile.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A socket that lingers when it is shut down.
 pub(super) struct Lingering {
@@ -27,7 +31,8 @@ pub(super) struct Lingering {
 }
 
 struct Closing {
-    deadline: Pin<Box<Sleep>>,
+    idle: Pin<Box<Sleep>>,
+    until: Instant,
     discarded: usize,
 }
 
@@ -58,16 +63,18 @@ impl AsyncWrite for Lingering {
             Some(closing) => closing,
             None => {
                 ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-                this.closing.insert(Closing { deadline: Box::pin(sleep(LINGER_TIMEOUT)), discarded: 0 })
+                let until = Instant::now() + LINGER_TIMEOUT;
+                this.closing.insert(Closing { idle: Box::pin(sleep(IDLE_TIMEOUT)), until, discarded: 0 })
             }
         };
         let mut scratch = [0; 16 * 1024];
-        while closing.discarded < LINGER_BYTES_MAX && closing.deadline.as_mut().poll(context).is_pending() {
+        while closing.discarded < LINGER_BYTES_MAX && closing.idle.as_mut().poll(context).is_pending() {
             let mut buf = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut this.stream).poll_read(context, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => closing.discarded += buf.filled().len(),
                 Ok(()) | Err(_) => break,
             }
+            closing.idle.as_mut().reset(closing.until.min(Instant::now() + IDLE_TIMEOUT));
         }
         Poll::Ready(Ok(()))
     }

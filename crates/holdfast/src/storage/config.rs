@@ -63,6 +63,8 @@ struct RawListen {
     key_file: Option<PathBuf>,
     #[serde(default)]
     insecure_http: bool,
+    #[serde(default)]
+    host_domains: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +79,8 @@ struct RawStorage {
     dek_cache_entries: Option<usize>,
     kek_poll_secs: Option<u64>,
     disk_reserve_mib: Option<u64>,
+    #[serde(default)]
+    new_buckets_block_sse_c: bool,
     #[serde(default)]
     insecure_no_encryption: bool,
 }
@@ -140,6 +144,16 @@ fn secs(name: &str, value: Option<u64>, default: u64, min: u64, max: u64) -> Res
     Err(format!("{name} = {value} must be {min} to {max}"))
 }
 
+/// A DNS name in lower case, without a port.
+fn host_domain(domain: &str) -> Result<String, String> {
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if domain.len() <= 253 && domain.split('.').all(label) {
+        return Ok(domain.to_ascii_lowercase());
+    }
+    Err(format!("listen.host_domains: {domain:?} must be a DNS name without a port, such as s3.example.com"))
+}
+
 impl Config {
     pub(crate) fn load(path: &Path) -> Result<Self, Fault> {
         parts::load(path, "--role storage > storage.toml", Self::parse)
@@ -147,7 +161,8 @@ impl Config {
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
-        let RawListen { address: listen, metrics_address, certificate_file, key_file, insecure_http } = raw.listen;
+        let RawListen { address: listen, metrics_address, certificate_file, key_file, insecure_http, host_domains } =
+            raw.listen;
         let tls = match (certificate_file, key_file, insecure_http) {
             (Some(certificate), Some(key), false) => Some((certificate, key)),
             (None, None, true) => None,
@@ -183,6 +198,8 @@ impl Config {
                 deks,
                 encryption_off: storage.insecure_no_encryption,
                 region: storage.region,
+                host_domains: host_domains.iter().map(|domain| host_domain(domain)).collect::<Result<_, _>>()?,
+                new_buckets_block_customer_keys: storage.new_buckets_block_sse_c,
             },
             kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,
             disk_reserve: storage.disk_reserve_mib.map(|mib| mib.saturating_mul(1024 * 1024)),
@@ -290,6 +307,7 @@ mod tests {
             ("dek_cache_ttl_secs = 300", "dek_cache_ttl_secs = 99999999", "must be"),
             ("key_file =", "# key_file =", "insecure_http"),
             ("https://hsm1", "http://hsm1", "https"),
+            ("host_domains = []", "host_domains = [\"s3.example.com:443\"]", "without a port"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");
             let error = Config::parse(&EXAMPLE.replace(from, to)).err().unwrap();

@@ -10,9 +10,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use holdfast_core::{Ambient, BlobStore, KekService};
 use holdfast_storage::{Seams, Storage, StorageConfig};
 use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::Service};
+use hyper::body::Incoming;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use room::DiskRoom;
@@ -23,7 +23,7 @@ use crate::{
     control,
     fault::Fault,
     health::{Health, Told},
-    server::{self, AnswerBody, ConnectionLimits},
+    server::{self, ConnectionLimits},
 };
 
 /// Garbage that could not be deleted is tried again.
@@ -89,7 +89,7 @@ pub(crate) async fn start(
     if orphans > 0 {
         tracing::info!(orphans, "blobs left by a crash were deleted");
     }
-    let service = holdfast_storage::service(&storage, setup.keys);
+    let service = Arc::new(holdfast_storage::service(&storage, setup.keys));
     let health = Health::new(StorageTold(Arc::clone(&storage)), setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
@@ -97,26 +97,21 @@ pub(crate) async fn start(
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
-        let health = on_main.then(|| health.answer(request.uri().path())).flatten();
-        let unread = answers_without_reading(&request);
+        let is_own = on_main && !service.names_bucket(request.headers());
+        let health = is_own.then(|| health.answer(request.uri().path())).flatten();
+        let ends_connection = ends_connection(&request);
         let request_id = new_request_id(ambient.as_ref());
-        let answer = health.is_none().then(|| Service::call(&service, request));
+        let service = Arc::clone(&service);
         async move {
-            match (health, answer) {
-                (Some(health), _) => health.map(server::full),
-                (None, Some(answer)) => {
-                    let mut response = match answer.await {
-                        Ok(response) => holdfast_storage::finished(response).map(|body| body.boxed_unsync()),
-                        Err(_) => status_only(StatusCode::INTERNAL_SERVER_ERROR),
-                    };
-                    response.headers_mut().insert("x-amz-request-id", request_id);
-                    if unread.is_some_and(|empty| empty || !response.status().is_success()) {
-                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    response
-                }
-                (None, None) => status_only(StatusCode::NOT_FOUND),
+            if let Some(health) = health {
+                return health.map(server::full);
             }
+            let mut response = service.call(request.map(Into::into)).await.map(|body| body.boxed_unsync());
+            response.headers_mut().insert("x-amz-request-id", request_id);
+            if ends_connection(response.status()) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
         }
     });
     tasks.push(tokio::spawn(server::serve("s3", setup.socket, setup.tls, setup.connections, handler, stopped.clone())));
@@ -186,23 +181,18 @@ impl Told for StorageTold {
     }
 }
 
-/// A client that waits for "100 Continue" may get the final answer instead: to an empty body, or to a refusal. botocore
-/// then takes the next answer on the same connection for a part of this one, so the connection must end. `Some(true)`: the
-/// body is empty; `Some(false)`: it depends on the answer.
-fn answers_without_reading(request: &Request<Incoming>) -> Option<bool> {
-    request.headers().get(header::EXPECT)?;
-    let empty = request.headers().get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
-    Some(empty)
+/// A request may be answered before its body is read, and what is left of it is then in the way of the next one: hyper
+/// cuts the connection, and botocore takes an answer for a part of the one before. So the connection ends with such an
+/// answer: one to an empty body that waits for "100 Continue", or a refusal of a request that has a body.
+fn ends_connection(request: &Request<Incoming>) -> impl Fn(StatusCode) -> bool + use<> {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let empty = length.is_none_or(|length| length == "0") && !request.headers().contains_key(header::TRANSFER_ENCODING);
+    let waits = request.headers().contains_key(header::EXPECT);
+    move |status| if empty { waits } else { !status.is_success() }
 }
 
 /// 16 hex digits, as S3's are.
 fn new_request_id(ambient: &dyn Ambient) -> HeaderValue {
     let id = u64::from_be_bytes(ambient.random());
     HeaderValue::try_from(format!("{id:016X}")).unwrap_or(HeaderValue::from_static("0"))
-}
-
-fn status_only(status: StatusCode) -> Response<AnswerBody> {
-    let mut response = Response::new(server::full(bytes::Bytes::new().into()));
-    *response.status_mut() = status;
-    response
 }

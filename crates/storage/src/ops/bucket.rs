@@ -1,37 +1,71 @@
-//! Buckets (containers), and their default encryption.
+//! Buckets (containers).
 
 use std::{ops::ControlFlow, sync::Arc};
 
 use holdfast_core::IndexWrite;
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use http::{HeaderValue, header};
+use s3s::{Body, S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     answer, caller,
     list::{invalid_value, read_token, token},
-    owner, refuse_unkept, timestamp,
+    owner, tagging, timestamp,
     versions::is_empty,
 };
 use crate::{
     Storage,
-    error::{damaged, error, invalid_argument, not_implemented},
-    record::{self, BucketRecord, DefaultEncryption, FORMAT, Id, Versioning, Waste},
+    error::{damaged, error, not_implemented},
+    record::{self, BucketRecord, FORMAT, Id, Versioning, Waste},
     rows,
     view::waste,
 };
 
+/// What the body of CreateBucket says. s3s 0.14 does not know its tags.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct CreateBucketConfiguration {
+    #[serde(rename = "@xmlns")]
+    _namespace: Option<String>,
+    location_constraint: Option<String>,
+    location: Option<IgnoredAny>,
+    bucket: Option<IgnoredAny>,
+    tags: Option<tagging::TagSet>,
+}
+
+impl CreateBucketConfiguration {
+    /// # Errors
+    /// `MalformedXML`, or what S3 answers where a bucket is asked for elsewhere, or of another kind.
+    fn parse(body: &str, region: &str) -> S3Result<Vec<(String, String)>> {
+        let malformed = |_| error(S3ErrorCode::MalformedXML, "The XML you provided was not well-formed");
+        let asked: Self =
+            if body.is_empty() { Self::default() } else { quick_xml::de::from_str(body).map_err(malformed)? };
+        if asked.location.is_some() || asked.bucket.is_some() {
+            return Err(not_implemented("Directory buckets are not supported"));
+        }
+        let constraint = asked.location_constraint.as_deref().filter(|constraint| !constraint.is_empty());
+        let constraint = constraint.map(|constraint| if constraint == "EU" { "eu-west-1" } else { constraint });
+        if let Some(constraint) = constraint.filter(|constraint| *constraint != region) {
+            let message = format!(
+                "The {constraint} location constraint is incompatible for the region specific endpoint this request \
+                 was sent to."
+            );
+            return Err(error(S3ErrorCode::IllegalLocationConstraintException, message));
+        }
+        asked.tags.map_or(Ok(Vec::new()), tagging::TagSet::of_bucket)
+    }
+}
+
+/// CreateBucket, on the body as text.
 pub(crate) async fn create_bucket(
     storage: &Arc<Storage>,
-    request: S3Request<dto::CreateBucketInput>,
-) -> S3Result<S3Response<dto::CreateBucketOutput>> {
-    refuse_unkept(&request.headers)?;
-    let owner = caller(&request);
-    let input = request.input;
-    if input.object_lock_enabled_for_bucket == Some(true) {
-        return Err(not_implemented("Object lock is not supported"));
-    }
+    owner: String,
+    name: String,
+    body: &str,
+) -> S3Result<S3Response<Body>> {
+    let tags = CreateBucketConfiguration::parse(body, &storage.config.region)?;
     storage.must_have_room(0).await?;
-    let location = dto::CreateBucketOutput { location: Some(format!("/{}", input.bucket)) };
-    let known = storage.look(|view| view.find_bucket(&input.bucket))?;
+    let known = storage.look(|view| view.find_bucket(&name))?;
     if let Some(known) = known {
         return if known.owner == owner {
             Err(error(S3ErrorCode::BucketAlreadyOwnedByYou, "You already own this bucket"))
@@ -44,16 +78,21 @@ pub(crate) async fn create_bucket(
         true => Vec::new(),
         false => vec![storage.new_container_dek(&storage.config.default_kek).await?],
     };
+    let mut created = S3Response::new(Body::empty());
+    if let Ok(location) = HeaderValue::try_from(format!("/{name}")) {
+        created.headers.insert(header::LOCATION, location);
+    }
     let bucket = BucketRecord {
         v: FORMAT,
         id: Id::random(storage.ambient()),
-        name: input.bucket,
+        name,
         owner,
         created: storage.now_millis(),
         versioning: Versioning::Off,
         default: None,
+        blocks_customer_keys: storage.config.new_buckets_block_customer_keys,
         deks,
-        tags: Vec::new(),
+        tags,
         nulls: true,
     };
     storage
@@ -64,7 +103,7 @@ pub(crate) async fn create_bucket(
             Ok(((), vec![IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]))]))
         })
         .await?;
-    answer(location)
+    Ok(created)
 }
 
 pub(crate) async fn delete_bucket(
@@ -149,79 +188,5 @@ pub(crate) async fn list_buckets(
         buckets: Some(buckets),
         owner: Some(owner(&who)),
         prefix: (!prefix.is_empty()).then_some(prefix),
-    })
-}
-
-pub(crate) async fn put_bucket_encryption(
-    storage: &Arc<Storage>,
-    request: S3Request<dto::PutBucketEncryptionInput>,
-) -> S3Result<S3Response<dto::PutBucketEncryptionOutput>> {
-    let input = request.input;
-    if storage.config.encryption_off {
-        return Err(not_implemented("Encryption is off on this server"));
-    }
-    let mut rules = input.server_side_encryption_configuration.rules;
-    let (Some(rule), true) = (rules.pop(), rules.is_empty()) else {
-        return Err(error(S3ErrorCode::MalformedXML, "The configuration has exactly one rule"));
-    };
-    let missing = || error(S3ErrorCode::MalformedXML, "The rule has no ApplyServerSideEncryptionByDefault");
-    let apply = rule.apply_server_side_encryption_by_default.ok_or_else(missing)?;
-    let kms = match apply.sse_algorithm.as_str() {
-        "AES256" => false,
-        "aws:kms" => true,
-        "aws:kms:dsse" => return Err(not_implemented("aws:kms:dsse is not supported")),
-        _ => return Err(error(S3ErrorCode::MalformedXML, "SSEAlgorithm is AES256 or aws:kms")),
-    };
-    if !kms && apply.kms_master_key_id.is_some() {
-        return Err(invalid_argument("a KMSMasterKeyID is not applicable if the default sse algorithm is not aws:kms"));
-    }
-    // Only the form is checked: whether the key can be used shows at the first write.
-    if let Some(kek) = &apply.kms_master_key_id {
-        storage.check_kek(kek)?;
-    }
-    let default =
-        DefaultEncryption { kms, kek: apply.kms_master_key_id, bucket_key: rule.bucket_key_enabled.unwrap_or(false) };
-    set_default(storage, input.bucket, Some(default)).await?;
-    answer(dto::PutBucketEncryptionOutput {})
-}
-
-async fn set_default(storage: &Arc<Storage>, bucket: String, default: Option<DefaultEncryption>) -> S3Result<()> {
-    storage
-        .transact(move |view| {
-            let mut bucket = view.bucket(&bucket)?;
-            bucket.default = default;
-            Ok(((), vec![IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]))]))
-        })
-        .await
-}
-
-pub(crate) async fn delete_bucket_encryption(
-    storage: &Arc<Storage>,
-    request: S3Request<dto::DeleteBucketEncryptionInput>,
-) -> S3Result<S3Response<dto::DeleteBucketEncryptionOutput>> {
-    set_default(storage, request.input.bucket, None).await?;
-    Ok(S3Response::with_status(dto::DeleteBucketEncryptionOutput {}, http::StatusCode::NO_CONTENT))
-}
-
-pub(crate) async fn get_bucket_encryption(
-    storage: &Arc<Storage>,
-    request: S3Request<dto::GetBucketEncryptionInput>,
-) -> S3Result<S3Response<dto::GetBucketEncryptionOutput>> {
-    let bucket = storage.look(|view| view.bucket(&request.input.bucket))?;
-    if storage.config.encryption_off {
-        let code = S3ErrorCode::ServerSideEncryptionConfigurationNotFoundError;
-        return Err(error(code, "The server side encryption configuration was not found"));
-    }
-    let default = bucket.default.unwrap_or(DefaultEncryption { kms: false, kek: None, bucket_key: false });
-    let algorithm = if default.kms { "aws:kms" } else { "AES256" };
-    let rule = dto::ServerSideEncryptionRule {
-        apply_server_side_encryption_by_default: Some(dto::ServerSideEncryptionByDefault {
-            kms_master_key_id: default.kek,
-            sse_algorithm: dto::ServerSideEncryption::from_static(algorithm),
-        }),
-        bucket_key_enabled: Some(default.bucket_key),
-    };
-    answer(dto::GetBucketEncryptionOutput {
-        server_side_encryption_configuration: Some(dto::ServerSideEncryptionConfiguration { rules: vec![rule] }),
     })
 }

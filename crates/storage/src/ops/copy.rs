@@ -11,12 +11,12 @@ use super::{
     get::Opened,
     multipart::OpenUpload,
     place::{New, place},
-    refuse_unkept, source_customer, tagging, timestamp,
+    source_customer, tagging, timestamp,
 };
 use crate::{
     Storage,
     body::{Claims, Target, told_checksum},
-    encryption::{CustomerKey, Key, refuse_unknown},
+    encryption::{CustomerKey, Key},
     error::{error, invalid_argument, invalid_request, not_implemented},
     record::{Id, ObjectRecord, Versioning},
 };
@@ -60,8 +60,6 @@ pub(crate) async fn copy_object(
     storage: &Arc<Storage>,
     request: S3Request<dto::CopyObjectInput>,
 ) -> S3Result<S3Response<dto::CopyObjectOutput>> {
-    refuse_unknown(&request.headers)?;
-    refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
     let writes = WriteConditions::of(&request.headers);
@@ -101,7 +99,7 @@ pub(crate) async fn copy_object(
              object's metadata, storage class, website redirect location or encryption attributes.",
         ));
     }
-    let mut content = content!(input);
+    let mut content = content!(input, request.extensions);
     if !replace {
         let class = content.storage_class.take();
         let redirect = content.website_redirect.take();

@@ -1,10 +1,10 @@
 //! UpdateObjectEncryption: an object's DEK under another KEK, without moving data. The crate s3s does not know the
-//! operation yet, so it is a route of our own: `PUT /BUCKET/KEY?encryption`.
+//! operation yet, so its body is read here: `PUT /BUCKET/KEY?encryption`.
 
 use std::sync::Arc;
 
 use holdfast_core::IndexWrite;
-use s3s::{Body, S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{Body, S3ErrorCode, S3Response, S3Result};
 use serde::Deserialize;
 
 use crate::{
@@ -15,54 +15,34 @@ use crate::{
     rows,
 };
 
-const BODY_BYTES_MAX: usize = 64 * 1024;
-
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ObjectEncryption {
+    #[serde(rename = "@xmlns")]
+    _namespace: Option<String>,
     #[serde(rename = "SSE-KMS", alias = "SSEKMS")]
     kms: Option<Kms>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Kms {
+    #[serde(rename = "@xmlns")]
+    _namespace: Option<String>,
     #[serde(rename = "KMSKeyArn")]
     kek: String,
     #[serde(rename = "BucketKeyEnabled")]
     bucket_key: Option<bool>,
 }
 
-/// Bucket, key and version that a path and query name.
-pub(crate) fn named(request: &S3Request<Body>) -> Option<(String, String, Option<String>)> {
-    let decode = |text: &str| percent_decode(text);
-    let path = request.uri.path().strip_prefix('/')?;
-    let (bucket, key) = path.split_once('/')?;
-    let version = request.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("versionId=")).map(decode);
-    Some((decode(bucket)?, decode(key)?, version.flatten()))
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let mut digit = || bytes.next().and_then(|digit| (digit as char).to_digit(16));
-            out.push((digit()? << 4 | digit()?) as u8);
-        } else {
-            out.push(byte);
-        }
-    }
-    String::from_utf8(out).ok()
-}
-
+/// Of a bucket, a key and, if one is named, a version.
 pub(crate) async fn update_object_encryption(
     storage: &Arc<Storage>,
-    mut request: S3Request<Body>,
+    (bucket, key, version): (String, String, Option<String>),
+    body: &str,
 ) -> S3Result<S3Response<Body>> {
-    let (bucket, key, version) = named(&request).ok_or_else(|| invalid_request("The path names no object"))?;
     let malformed = |_| error(S3ErrorCode::MalformedXML, "The XML you provided was not well-formed");
-    let body = request.input.store_all_limited(BODY_BYTES_MAX).await.map_err(malformed)?;
-    let text = std::str::from_utf8(&body).map_err(|error| malformed(Box::new(error)))?;
-    let asked: ObjectEncryption = quick_xml::de::from_str(text).map_err(|error| malformed(Box::new(error)))?;
+    let asked: ObjectEncryption = quick_xml::de::from_str(body).map_err(malformed)?;
     let asked = asked.kms.ok_or_else(|| invalid_request("Only SSE-KMS can be asked for"))?;
     if asked.bucket_key == Some(true) {
         return Err(not_implemented("An object cannot be moved under a bucket key without encrypting it anew"));

@@ -8,7 +8,7 @@ use super::{answer, conditions::Conditions, customer, timestamp};
 use crate::{
     Storage,
     body::{Segment, told_checksum},
-    encryption::{CustomerKey, Key, refuse_on_read},
+    encryption::{CustomerKey, Key},
     error::{custom, damaged, error, invalid_argument},
     readers::Hold,
     record::{BucketRecord, ChecksumRecord, ManifestDigest, ManifestPart, ObjectRecord, Versioning},
@@ -138,6 +138,28 @@ fn wanted(opened: &Opened, range: Option<&dto::Range>, part: Option<i32>) -> S3R
     }
 }
 
+/// A range is of what the client has, if it says what that is (RFC 9110, section 13.1.5): of anything else it gets all.
+fn range_of(record: &ObjectRecord, range: Option<dto::Range>, headers: &http::HeaderMap) -> Option<dto::Range> {
+    let Some(known) = headers.get(http::header::IF_RANGE) else { return range };
+    let known = known.to_str().unwrap_or_default();
+    let is_etag = known.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) == Some(&record.etag);
+    let modified = super::http_date(timestamp(record.modified));
+    range.filter(|_| is_etag || modified.as_deref() == Some(known))
+}
+
+/// An answer about an object, with what s3s has no place for, or not in this form.
+fn response<T>(opened: &Opened, wanted: &Wanted, output: T) -> S3Response<T> {
+    let mut response = S3Response::new(output);
+    if wanted.partial {
+        response.status = Some(http::StatusCode::PARTIAL_CONTENT);
+    }
+    let expires = opened.record().content.expires.as_deref();
+    if let Some(expires) = expires.and_then(|text| http::HeaderValue::from_str(text).ok()) {
+        response.headers.insert(http::header::EXPIRES, expires);
+    }
+    response
+}
+
 /// The headers that GET and HEAD share.
 macro_rules! describe {
     ($output:ident, $storage:expr, $opened:expr, $wanted:expr, $mode:expr) => {{
@@ -164,10 +186,6 @@ macro_rules! describe {
             content_disposition: content.content_disposition.clone(),
             content_encoding: content.content_encoding.clone(),
             content_language: content.content_language.clone(),
-            expires: content
-                .expires
-                .as_deref()
-                .and_then(|date| dto::Timestamp::parse(dto::TimestampFormat::HttpDate, date).ok()),
             website_redirect_location: content.website_redirect.clone(),
             storage_class: content.storage_class.clone().filter(|class| class != "STANDARD").map(Into::into),
             parts_count: ($opened.record().parts > 0 && $wanted.partial).then(|| record.parts as i32),
@@ -191,7 +209,6 @@ pub(crate) async fn get_object(
     storage: &Arc<Storage>,
     request: S3Request<dto::GetObjectInput>,
 ) -> S3Result<S3Response<dto::GetObjectOutput>> {
-    refuse_on_read(&request.headers)?;
     let mut input = request.input;
     let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);
@@ -202,7 +219,8 @@ pub(crate) async fn get_object(
         if_unmodified_since: input.if_unmodified_since,
     };
     conditions.check_read(opened.record(), storage.now_millis())?;
-    let wanted = wanted(&opened, input.range.as_ref(), input.part_number)?;
+    let range = range_of(opened.record(), input.range, &request.headers);
+    let wanted = wanted(&opened, range.as_ref(), input.part_number)?;
     let key = opened.unlock(storage, customer).await?;
     let record = opened.record();
     let whose = (opened.bucket.id, record.object, record.dek());
@@ -210,9 +228,9 @@ pub(crate) async fn get_object(
     let mut output = describe!(GetObjectOutput, storage, opened, wanted, input.checksum_mode);
     output.tag_count = (!record.tags.is_empty()).then_some(record.tags.len() as i32);
     output.body = Some(body);
-    let mut response = S3Response::new(output);
-    if wanted.partial {
-        response.status = Some(http::StatusCode::PARTIAL_CONTENT);
+    let mut response = response(&opened, &wanted, output);
+    if input.response_expires.is_some() {
+        response.headers.remove(http::header::EXPIRES);
     }
     Ok(response)
 }
@@ -223,7 +241,6 @@ pub(crate) async fn head_object(
     storage: &Arc<Storage>,
     request: S3Request<dto::HeadObjectInput>,
 ) -> S3Result<S3Response<dto::HeadObjectOutput>> {
-    refuse_on_read(&request.headers)?;
     let mut input = request.input;
     let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);
@@ -240,20 +257,16 @@ pub(crate) async fn head_object(
         if_unmodified_since: input.if_unmodified_since,
     };
     conditions.check_read(opened.record(), storage.now_millis())?;
-    let wanted = wanted(&opened, input.range.as_ref(), input.part_number)?;
+    let range = range_of(opened.record(), input.range, &request.headers);
+    let wanted = wanted(&opened, range.as_ref(), input.part_number)?;
     let output = describe!(HeadObjectOutput, storage, opened, wanted, input.checksum_mode);
-    let mut response = S3Response::new(output);
-    if wanted.partial {
-        response.status = Some(http::StatusCode::PARTIAL_CONTENT);
-    }
-    Ok(response)
+    Ok(response(&opened, &wanted, output))
 }
 
 pub(crate) async fn get_object_attributes(
     storage: &Arc<Storage>,
     request: S3Request<dto::GetObjectAttributesInput>,
 ) -> S3Result<S3Response<dto::GetObjectAttributesOutput>> {
-    refuse_on_read(&request.headers)?;
     let mut input = request.input;
     let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);

@@ -1,6 +1,7 @@
 //! The operations, one file per group. They speak s3s's types, which are the wire's; records stay inside.
 
 pub(crate) mod bucket;
+pub(crate) mod bucket_encryption;
 pub(crate) mod complete;
 pub(crate) mod conditions;
 pub(crate) mod copy;
@@ -17,10 +18,9 @@ pub(crate) mod versions;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use http::HeaderMap;
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use s3s::{S3Request, S3Response, S3Result, dto};
 
-use crate::error::{error, invalid_argument, invalid_request};
+use crate::error::invalid_argument;
 
 /// Longest key in bytes.
 const KEY_BYTES_MAX: usize = 1024;
@@ -40,21 +40,6 @@ pub(crate) fn check_key(key: &str) -> S3Result<()> {
 
 pub(crate) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
     Ok(S3Response::new(output))
-}
-
-/// Refuses headers that promise what is not kept here: access for others, and locks. As a bucket of S3's does that has neither.
-pub(crate) fn refuse_unkept(headers: &HeaderMap) -> S3Result<()> {
-    /// What is so anyway: a bucket and all in it are its owner's.
-    const OWNERS: &[&[u8]] = &[b"private", b"bucket-owner-full-control", b"bucket-owner-read"];
-    let acl = headers.get_all("x-amz-acl").iter().any(|acl| !OWNERS.contains(&acl.as_bytes()));
-    let named = |prefix: &str| headers.keys().any(|name| name.as_str().starts_with(prefix));
-    if acl || named("x-amz-grant-") {
-        return Err(error(S3ErrorCode::AccessControlListNotSupported, "The bucket does not allow ACLs"));
-    }
-    if named("x-amz-object-lock-") {
-        return Err(invalid_request("Bucket is missing Object Lock Configuration"));
-    }
-    Ok(())
 }
 
 /// Who asks.
@@ -106,14 +91,15 @@ pub(crate) use source_customer;
 
 /// The headers of a new object that come back as they are.
 macro_rules! content {
-    ($input:expr) => {
+    ($input:expr, $extensions:expr) => {
         $crate::record::ContentHeaders {
             content_type: $input.content_type.take(),
             cache_control: $input.cache_control.take(),
             content_disposition: $input.content_disposition.take(),
             content_encoding: $crate::ops::without_aws_chunked($input.content_encoding.take()),
             content_language: $input.content_language.take(),
-            expires: $input.expires.take().and_then($crate::ops::http_date),
+            expires: $crate::ops::expires(&$extensions)
+                .or_else(|| $input.expires.take().and_then($crate::ops::http_date)),
             website_redirect: $input.website_redirect_location.take(),
             storage_class: $input.storage_class.take().map(|class| class.as_str().to_owned()),
             metadata: $input.metadata.take().unwrap_or_default().into_iter().collect(),
@@ -127,6 +113,14 @@ pub(crate) fn without_aws_chunked(encoding: Option<String>) -> Option<String> {
     let kept: Vec<&str> =
         encoding.as_deref()?.split(',').map(str::trim).filter(|part| *part != "aws-chunked").collect();
     (!kept.is_empty()).then(|| kept.join(","))
+}
+
+/// The header `Expires` as it was sent: S3 keeps it whether it is a date or not.
+#[derive(Clone)]
+pub(crate) struct Expires(pub String);
+
+pub(crate) fn expires(extensions: &http::Extensions) -> Option<String> {
+    extensions.get::<Expires>().map(|Expires(text)| text.clone())
 }
 
 pub(crate) fn http_date(moment: dto::Timestamp) -> Option<String> {

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use holdfast_core::IndexWrite;
 use s3s::{S3Request, S3Response, S3Result, dto};
 
-use super::{
-    answer, asked, check_content, check_key, conditions::check_initiated, content, customer, refuse_unkept, tagging,
-};
+use super::{answer, asked, check_content, check_key, conditions::check_initiated, content, customer, tagging};
 use crate::{
     Storage,
     body::{Claims, Target, Written, hasher, told_checksum},
-    encryption::{CustomerKey, Key, refuse_unknown},
+    encryption::{CustomerKey, Key},
     error::{invalid_argument, invalid_request},
     record::{self, BucketRecord, Encryption, FORMAT, Id, PartRecord, UploadRecord, Waste},
     rows,
@@ -25,14 +23,12 @@ pub(crate) async fn create_multipart_upload(
     storage: &Arc<Storage>,
     request: S3Request<dto::CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<dto::CreateMultipartUploadOutput>> {
-    refuse_unknown(&request.headers)?;
-    refuse_unkept(&request.headers)?;
     let mut input = request.input;
     check_key(&input.key)?;
     storage.must_have_room(0).await?;
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;
     let tags = tagging::from_header(input.tagging.as_deref())?;
-    let content = content!(input);
+    let content = content!(input, request.extensions);
     check_content(&content)?;
     let algorithm = input.checksum_algorithm.take().map(|algorithm| algorithm.as_str().to_owned());
     if algorithm.as_deref().is_some_and(|name| hasher(name).is_none()) {

@@ -9,12 +9,11 @@ use super::{
     conditions::WriteConditions,
     content,
     place::{New, place},
-    refuse_unkept, tagging,
+    tagging,
 };
 use crate::{
     Storage,
     body::{Claims, Target, told_checksum},
-    encryption::refuse_unknown,
     record::{Id, ObjectRecord},
 };
 
@@ -22,8 +21,6 @@ pub(crate) async fn put_object(
     storage: &Arc<Storage>,
     mut request: S3Request<dto::PutObjectInput>,
 ) -> S3Result<S3Response<dto::PutObjectOutput>> {
-    refuse_unknown(&request.headers)?;
-    refuse_unkept(&request.headers)?;
     let mut claims = Claims::from_headers(&request.headers, request.trailing_headers.take())?;
     let mut input = request.input;
     check_key(&input.key)?;
@@ -35,7 +32,7 @@ pub(crate) async fn put_object(
         claims.checksum = input.checksum_algorithm.take().map(|algorithm| (algorithm.as_str().to_owned(), None));
     }
     let tags = tagging::from_header(input.tagging.as_deref())?;
-    let content = content!(input);
+    let content = content!(input, request.extensions);
     check_content(&content)?;
     let asked = asked!(input);
     let bucket = storage.look(|view| view.bucket(&input.bucket))?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use holdfast_core::IndexWrite;
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use serde::Deserialize;
 
 use super::answer;
 use crate::{
@@ -63,6 +64,28 @@ pub(crate) fn from_header(header: Option<&str>) -> S3Result<Tags> {
         Ok((decode(key)?, decode(value)?))
     });
     check(tags.collect::<S3Result<Tags>>()?, OBJECT_TAGS_MAX)
+}
+
+/// Tags as they stand in a body that s3s does not read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TagSet {
+    #[serde(rename = "Tag", default)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct Tag {
+    key: String,
+    value: String,
+}
+
+impl TagSet {
+    /// Checked as those of a bucket.
+    pub(crate) fn of_bucket(self) -> S3Result<Tags> {
+        check(self.tags.into_iter().map(|tag| (tag.key, tag.value)).collect(), BUCKET_TAGS_MAX)
+    }
 }
 
 fn from_xml(tagging: dto::Tagging, max: usize) -> S3Result<Tags> {

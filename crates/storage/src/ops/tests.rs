@@ -59,8 +59,7 @@ async fn put_object(storage: &Arc<Storage>, key: &str) -> Option<String> {
 
 async fn created() -> (Arc<Storage>, Arc<twins::Counted>) {
     let (storage, _, index) = twins::storage();
-    let input = dto::CreateBucketInput { bucket: "b".into(), ..Default::default() };
-    bucket::create_bucket(&storage, request(input)).await.unwrap();
+    bucket::create_bucket(&storage, "anonymous".into(), "b".into(), "").await.unwrap();
     (storage, index)
 }
 
