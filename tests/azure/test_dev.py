@@ -136,6 +136,17 @@ def test_the_challenge_under_either_name(dev):
         assert f'resource="https://{resource}:{dev.port}"' in answer.headers["WWW-Authenticate"]
 
 
+def test_a_second_one_is_refused_and_leaves_the_first_alone(tmp_path):
+    dev = Dev(tmp_path, "--data-dir", str(tmp_path / "data"))
+    try:
+        assert dev.env_file == tmp_path / "data.env"
+        second = subprocess.run([BINARY, "dev", "--data-dir", tmp_path / "data", "--port-base", str(free_ports())], capture_output=True, text=True, timeout=30)
+        assert second.returncode == 1 and second.stdout == "" and "another process" in second.stderr
+        assert dev.shell("curl -sSf --cacert $HOLDFAST_CA_FILE $HOLDFAST_HSM_URL/readyz").returncode == 0
+    finally:
+        dev.stop()
+
+
 def test_a_data_dir_with_a_blank_in_its_name(tmp_path):
     dev = Dev(tmp_path, "--data-dir", str(tmp_path / "a b" / "it's"), "--env-file", str(tmp_path / "e"))
     try:

@@ -7,11 +7,14 @@ import signal
 import stat
 import subprocess
 import time
+import warnings
 
 import pytest
 import requests
+import urllib3
 from azure.keyvault.keys import KeyClient
 from conftest import BINARY, Rest, Server, assert_error, b64
+from process import start
 
 
 @pytest.fixture
@@ -56,6 +59,30 @@ def test_an_assignment_from_before_a_restart_ends_with_its_key(own):
     rest.ok("POST", "/keys/mortal/create", {"kty": "oct-HSM"})
     assert rest.ok("GET", path)["value"] == []
     rest.ok("PUT", f"{path}/44444444-4444-4444-8444-444444444444", assignment, status=201)
+
+
+def test_an_assignment_ends_with_a_key_whose_retention_ends(own):
+    """91 days later the key goes by itself, and its assignments with it."""
+    warnings.filterwarnings("ignore", category=urllib3.exceptions.InsecureRequestWarning)
+    rest = Rest(own, own.token())
+    assignment = {"properties": {"roleDefinitionId": "2c18b078-7c48-4d3a-af88-5a3a1b3f82b3", "principalId": "33333333-3333-4333-8333-333333333333"}}
+    path = "/keys/mortal/providers/Microsoft.Authorization/roleAssignments"
+    rest.ok("POST", "/keys/mortal/create", {"kty": "oct-HSM"})
+    rest.ok("PUT", f"{path}/44444444-4444-4444-8444-444444444444", assignment, status=201)
+    rest.ok("DELETE", "/keys/mortal")
+    own.stop()
+    library = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    later = ["env", f"LD_PRELOAD={library}", "FAKETIME=+91d", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+    own.process = start([*later, BINARY, "dev", "--data-dir", own.data_dir, "--port-base", own.port, "--env-file", own.env_file], own.log, own.env_file.exists)
+    token = subprocess.run([*later, BINARY, "token", "--env-file", own.env_file], capture_output=True, text=True, check=True).stdout.strip()
+    # Its certificate is not valid yet by our clock.
+    get = lambda path: requests.get(f"{own.url}{path}?api-version=7.5", headers={"Authorization": f"Bearer {token}"}, verify=False, timeout=10)
+    deadline = time.monotonic() + 60
+    while (answer := get("/deletedkeys/mortal")).status_code == 200:
+        assert time.monotonic() < deadline, "maintenance comes every 30 s"
+        time.sleep(0.5)
+    assert_error(answer, 404, "KeyNotFound")
+    assert get(path).json()["value"] == []
 
 
 def test_a_copy_without_its_silicon_does_not_open(own, tmp_path):

@@ -1,4 +1,5 @@
 """Other PKCS #11 modules than SoftHSM2, as Debian has them."""
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -41,6 +42,9 @@ class OpenCryptoki(SoftHsm):
         if not pathlib.Path(self.module).exists() or os.geteuid() != 0:
             pytest.skip("openCryptoki is not installed, or not ours to use")
         self.label, self.mine, self.env = label, self.state / "of-holdfast-tests", dict(os.environ)
+        # Another run on this machine has its turn first.
+        self.turn = open("/tmp/holdfast-opencryptoki.lock", "w")
+        fcntl.flock(self.turn, fcntl.LOCK_EX)
         if self.used() and not self.mine.exists():
             pytest.skip("openCryptoki's software token is somebody's on this machine")
         self.clear()
@@ -95,6 +99,7 @@ class OpenCryptoki(SoftHsm):
             while self.running() and time.monotonic() < deadline:
                 time.sleep(0.05)
         self.clear()
+        self.turn.close()
 
     def hsm_config(self, name: str, **more) -> str:
         options = {"sessions": 4, "relist_secs": 2, "hang_secs": 1} | more

@@ -104,8 +104,10 @@ impl DevArgs {
         let temporary = tempfile::Builder::new().prefix("holdfast-").tempdir().map_err(Fault::new)?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
         let env_file = self.env_file.clone().unwrap_or_else(|| beside(&data_dir, "env"));
-        // A stale file would be taken for a sign of readiness.
-        let _ = std::fs::remove_file(&env_file);
+        if let Some(path) = &self.env_file {
+            // A stale file would be taken for a sign of readiness. One beside the state may be of a process that still has it.
+            let _ = std::fs::remove_file(path);
+        }
         let unresolved = unresolved_names(self.port_base);
         if !unresolved.is_empty() {
             let type_this = dev_page::hosts_line(&unresolved);
