@@ -346,7 +346,7 @@ struct Reader {
     segments: VecDeque<Segment>,
     open: Option<OpenSegment>,
     /// The blobs stay for as long as this reads them.
-    _hold: Option<Arc<Hold>>,
+    hold: Option<Arc<Hold>>,
 }
 
 struct OpenSegment {
@@ -373,7 +373,7 @@ impl Storage {
     ) -> S3Result<StreamingBlob> {
         let identity = StreamIdentity { dek: dek.unwrap_or(Id([0; 16])), bucket, object, stream: Id([0; 16]) };
         let segments = segments.into();
-        let mut reader = Reader { storage: Arc::clone(self), identity, key, segments, open: None, _hold: hold };
+        let mut reader = Reader { storage: Arc::clone(self), identity, key, segments, open: None, hold };
         let Some(first) = reader.next().await? else { return Ok(StreamingBlob::from(s3s::Body::empty())) };
         let rest = stream::unfold(Some(reader), |reader| async {
             let mut reader = reader?;
@@ -397,6 +397,9 @@ impl Reader {
         // Reading, like writing, ends when the permission does.
         let storage = Arc::clone(&self.storage);
         storage.still_allowed(&mut self.key).await.map_err(from_kek)?;
+        if let Some(hold) = &self.hold {
+            hold.moved();
+        }
         loop {
             if self.open.is_none() {
                 let Some(segment) = self.segments.pop_front() else { return Ok(None) };

@@ -1,8 +1,10 @@
-//! Who reads what. The blobs of an object that was discarded go when its last reader has ended, and no later.
+//! Who reads what. The blobs of an object that was discarded go when its last reader has ended, and no later: a reader that stands
+//! still is taken to have ended.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use s3s::S3Result;
@@ -10,10 +12,20 @@ use tokio::sync::Notify;
 
 use crate::record::Id;
 
+/// A client that takes nothing for so long does not keep what was discarded on the disk.
+const STILL_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The readers of one object.
+struct Held {
+    readers: usize,
+    /// When one of them came, or took something.
+    moved: Instant,
+}
+
 /// The readers of this process; there is no other that has the index open.
 #[derive(Default)]
 pub(crate) struct Readers {
-    held: Mutex<HashMap<Id, usize>>,
+    held: Mutex<HashMap<Id, Held>>,
     /// Shared by those who are finding something to read.
     finding: RwLock<()>,
     /// Told when an object has no reader any more.
@@ -26,14 +38,27 @@ pub(crate) struct Hold {
     object: Id,
 }
 
+impl Hold {
+    /// The reader has taken something.
+    pub(crate) fn moved(&self) {
+        let now = Instant::now();
+        let mut all = self.readers.held();
+        let Some(held) = all.get_mut(&self.object) else { return };
+        if now.duration_since(held.moved) > STILL_MAX {
+            tracing::info!("a reader stood still for long; if its object was discarded, what it reads may be gone");
+        }
+        held.moved = now;
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut held = self.readers.held();
-        if let Some(count) = held.get_mut(&self.object) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.object);
-                drop(held);
+        let mut all = self.readers.held();
+        if let Some(held) = all.get_mut(&self.object) {
+            held.readers -= 1;
+            if held.readers == 0 {
+                all.remove(&self.object);
+                drop(all);
                 self.readers.ended.notify_one();
             }
         }
@@ -41,7 +66,7 @@ impl Drop for Hold {
 }
 
 impl Readers {
-    fn held(&self) -> MutexGuard<'_, HashMap<Id, usize>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Id, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,7 +79,11 @@ impl Readers {
         let _finding = self.finding.read().unwrap_or_else(PoisonError::into_inner);
         let found = look()?;
         let object = object(&found);
-        *self.held().entry(object).or_default() += 1;
+        let now = Instant::now();
+        let mut all = self.held();
+        let held = all.entry(object).or_insert(Held { readers: 0, moved: now });
+        (held.readers, held.moved) = (held.readers + 1, now);
+        drop(all);
         Ok((found, Arc::new(Hold { readers: Arc::clone(self), object })))
     }
 
@@ -64,12 +93,38 @@ impl Readers {
         drop(self.finding.write().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Whether somebody still reads an object.
     pub(crate) fn holds(&self, object: Id) -> bool {
-        self.held().contains_key(&object)
+        self.holds_at(object, Instant::now())
+    }
+
+    pub(crate) fn holds_at(&self, object: Id, now: Instant) -> bool {
+        self.held().get(&object).is_some_and(|held| now.duration_since(held.moved) <= STILL_MAX)
     }
 
     /// Waits until an object has lost its last reader, or has since this was last asked.
     pub(crate) async fn ended(&self) {
         self.ended.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_stands_still_holds_nothing() {
+        let readers = Arc::new(Readers::default());
+        let object = Id([1; 16]);
+        let (_, one) = readers.find(|| Ok(object), |object| *object).unwrap();
+        let begun = Instant::now();
+        assert!(readers.holds_at(object, begun + STILL_MAX - Duration::from_secs(1)));
+        assert!(!readers.holds_at(object, begun + STILL_MAX + Duration::from_secs(1)));
+        one.moved();
+        let (_, two) = readers.find(|| Ok(object), |object| *object).unwrap();
+        drop(one);
+        assert!(readers.holds(object) && !readers.holds(Id([2; 16])));
+        drop(two);
+        assert!(!readers.holds(object));
     }
 }

@@ -24,7 +24,8 @@ impl DiskRoom {
 
 /// Free and all bytes of the disk that a directory is on.
 fn disk(directory: &Path) -> Option<(u64, u64)> {
-    let disk = rustix::fs::statvfs(directory).ok()?;
+    // Some file systems do not say.
+    let disk = rustix::fs::statvfs(directory).ok().filter(|disk| disk.f_blocks > 0)?;
     Some((disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize)))
 }
 
