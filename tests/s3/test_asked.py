@@ -2,6 +2,8 @@
 import base64
 import datetime
 import hashlib
+import hmac
+import json
 import socket
 import urllib.parse
 import uuid
@@ -215,6 +217,28 @@ def test_what_a_form_asks_for(storage, s3, bucket, name, value, expected):
     assert ("Contents" in s3.list_objects_v2(Bucket=bucket)) == (expected[0] == 204)
 
 
+@pytest.mark.parametrize(("policy", "more", "expected"), [
+    ({}, {}, (204, "")),
+    ({}, {"x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(b"data").digest()).decode(), "x-ignore-a": "1"}, (204, "")),
+    ({}, {"acl": "private"}, (403, "AccessDenied")),
+    ({"conditions": [{"bucket": "other"}]}, {}, (403, "AccessDenied")),
+    ({"conditions": [["eq", "$key", "other"]]}, {}, (403, "AccessDenied")),
+    ({"conditions": [["content-length-range", 0, 3]]}, {}, (400, "EntityTooLarge")),
+    ({"expiration": "2035-01-01 00:00:00+00:00"}, {}, (400, "InvalidPolicyDocument")),
+    ({"expiration": "2020-01-01T00:00:00Z"}, {}, (403, "AccessDenied")),
+])
+def test_a_form_says_what_its_policy_allows(storage, s3, bucket, policy, more, expected):
+    document = {"expiration": "2035-01-01T00:00:00.000Z", "conditions": [{"bucket": bucket}, ["starts-with", "$key", "k"]]}
+    document |= policy | {"conditions": document["conditions"] + policy.get("conditions", [])}
+    encoded = base64.b64encode(json.dumps(document).encode()).decode()
+    access_key, secret = storage.keys["alice"]
+    signature = base64.b64encode(hmac.new(secret.encode(), encoded.encode(), hashlib.sha1).digest()).decode()
+    fields = {"key": "k", "AWSAccessKeyId": access_key, "policy": encoded, "signature": signature, **more}
+    answer = requests.post(f"{storage.url}/{bucket}", data=fields, files={"file": b"data"}, timeout=10)
+    assert code((answer.status_code, None, answer.content)) == expected
+    assert ("Contents" in s3.list_objects_v2(Bucket=bucket)) == (expected[0] == 204)
+
+
 def test_headers_in_a_presigned_query_ask_for_the_same(storage, s3, bucket):
     send = lambda query, body=b"1": signed.send(storage.url.removeprefix("http://"), "PUT", signed.presigned(storage, "PUT", f"/{bucket}/k?{query}"), body)
     assert code(send("x-amz-acl=public-read")) == (400, "AccessControlListNotSupported")
@@ -233,6 +257,8 @@ def test_presigned_urls_live_a_week(storage, s3, bucket):
     v2 = storage.client(signature_version="s3")
     assert requests.get(v2.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=3600), timeout=10).content == b"1"
     assert requests.get(v2.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=700000), timeout=10).status_code == 400
+    expired = requests.get(v2.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=-10), timeout=10)
+    assert code((expired.status_code, None, expired.content)) == (403, "AccessDenied")
 
 
 def test_a_wrong_region_is_told_with_the_right_one(storage, s3, bucket):

@@ -10,6 +10,7 @@ use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use s3s::{Body, S3ErrorCode, S3Result};
 
+use super::form_policy;
 use crate::error::error;
 
 /// The fields of a form before its file, headers of parts included. S3's bound is 20 KB for the fields.
@@ -26,11 +27,16 @@ pub(super) struct Fields(pub HeaderMap);
 impl Fields {
     /// Puts what the form claims of its file to where an operation reads it. What the request itself claims is of the form.
     pub(super) fn add_claims(self, headers: &mut HeaderMap) {
-        let is_claim = |name: &HeaderName| name.as_str().starts_with("x-amz-checksum-") || name == "content-md5";
-        let of_form: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
+        let of_form: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
         of_form.iter().for_each(|name| drop(headers.remove(name)));
-        headers.extend(self.0.into_iter().filter(|(name, _)| name.as_ref().is_some_and(is_claim)));
+        let claims = self.0.into_iter().filter(|(name, _)| name.as_ref().is_some_and(|name| is_claim(name.as_str())));
+        headers.extend(claims);
     }
+}
+
+/// What is claimed of the file.
+fn is_claim(name: &str) -> bool {
+    name.starts_with("x-amz-checksum-") || name == "content-md5"
 }
 
 /// Whether a request is a POST form.
@@ -39,11 +45,12 @@ pub(super) fn is_form(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::POST && kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")
 }
 
-/// Reads the fields of a form, leaves them beside it ([`Fields`]), and puts the name of its file into them.
+/// Reads the fields of a form to a bucket, checks them against their policy, leaves them beside it ([`Fields`]), and puts
+/// the name of its file into them.
 ///
 /// # Errors
-/// `MalformedPOSTRequest`: the form has no boundary, no file within the bound, or ends early.
-pub(super) async fn prepared(request: Request<Body>) -> S3Result<Request<Body>> {
+/// `MalformedPOSTRequest`: the form has no boundary, no file within the bound, or ends early. What [`form_policy::check`] says.
+pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i64) -> S3Result<Request<Body>> {
     let malformed = || error(S3ErrorCode::MalformedPOSTRequest, "The body of your POST request is not well-formed");
     let (mut parts, body) = request.into_parts();
     let boundary = boundary(&parts.headers).ok_or_else(malformed)?;
@@ -58,7 +65,8 @@ pub(super) async fn prepared(request: Request<Body>) -> S3Result<Request<Body>> 
             _ => return Err(malformed()),
         }
     };
-    let rewritten = form.with_file_name(&head);
+    let covered = form_policy::check(&form.texts(&head), bucket, now_millis)?;
+    let rewritten = form.with_file_name(&head, &covered);
     let more = rewritten.len() as i64 - head.len() as i64;
     let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<i64>().ok());
     if let Some(length) = length {
@@ -75,10 +83,18 @@ fn boundary(headers: &HeaderMap) -> Option<String> {
     Some(kind.get_param(mime::BOUNDARY)?.as_str().to_owned())
 }
 
-/// The parts of a form up to its file, as places in its head.
+/// A field, as places in the head of its form.
+struct Field {
+    /// In lower case.
+    name: String,
+    value: Range<usize>,
+    /// From behind the delimiter before it to behind the one after it.
+    part: Range<usize>,
+}
+
+/// The parts of a form up to its file.
 struct Form {
-    /// Name, in lower case, and where the value is.
-    fields: Vec<(String, Range<usize>)>,
+    fields: Vec<Field>,
     file_name: String,
     /// The header lines of the file's part.
     file_lines: Range<usize>,
@@ -104,24 +120,25 @@ impl Form {
                 return Some(Self { fields, file_name, file_lines: at..end });
             }
             let value_end = find(head, between.as_bytes(), end + 2)?;
-            fields.push((name, (end + 4).min(value_end)..value_end));
-            at = value_end + between.len();
+            let next = value_end + between.len();
+            fields.push(Field { name, value: (end + 4).min(value_end)..value_end, part: at..next });
+            at = next;
         }
     }
 
-    fn with_file_name(&self, head: &[u8]) -> Vec<u8> {
+    fn with_file_name(&self, head: &[u8], covered: &[String]) -> Vec<u8> {
         let mut out = Vec::with_capacity(head.len() + self.file_name.len());
         let mut at = 0;
-        for (name, value) in &self.fields {
-            let mut from = value.start;
-            while let Some(place) =
-                find(&head[..value.end], FILE_NAME, from).filter(|_| !VERBATIM.contains(&name.as_str()))
-            {
-                out.extend_from_slice(&head[at..place]);
-                out.extend_from_slice(self.file_name.as_bytes());
-                from = place + FILE_NAME.len();
-                at = from;
+        for field in &self.fields {
+            // s3s wants these in the policy, S3 does not; they are checked as headers would be.
+            if is_claim(&field.name) && !covered.contains(&field.name) {
+                out.extend_from_slice(&head[at..field.part.start]);
+                at = field.part.end;
+                continue;
             }
+            out.extend_from_slice(&head[at..field.value.start]);
+            out.extend_from_slice(&self.value(field, head));
+            at = field.value.end;
         }
         out.extend_from_slice(&head[at..self.file_lines.start]);
         // s3s reads one form of this line only, and a name that is not empty.
@@ -136,11 +153,35 @@ impl Form {
         out
     }
 
+    /// The value of a field, with the name of the file in its place.
+    fn value(&self, field: &Field, head: &[u8]) -> Vec<u8> {
+        let value = &head[field.value.clone()];
+        if VERBATIM.contains(&field.name.as_str()) {
+            return value.to_vec();
+        }
+        let mut out = Vec::with_capacity(value.len() + self.file_name.len());
+        let mut at = 0;
+        while let Some(place) = find(value, FILE_NAME, at) {
+            out.extend_from_slice(&value[at..place]);
+            out.extend_from_slice(self.file_name.as_bytes());
+            at = place + FILE_NAME.len();
+        }
+        out.extend_from_slice(&value[at..]);
+        out
+    }
+
+    /// Names and values, as a policy speaks of them.
+    fn texts(&self, head: &[u8]) -> Vec<(String, String)> {
+        let text = |field| String::from_utf8_lossy(&self.value(field, head)).into_owned();
+        self.fields.iter().map(|field| (field.name.clone(), text(field))).collect()
+    }
+
     fn fields(&self, head: &[u8]) -> Fields {
         let mut headers = HeaderMap::new();
-        for (name, value) in &self.fields {
-            let name = if name == "acl" { "x-amz-acl" } else { name };
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(&head[value.clone()])) {
+        for field in &self.fields {
+            let name = if field.name == "acl" { "x-amz-acl" } else { &field.name };
+            let value = HeaderValue::from_bytes(&head[field.value.clone()]);
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), value) {
                 headers.append(name, value);
             }
         }
@@ -222,7 +263,7 @@ mod tests {
             let body =
                 form(&[(r#"name="key""#, "up/${filename}"), (r#"name="policy""#, "${filename}"), (file, "data")]);
             let parsed = Form::parse(&body, "B").unwrap();
-            let rewritten = String::from_utf8(parsed.with_file_name(&body)).unwrap();
+            let rewritten = String::from_utf8(parsed.with_file_name(&body, &[])).unwrap();
             assert!(rewritten.contains(&format!("\r\n\r\n{expected}\r\n")), "{file}: {rewritten}");
             assert!(rewritten.contains("\r\n\r\n${filename}\r\n"), "the policy is as it was signed");
         }

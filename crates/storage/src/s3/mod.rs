@@ -1,6 +1,8 @@
 //! The S3 protocol, on the s3s crate: it reads requests, checks signatures and writes XML; what is done is in `ops`.
 
+mod dates;
 mod form;
+mod form_policy;
 mod front;
 mod headers;
 mod operations;
@@ -70,9 +72,17 @@ impl S3Host for HostParser {
 pub struct S3 {
     outer: S3Service,
     hosts: Arc<Hosts>,
+    storage: Arc<Storage>,
 }
 
 impl S3 {
+    /// The bucket that the address of a form names.
+    fn bucket_of(&self, request: &http::Request<Body>) -> String {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let of_path = || request.uri().path().trim_matches('/').to_owned();
+        self.hosts.bucket(host).unwrap_or_else(of_path)
+    }
+
     /// Whether the host that a request names is a bucket: then every path is one of its objects.
     #[must_use]
     pub fn names_bucket(&self, headers: &HeaderMap) -> bool {
@@ -82,9 +92,12 @@ impl S3 {
 
     /// Answers a request.
     pub async fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
-        let prepared = match form::is_form(request.method(), request.headers()) {
-            true => form::prepared(request).await,
-            false => check_date(request.headers()).map(|()| request),
+        let now_millis = self.storage.now_millis();
+        let prepared = if form::is_form(request.method(), request.headers()) {
+            let bucket = self.bucket_of(&request);
+            form::prepared(request, &bucket, now_millis).await
+        } else {
+            dates::prepared(request, now_millis / 1000)
         };
         let answer = match prepared {
             Ok(request) => self.outer.call(request).await,
@@ -109,19 +122,6 @@ fn refused(error: &S3Error) -> http::Response<Body> {
     answer
 }
 
-/// A signed request has a date that can be read; s3s calls one that cannot by another code than S3.
-fn check_date(headers: &HeaderMap) -> S3Result<()> {
-    let readable = |date: &HeaderValue| {
-        let bytes = date.as_bytes();
-        let digits = bytes.iter().enumerate().all(|(at, byte)| matches!(at, 8 | 15) || byte.is_ascii_digit());
-        bytes.len() == 16 && bytes[8] == b'T' && bytes[15] == b'Z' && digits
-    };
-    if headers.get("x-amz-date").is_none_or(readable) {
-        return Ok(());
-    }
-    Err(error(S3ErrorCode::AccessDenied, "AWS authentication requires a valid Date or x-amz-date header"))
-}
-
 /// The service, over a storage and for those who have these keys.
 #[must_use]
 pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
@@ -142,7 +142,7 @@ pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
     let owners = Arc::new(Owners { storage: Arc::clone(storage), keys });
     outer.set_access(FormsOnly(Arc::clone(&owners)));
     outer.set_route(front::Front { owners, hosts: Arc::clone(&hosts), inner: builder().build() });
-    S3 { outer: outer.build(), hosts }
+    S3 { outer: outer.build(), hosts, storage: Arc::clone(storage) }
 }
 
 struct Keys(Arc<HashMap<String, AccessKey>>);
