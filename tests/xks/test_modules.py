@@ -105,7 +105,6 @@ def test_a_start_over_softhsm_is_quiet(tmp_path):
     check_end(proxy)
 
 
-@pytest.mark.skipif(not NSS_MODULE.exists(), reason="NSS is not installed")
 def test_a_library_that_wants_parameters(tmp_path):
     """With them it opens; without them, or with others, it is told why not. (NSS 3.87 tells too short a length for what it encrypts by
     AES-GCM, and so cannot serve AWS KMS.)"""
