@@ -6,7 +6,7 @@ import pytest
 from conftest import check_end, hsm_config
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from modules import NSS_MODULE, Nss, OpenCryptoki
+from modules import Nss, OpenCryptoki
 from proxy import Kms, Proxy, assert_refused, free_port
 from softhsm import PIN, SoftHsm
 from test_ekm import POOL, Azure, dec, enc
