@@ -1,9 +1,11 @@
 //! The grammar of release policies, version 1.0.0 (Microsoft: "Azure Managed HSM secure key release policy grammar").
 //!
-//!     policy    = {"version": "1.0.0", "anyOf": [authority, ...]}
-//!     authority = {"authority": "https://...", ("anyOf" | "allOf"): [condition, ...]}
-//!     condition = {"claim": "name", "equals": string | number | true | false}
-//!               | {"anyOf": [condition, ...]} | {"allOf": [condition, ...]}
+//! ```text
+//! policy    = {"version": "1.0.0", "anyOf": [authority, ...]}
+//! authority = {"authority": "https://...", ("anyOf" | "allOf"): [condition, ...]}
+//! condition = {"claim": "name", "equals": string | number | true | false}
+//!           | {"anyOf": [condition, ...]} | {"allOf": [condition, ...]}
+//! ```
 //!
 //! A policy is checked when a key gets it: whoever makes a mistake learns of it then, not when the key is needed. Member names
 //! that are not in the grammar, and members named twice, are refused: what they were meant to bound would not be bounded.
