@@ -41,16 +41,23 @@ pub(crate) fn with_members(mut error: S3Error, members: &[(&str, &str)]) -> S3Er
     error
 }
 
-/// An answer as it goes out: the members that an error was given stand in its body.
+/// An answer as it goes out, with its request's id: in the body of an error stand the members that it was given, and the id.
 #[must_use]
-pub(crate) fn finished(mut response: Response<Body>) -> Response<Body> {
-    let Some(encoded) = response.headers_mut().remove(MEMBERS) else { return response };
-    let members = BASE64.decode(encoded.as_bytes()).ok();
-    let members: Option<Vec<(String, String)>> = members.and_then(|json| serde_json::from_slice(&json).ok());
+pub(crate) fn finished(mut response: Response<Body>, request_id: &str) -> Response<Body> {
+    if let Ok(id) = HeaderValue::try_from(request_id) {
+        response.headers_mut().insert("x-amz-request-id", id);
+    }
+    let encoded = response.headers_mut().remove(MEMBERS);
+    // The bodies of successes are objects, too.
+    if response.status().is_success() {
+        return response;
+    }
+    let members = encoded.and_then(|encoded| BASE64.decode(encoded.as_bytes()).ok());
+    let mut members: Vec<(String, String)> =
+        members.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+    members.push(("RequestId".to_owned(), request_id.to_owned()));
     let body = response.body().bytes().and_then(|body| String::from_utf8(body.to_vec()).ok());
-    if let (Some(members), Some(body)) = (members, body)
-        && let Some((head, tail)) = body.rsplit_once("</Error>")
-    {
+    if let Some((head, tail)) = body.as_deref().and_then(|body| body.rsplit_once("</Error>")) {
         let mut whole = head.to_owned();
         for (name, value) in members {
             whole.push_str(&format!("<{name}>{}</{name}>", xml_escaped(&value)));

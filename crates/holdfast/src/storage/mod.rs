@@ -106,8 +106,7 @@ pub(crate) async fn start(
             if let Some(health) = health {
                 return health.map(server::full);
             }
-            let mut response = service.call(request.map(Into::into)).await.map(|body| body.boxed_unsync());
-            response.headers_mut().insert("x-amz-request-id", request_id);
+            let mut response = service.call(request.map(Into::into), &request_id).await.map(|body| body.boxed_unsync());
             if ends_connection(response.status()) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -192,7 +191,6 @@ fn ends_connection(request: &Request<Incoming>) -> impl Fn(StatusCode) -> bool +
 }
 
 /// 16 hex digits, as S3's are.
-fn new_request_id(ambient: &dyn Ambient) -> HeaderValue {
-    let id = u64::from_be_bytes(ambient.random());
-    HeaderValue::try_from(format!("{id:016X}")).unwrap_or(HeaderValue::from_static("0"))
+fn new_request_id(ambient: &dyn Ambient) -> String {
+    format!("{:016X}", u64::from_be_bytes(ambient.random()))
 }

@@ -1,10 +1,10 @@
 //! Preconditions (RFC 9110, section 13) on reading, copying, writing and deleting: which operation has which, as S3 has them for
 //! its general purpose buckets, and whether they hold. What an operation does not have is refused, never passed over.
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use s3s::{S3Error, S3ErrorCode, S3Result, dto};
 
-use super::timestamp;
+use super::{http_date, timestamp};
 use crate::{
     error::{custom, error, with_members},
     record::ObjectRecord,
@@ -40,6 +40,26 @@ fn not_implemented(header: &str, why: Option<&str>) -> S3Error {
 fn failed(condition: &str) -> S3Error {
     let message = "At least one of the pre-conditions you specified did not hold";
     with_members(error(S3ErrorCode::PreconditionFailed, message), &[("Condition", condition)])
+}
+
+/// Says by its headers which one the client has (RFC 9110, section 15.4.5).
+fn not_modified(record: &ObjectRecord) -> S3Error {
+    let mut headers = HeaderMap::new();
+    let modified = http_date(timestamp(record.modified));
+    let told = [
+        (header::ETAG, Some(format!("\"{}\"", record.etag))),
+        (header::LAST_MODIFIED, modified),
+        (header::CACHE_CONTROL, record.content.cache_control.clone()),
+        (header::EXPIRES, record.content.expires.clone()),
+    ];
+    for (name, value) in told {
+        if let Some(value) = value.and_then(|text| HeaderValue::try_from(text).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    let mut error = error(S3ErrorCode::NotModified, "Not Modified");
+    error.set_headers(headers);
+    error
 }
 
 fn no_such_key(key: &str) -> S3Error {
@@ -105,7 +125,7 @@ fn names(condition: &dto::ETagCondition, etag: &str) -> bool {
 impl Conditions {
     /// For GET and HEAD: 304 where the client has the object already, 412 otherwise.
     pub(crate) fn check_read(&self, record: &ObjectRecord, now: i64) -> S3Result<()> {
-        self.check("", record, now, |_| error(S3ErrorCode::NotModified, "Not Modified"))
+        self.check("", record, now, |_| not_modified(record))
     }
 
     /// For the source of a copy: 412.

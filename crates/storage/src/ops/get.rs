@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{answer, conditions::Conditions, customer, timestamp};
@@ -166,11 +167,14 @@ macro_rules! describe {
         let record = $opened.record();
         let content = &record.content;
         let told = $storage.told(&$opened.bucket, &record.encryption);
-        let sum = if $mode.is_some_and(|mode| mode.as_str() == "ENABLED") {
+        let mut sum = if $mode.is_some_and(|mode| mode.as_str() == "ENABLED") {
             told_checksum($wanted.checksum.as_ref())
         } else {
             dto::Checksum::default()
         };
+        // The type is the object's, also where the value is a part's.
+        let whole = || told_checksum(record.checksum.as_ref()).checksum_type;
+        sum.checksum_type = sum.checksum_type.and_then(|kind| whole().or(Some(kind)));
         let range = ($wanted.partial && record.size > 0)
             .then(|| format!("bytes {}-{}/{}", $wanted.from, $wanted.to.saturating_sub(1), record.size));
         dto::$output {
@@ -260,7 +264,12 @@ pub(crate) async fn head_object(
     let range = range_of(opened.record(), input.range, &request.headers);
     let wanted = wanted(&opened, range.as_ref(), input.part_number)?;
     let output = describe!(HeadObjectOutput, storage, opened, wanted, input.checksum_mode);
-    Ok(response(&opened, &wanted, output))
+    let mut response = response(&opened, &wanted, output);
+    let tags = opened.record().tags.len();
+    if tags > 0 {
+        response.headers.insert(HeaderName::from_static("x-amz-tagging-count"), HeaderValue::from(tags));
+    }
+    Ok(response)
 }
 
 pub(crate) async fn get_object_attributes(

@@ -167,6 +167,11 @@ fn split(entries: Vec<Entry>, encode: bool, owner: Option<&str>) -> (Vec<dto::Ob
     (objects, prefixes)
 }
 
+/// An empty delimiter is none.
+pub(crate) fn told_delimiter(delimiter: Option<String>, encode: bool) -> Option<String> {
+    delimiter.filter(|delimiter| !delimiter.is_empty()).map(|delimiter| url_encoded(delimiter, encode))
+}
+
 pub(crate) async fn list_objects(
     storage: &Arc<Storage>,
     request: S3Request<dto::ListObjectsInput>,
@@ -195,7 +200,7 @@ pub(crate) async fn list_objects(
         contents: Some(objects),
         common_prefixes: Some(prefixes),
         next_marker: next.map(|next| url_encoded(next, encode)),
-        delimiter: input.delimiter.map(|delimiter| url_encoded(delimiter, encode)),
+        delimiter: told_delimiter(input.delimiter, encode),
         encoding_type: input.encoding_type,
         request_charged: None,
     })
@@ -230,7 +235,7 @@ pub(crate) async fn list_objects_v2(
         next_continuation_token: next,
         contents: Some(objects),
         common_prefixes: Some(prefixes),
-        delimiter: input.delimiter.map(|delimiter| url_encoded(delimiter, encode)),
+        delimiter: told_delimiter(input.delimiter, encode),
         encoding_type: input.encoding_type,
         start_after: input.start_after.map(|after| url_encoded(after, encode)),
         request_charged: None,

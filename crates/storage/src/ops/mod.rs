@@ -110,9 +110,14 @@ pub(crate) use content;
 
 /// `aws-chunked` is how a body travels, not how it is.
 pub(crate) fn without_aws_chunked(encoding: Option<String>) -> Option<String> {
-    let kept: Vec<&str> =
-        encoding.as_deref()?.split(',').map(str::trim).filter(|part| *part != "aws-chunked").collect();
-    (!kept.is_empty()).then(|| kept.join(","))
+    let encoding = encoding?;
+    let kept: Vec<&str> = encoding.split(',').map(str::trim).filter(|part| *part != "aws-chunked").collect();
+    match kept.len() {
+        0 => None,
+        // What else stands there stays as it was written.
+        many if many == encoding.split(',').count() => Some(encoding),
+        _ => Some(kept.join(",")),
+    }
 }
 
 /// The header `Expires` as it was sent: S3 keeps it whether it is a date or not.

@@ -93,7 +93,9 @@ fn from_xml(tagging: dto::Tagging, max: usize) -> S3Result<Tags> {
     check(tags.collect(), max)
 }
 
-fn to_xml(tags: Tags) -> Vec<dto::Tag> {
+/// In the order of their keys, however they came.
+fn to_xml(mut tags: Tags) -> Vec<dto::Tag> {
+    tags.sort_unstable();
     tags.into_iter().map(|(key, value)| dto::Tag { key: Some(key), value: Some(value) }).collect()
 }
 

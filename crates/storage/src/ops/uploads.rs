@@ -6,7 +6,7 @@ use s3s::{S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer,
-    list::{common_prefix, invalid_value, not_negative, page_size, url_encoded, wants_url},
+    list::{common_prefix, invalid_value, not_negative, page_size, told_delimiter, url_encoded, wants_url},
     multipart::checksum_type,
     owner, timestamp,
 };
@@ -172,7 +172,7 @@ pub(crate) async fn list_multipart_uploads(
             prefixes.into_iter().map(|p| dto::CommonPrefix { prefix: Some(url_encoded(p, encode)) }).collect(),
         ),
         prefix: Some(url_encoded(prefix.clone(), encode)),
-        delimiter: input.delimiter.clone().map(|delimiter| url_encoded(delimiter, encode)),
+        delimiter: told_delimiter(input.delimiter.clone(), encode),
         max_uploads: Some(max as i32),
         is_truncated: Some(truncated),
         key_marker: Some(url_encoded(marker.0, encode)),

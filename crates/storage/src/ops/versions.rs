@@ -7,7 +7,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
 
 use super::{
     answer,
-    list::{common_prefix, invalid_value, page_size, url_encoded, wants_url},
+    list::{common_prefix, invalid_value, page_size, told_delimiter, url_encoded, wants_url},
     owner, timestamp,
 };
 use crate::{
@@ -218,7 +218,7 @@ pub(crate) async fn list_object_versions(
         versions: Some(versions),
         delete_markers: Some(markers),
         common_prefixes: Some(prefixes),
-        delimiter: input.delimiter.clone().map(|delimiter| url_encoded(delimiter, encode)),
+        delimiter: told_delimiter(input.delimiter.clone(), encode),
         encoding_type: input.encoding_type,
         request_charged: None,
     })

@@ -6,6 +6,7 @@ mod form_policy;
 mod front;
 mod headers;
 mod operations;
+mod scope;
 mod xml;
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
@@ -90,22 +91,24 @@ impl S3 {
         host.is_some_and(|host| self.hosts.bucket(host).is_some())
     }
 
-    /// Answers a request.
-    pub async fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
+    /// Answers a request, whose id the answer tells.
+    pub async fn call(&self, request: http::Request<Body>, request_id: &str) -> http::Response<Body> {
         let now_millis = self.storage.now_millis();
         let prepared = if form::is_form(request.method(), request.headers()) {
             let bucket = self.bucket_of(&request);
             form::prepared(request, &bucket, now_millis).await
         } else {
-            dates::prepared(request, now_millis / 1000)
+            scope::check_region(request.uri(), request.headers(), &self.storage.config.region)
+                .and_then(|()| dates::prepared(request, now_millis / 1000))
         };
         let answer = match prepared {
             Ok(request) => self.outer.call(request).await,
             Err(error) => Ok(refused(&error)),
         };
-        finished(answer.unwrap_or_else(|_| {
+        let answer = answer.unwrap_or_else(|_| {
             refused(&error(S3ErrorCode::InternalError, "We encountered an internal error. Please try again."))
-        }))
+        });
+        finished(answer, request_id)
     }
 }
 
