@@ -6,7 +6,7 @@ from conftest import HERE, ROOT, run
 
 PYTHON = {"4.4.0": ROOT / "target/python-clients-old/bin/python", "4.8.0": sys.executable}
 # Not "uses" of 4.4.0: its CryptographyClient drops the port of a key's URL.
-PARTS = [("4.4.0", "properties"), ("4.8.0", "uses"), ("4.8.0", "properties")]
+PARTS = [("4.4.0", "listings"), ("4.4.0", "properties"), ("4.8.0", "listings"), ("4.8.0", "uses"), ("4.8.0", "properties")]
 
 
 @pytest.mark.parametrize("version, part", PARTS)
