@@ -81,6 +81,13 @@ def test_s3cmd(s3cmd, tree, tmp_path, bucket):
     assert odd not in s3cmd("la", "--recursive").stdout
 
 
+def test_s3cmd_learns_its_region(s3cmd, tree, bucket):
+    s3cmd("mb", f"s3://{bucket}", "--region=US")
+    for region in ("US", "eu-west-1"):
+        s3cmd("put", tree / "a.txt", f"s3://{bucket}/{region}", f"--region={region}")
+        assert f"s3://{bucket}/{region}" in s3cmd("ls", f"s3://{bucket}", f"--region={region}").stdout
+
+
 def test_s3cmd_sync(s3cmd, tree, tmp_path, bucket):
     root = f"s3://{bucket}"
     s3cmd("mb", root)

@@ -8,8 +8,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 
-def request(storage, method, path, body=b"", headers=None, who="alice", region="us-east-1", service="s3", host=None, payload=None):
-    """Sends it, and gives status, headers and body. `payload`: what the header x-amz-content-sha256 says in place of the hash."""
+def signed(storage, method, path, body=b"", headers=None, who="alice", region="us-east-1", service="s3", host=None, payload=None):
+    """The headers of a request, signed. `payload`: what the header x-amz-content-sha256 says in place of the hash."""
     access_key, secret = storage.keys[who]
     netloc = urllib.parse.urlsplit(storage.url).netloc
     asked = AWSRequest(method, f"http://{host or netloc}{path}", data=body, headers=dict(headers or {}))
@@ -18,7 +18,12 @@ def request(storage, method, path, body=b"", headers=None, who="alice", region="
     signer = S3SigV4Auth(Credentials(access_key, secret), service, region)
     signer.payload = lambda _: payload or hashlib.sha256(body).hexdigest()
     signer.add_auth(asked)
-    return send(netloc, method, path, body, dict(asked.headers.items()) | {"Host": host or netloc})
+    return dict(asked.headers.items()) | {"Host": host or netloc}
+
+
+def request(storage, method, path, body=b"", headers=None, **more):
+    """Sends it signed, and gives status, headers and body."""
+    return send(urllib.parse.urlsplit(storage.url).netloc, method, path, body, signed(storage, method, path, body, headers, **more))
 
 
 def presigned(storage, method, path, seconds=3600, headers=None, region="us-east-1", who="alice"):

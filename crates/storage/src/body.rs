@@ -97,6 +97,12 @@ impl Claims {
         Ok(Self { content_md5, checksum, trailing: announced.is_some(), trailers, content_length: None })
     }
 
+    /// Only what is of the body, where checksums in headers are of something else.
+    pub(crate) fn of_body_alone(headers: &HeaderMap) -> Self {
+        let content_md5 = headers.get("content-md5").map(|value| value.to_str().unwrap_or_default().to_owned());
+        Self { content_md5, ..Self::default() }
+    }
+
     fn claimed_checksum(&self) -> Option<String> {
         let (algorithm, value) = self.checksum.as_ref()?;
         let header = ALGORITHMS.iter().find(|(known, ..)| known == algorithm)?.1;

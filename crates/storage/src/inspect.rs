@@ -64,7 +64,7 @@ fn entropy(bytes: &[u8]) -> f64 {
 pub fn envelope_in(index: &dyn Index, dek: &str, object: &str) -> Option<String> {
     let dek = Id::parse(dek)?;
     let snapshot = index.snapshot().ok()?;
-    let view = View(snapshot.as_ref());
+    let view = View::new(snapshot.as_ref(), None);
     let found = || -> S3Result<Option<Envelope>> {
         let mut found: Option<Envelope> = None;
         view.scan(&rows::buckets(), &rows::buckets(), |_, value| {

@@ -140,7 +140,7 @@ impl Storage {
     /// Looks at the index as it is now.
     fn look<T>(&self, look: impl FnOnce(&View<'_>) -> S3Result<T>) -> S3Result<T> {
         let snapshot = self.index.snapshot().map_err(from_store)?;
-        look(&View(snapshot.as_ref()))
+        look(&View::new(snapshot.as_ref(), view::caller()))
     }
 
     /// Decides and writes in one step, durable when it returns.
@@ -148,7 +148,7 @@ impl Storage {
         &self,
         decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
     ) -> S3Result<T> {
-        self.commit(decide).await.map_err(from_store)?
+        self.commit(view::caller(), decide).await.map_err(from_store)?
     }
 
     /// Names in the index what was written. This goes on to its end though the client hang up: a commit under way cannot be called
@@ -158,9 +158,9 @@ impl Storage {
         mut written: Written,
         decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
     ) -> S3Result<T> {
-        let storage = Arc::clone(self);
+        let (storage, caller) = (Arc::clone(self), view::caller());
         let committed = tokio::spawn(async move {
-            let outcome = storage.commit(decide).await;
+            let outcome = storage.commit(caller, decide).await;
             // Where it is not known whether the commit took place, the next start will find out what is an orphan.
             if matches!(outcome, Ok(Ok(_)) | Err(StoreError::Failed(_))) {
                 written.keep();
@@ -174,6 +174,7 @@ impl Storage {
     /// The outer error is the index's, the inner one the decision's.
     async fn commit<T: Send + 'static>(
         &self,
+        caller: Option<Arc<str>>,
         decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
     ) -> Result<S3Result<T>, StoreError> {
         let slot = Arc::new(Mutex::new(None));
@@ -182,7 +183,7 @@ impl Storage {
         let discarded = Arc::clone(&discards);
         self.index
             .commit(Box::new(move |reader| {
-                let (outcome, writes) = match decide(&View(reader)) {
+                let (outcome, writes) = match decide(&View::new(reader, caller)) {
                     Ok((value, writes)) => (Ok(value), writes),
                     Err(error) => (Err(error), Vec::new()),
                 };

@@ -1,6 +1,6 @@
 //! The index, in terms of records.
 
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
 
 use holdfast_core::{IndexReader, IndexWrite};
 use http::{HeaderMap, HeaderValue};
@@ -16,8 +16,26 @@ use crate::{
     rows, versions,
 };
 
-/// A consistent view of the index.
-pub(crate) struct View<'a>(pub &'a dyn IndexReader);
+/// A consistent view of the index, for somebody.
+pub(crate) struct View<'a> {
+    reader: &'a dyn IndexReader,
+    caller: Option<Arc<str>>,
+}
+
+tokio::task_local! {
+    /// Whose request is at work.
+    static CALLER: Arc<str>;
+}
+
+/// Does work on behalf of a caller: only his buckets are there for it, whoever owned a name when the request began.
+pub(crate) async fn on_behalf<T>(caller: &str, work: impl Future<Output = T>) -> T {
+    CALLER.scope(caller.into(), work).await
+}
+
+/// The caller whose request is at work, to be carried to where it does not follow by itself.
+pub(crate) fn caller() -> Option<Arc<str>> {
+    CALLER.try_with(Arc::clone).ok()
+}
 
 /// An object with the bytes that lie behind its record.
 pub(crate) struct Found {
@@ -25,9 +43,14 @@ pub(crate) struct Found {
     pub inline: Vec<u8>,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// For a caller; for the service itself if there is none.
+    pub(crate) fn new(reader: &'a dyn IndexReader, caller: Option<Arc<str>>) -> Self {
+        Self { reader, caller }
+    }
+
     fn get(&self, row: &[u8]) -> S3Result<Option<Vec<u8>>> {
-        self.0.get(row).map_err(from_store)
+        self.reader.get(row).map_err(from_store)
     }
 
     pub(crate) fn find_bucket(&self, name: &str) -> S3Result<Option<BucketRecord>> {
@@ -37,7 +60,11 @@ impl View<'_> {
 
     pub(crate) fn bucket(&self, name: &str) -> S3Result<BucketRecord> {
         let missing = || error(S3ErrorCode::NoSuchBucket, "The specified bucket does not exist");
-        self.find_bucket(name)?.ok_or_else(missing)
+        let bucket = self.find_bucket(name)?.ok_or_else(missing)?;
+        match &self.caller {
+            Some(caller) if **caller != *bucket.owner => Err(error(S3ErrorCode::AccessDenied, "Access Denied")),
+            _ => Ok(bucket),
+        }
     }
 
     /// The bucket, if it is still the one that was looked at before.
@@ -240,7 +267,7 @@ impl View<'_> {
         mut visit: impl FnMut(&[u8], &[u8]) -> S3Result<ControlFlow<()>>,
     ) -> S3Result<()> {
         let mut fault = None;
-        self.0
+        self.reader
             .scan(from, &mut |row, value| {
                 if !row.starts_with(prefix) {
                     return ControlFlow::Break(());

@@ -110,7 +110,8 @@ pub(crate) async fn copy_object(
     check_content(&content)?;
     let tags = match input.tagging_directive.as_ref().map(dto::TaggingDirective::as_str) {
         Some("REPLACE") => tagging::from_header(input.tagging.as_deref())?,
-        _ => source.opened.record().tags.clone(),
+        None | Some("COPY") => source.opened.record().tags.clone(),
+        Some(_) => return Err(invalid_argument("Unknown tagging directive")),
     };
     // Without headers: the destination's default, not the source's encryption.
     let object = Id::random(storage.ambient());

@@ -123,6 +123,9 @@ pub(crate) async fn delete_objects(
     if objects.len() > OBJECTS_MAX {
         return Err(error(S3ErrorCode::MalformedXML, "At most 1000 objects can be deleted at once"));
     }
+    if objects.iter().any(|object| object.key.is_empty()) {
+        return Err(error(S3ErrorCode::UserKeyMustBeSpecified, "An object to be deleted has no key"));
+    }
     let quiet = input.delete.quiet.unwrap_or(false);
     let mut places = look_up(storage, &bucket, &objects)?;
     let work = objects.into_iter().map(|object| {

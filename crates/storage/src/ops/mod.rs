@@ -143,6 +143,23 @@ pub(crate) fn check_content(content: &crate::record::ContentHeaders) -> S3Result
         let message = "Your metadata headers exceed the maximum allowed metadata size";
         return Err(crate::error::error(s3s::S3ErrorCode::MetadataTooLarge, message));
     }
+    // What cannot be a header could be stored, by a form, and never be answered.
+    let is_name = |name: &String| http::HeaderName::try_from(format!("x-amz-meta-{name}")).is_ok();
+    let is_value = |value: &String| http::HeaderValue::try_from(value).is_ok();
+    let plain = [
+        &content.content_type,
+        &content.cache_control,
+        &content.content_disposition,
+        &content.content_encoding,
+        &content.content_language,
+        &content.expires,
+        &content.website_redirect,
+    ];
+    let answerable = content.metadata.iter().all(|(name, value)| is_name(name) && !value.chars().any(char::is_control))
+        && plain.into_iter().flatten().all(is_value);
+    if !answerable {
+        return Err(invalid_argument("A header or metadata of the object has characters that no header can have"));
+    }
     Ok(())
 }
 

@@ -5,6 +5,8 @@ use s3s::{Body, S3ErrorCode, S3Result, dto};
 
 use crate::error::error;
 
+/// How far a request's date may be from now.
+const SKEW_SECS_MAX: i64 = 15 * 60;
 const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 
 /// A request whose date s3s can read.
@@ -14,6 +16,16 @@ const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 pub(super) fn prepared(mut request: Request<Body>, now_secs: i64) -> S3Result<Request<Body>> {
     let invalid = || error(S3ErrorCode::AccessDenied, "AWS authentication requires a valid Date or x-amz-date header");
     let headers = request.headers();
+    if is_signed_v2(headers) {
+        // s3s does not look at the date of this one.
+        let date = headers.get(&AMZ_DATE).or_else(|| headers.get(header::DATE));
+        let at = date.and_then(|date| secs(date.to_str().ok()?)).ok_or_else(invalid)?;
+        if (now_secs - at).abs() > SKEW_SECS_MAX {
+            let message = "The difference between the request time and the current time is too large.";
+            return Err(error(S3ErrorCode::RequestTimeTooSkewed, message));
+        }
+        return Ok(request);
+    }
     match headers.get(&AMZ_DATE) {
         Some(date) if !is_basic(date.as_bytes()) => return Err(invalid()),
         None if is_signed_v4(headers) => {
@@ -27,6 +39,29 @@ pub(super) fn prepared(mut request: Request<Body>, now_secs: i64) -> S3Result<Re
         return Err(error(S3ErrorCode::AccessDenied, "Request has expired"));
     }
     Ok(request)
+}
+
+fn is_signed_v2(headers: &HeaderMap) -> bool {
+    headers.get(header::AUTHORIZATION).is_some_and(|value| value.as_bytes().starts_with(b"AWS "))
+}
+
+/// The moment of a date in either form, in seconds since 1970.
+fn secs(date: &str) -> Option<i64> {
+    let http = |date: &str| dto::Timestamp::parse(dto::TimestampFormat::HttpDate, date).ok();
+    let moment = match is_basic(date.as_bytes()) {
+        true => {
+            let part = |range: std::ops::Range<usize>| date.get(range).unwrap_or_default();
+            let (day, time) =
+                (format!("{}-{}-{}", part(0..4), part(4..6), part(6..8)), (part(9..11), part(11..13), part(13..15)));
+            dto::Timestamp::parse(dto::TimestampFormat::DateTime, &format!("{day}T{}:{}:{}Z", time.0, time.1, time.2))
+                .ok()
+        }
+        // Obsolete forms of the zone: mail clients wrote them, and some tools still do.
+        false => http(date).or_else(|| http(&date.replace("+0000", "GMT"))),
+    }?;
+    let mut text = Vec::new();
+    moment.format(dto::TimestampFormat::EpochSeconds, &mut text).ok()?;
+    std::str::from_utf8(&text).ok()?.split('.').next()?.parse().ok()
 }
 
 fn is_signed_v4(headers: &HeaderMap) -> bool {
@@ -79,6 +114,14 @@ mod tests {
         ] {
             assert_eq!(basic(date).as_ref().map(|date| date.to_str().unwrap()), expected, "{date}");
         }
+    }
+
+    #[test]
+    fn a_moment_in_seconds() {
+        for date in ["Thu, 26 Nov 2026 18:00:05 GMT", "20261126T180005Z", "Thu, 26 Nov 2026 18:00:05 +0000"] {
+            assert_eq!(secs(date), Some(1_795_716_005), "{date}");
+        }
+        assert_eq!(secs("garbage"), None);
     }
 
     #[test]

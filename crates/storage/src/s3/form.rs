@@ -11,10 +11,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use s3s::{Body, S3ErrorCode, S3Result};
 
 use super::form_policy;
-use crate::error::error;
+use crate::error::{error, not_implemented};
 
-/// The fields of a form before its file, headers of parts included. S3's bound is 20 KB for the fields.
-const FIELDS_BYTES_MAX: usize = 64 * 1024;
+/// The fields of a form before its file, headers of parts included, as sent and with the name of the file in its places.
+/// S3's bound is 20 KB.
+const FIELDS_BYTES_MAX: usize = 32 * 1024;
+/// The name of a file: longest key.
+const FILE_NAME_BYTES_MAX: usize = 1024;
+const END_OF_LINES: &[u8] = b"\r\n\r\n";
 /// What S3 replaces by the name of the file.
 const FILE_NAME: &[u8] = b"${filename}";
 /// Fields that are signed or sign: they are as they are.
@@ -25,6 +29,24 @@ const VERBATIM: &[&str] = &["policy", "signature", "x-amz-signature", "x-amz-cre
 pub(super) struct Fields(pub HeaderMap);
 
 impl Fields {
+    /// The region and the service for which the form was signed, if it says so.
+    pub(super) fn scope(&self) -> Option<(String, String)> {
+        let credential = self.0.get("x-amz-credential")?.to_str().ok()?;
+        let mut parts = credential.rsplit('/').skip(1);
+        let (service, region) = (parts.next()?, parts.next()?);
+        Some((region.to_owned(), service.to_owned()))
+    }
+
+    /// # Errors
+    /// `NotImplemented`: the form asks for what only other requests can have here.
+    pub(super) fn check(&self) -> S3Result<()> {
+        const UNKEPT: &[&str] = &["if-match", "if-none-match", "tagging"];
+        match UNKEPT.iter().any(|name| self.0.contains_key(*name)) {
+            true => Err(not_implemented("A field of this form is not supported")),
+            false => Ok(()),
+        }
+    }
+
     /// Puts what the form claims of its file to where an operation reads it. What the request itself claims is of the form.
     pub(super) fn add_claims(self, headers: &mut HeaderMap) {
         let of_form: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
@@ -57,11 +79,14 @@ pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i
     let mut body = body;
     let mut head = BytesMut::new();
     let form = loop {
-        if let Some(form) = Form::parse(&head, &boundary) {
-            break form;
-        }
-        match body.next().await {
-            Some(Ok(bytes)) if head.len() <= FIELDS_BYTES_MAX => head.extend_from_slice(&bytes),
+        let Some(Ok(bytes)) = body.next().await else { return Err(malformed()) };
+        // Only the end of a part's header lines can make a form of it: pieces without one are not looked at again and again.
+        let known = head.len().saturating_sub(END_OF_LINES.len());
+        head.extend_from_slice(&bytes);
+        let form = find(&head, END_OF_LINES, known).and_then(|_| Form::parse(&head, &boundary));
+        match form {
+            Some(form) if form.is_bounded(&head) => break form,
+            None if head.len() <= FIELDS_BYTES_MAX => {}
             _ => return Err(malformed()),
         }
     };
@@ -112,7 +137,7 @@ impl Form {
         let mut at = find(head, delimiter.as_bytes(), 0)? + delimiter.len();
         let mut fields = Vec::new();
         loop {
-            let end = find(head, b"\r\n\r\n", at)?;
+            let end = find(head, END_OF_LINES, at)?;
             let (name, file_name) = disposition(&String::from_utf8_lossy(&head[at..end]));
             let name = name.unwrap_or_default().to_ascii_lowercase();
             if name == "file" {
@@ -151,6 +176,25 @@ impl Form {
         }
         out.extend_from_slice(&head[self.file_lines.end..]);
         out
+    }
+
+    /// Whether the fields are within their bound, with the name of the file in all its places, and no field is there twice:
+    /// whoever reads them must find the same.
+    fn is_bounded(&self, head: &[u8]) -> bool {
+        let head = &head[..self.file_lines.start];
+        let mut places = 0;
+        let mut at = 0;
+        while let Some(place) = find(head, FILE_NAME, at) {
+            places += 1;
+            at = place + FILE_NAME.len();
+        }
+        let twice = self
+            .fields
+            .iter()
+            .enumerate()
+            .any(|(at, field)| self.fields[at + 1..].iter().any(|other| other.name == field.name));
+        let length = head.len() + places * self.file_name.len();
+        self.file_name.len() <= FILE_NAME_BYTES_MAX && length <= FIELDS_BYTES_MAX && !twice
     }
 
     /// The value of a field, with the name of the file in its place.

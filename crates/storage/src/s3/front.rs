@@ -29,6 +29,7 @@ use crate::{
     body::{Claims, check_claims, hasher, incomplete},
     error::{error, invalid_argument, invalid_request},
     ops,
+    view::on_behalf,
 };
 
 /// The operation that a request was found to ask for.
@@ -72,7 +73,6 @@ impl S3Route for Front {
     async fn call(&self, mut request: S3Request<Body>) -> S3Result<S3Response<Body>> {
         self.check_scope(&request)?;
         let query = parsed(request.uri.query());
-        headers::check_lifetime(&query, self.owners.storage.now_millis() / 1000)?;
         let query = hoisted(query, &mut request.headers)?;
         let path = self.path(&request)?;
         let place = match &path {
@@ -87,6 +87,7 @@ impl S3Route for Front {
         if operation.marks.contains(&"list-type") && !query.iter().any(|pair| is(pair, "list-type", "2")) {
             return Err(invalid_argument("Invalid List Type specified in Request"));
         }
+        // A first look, which may refuse before the body is read. What counts is whose the bucket is when it is used.
         self.owners.check(&request, operation, &path)?;
         drop_unreadable_conditions(&mut request);
         if let Some(expires) = request.headers.remove(header::EXPIRES) {
@@ -98,8 +99,9 @@ impl S3Route for Front {
         }
         request.uri = unsigned(&request.uri, &query)?;
         let name = operation.name;
+        let Caller(caller) = request.extensions.get().cloned().ok_or_else(super::denied)?;
         match self.own(operation, path, query, &request) {
-            Some(work) => measured(name, work).await,
+            Some(work) => on_behalf(&caller, measured(name, work)).await,
             None => self.carry_out(operation, request).await,
         }
     }
@@ -191,7 +193,7 @@ async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> S3Res
     })?;
     // The checksums of this one are of the object that it makes.
     let claims = match operation.name {
-        "CompleteMultipartUpload" => Claims::default(),
+        "CompleteMultipartUpload" => Claims::of_body_alone(&request.headers),
         _ => Claims::from_headers(&request.headers, request.trailing_headers.take())?,
     };
     if operation.name == "DeleteObjects" && claims.content_md5.is_none() && claims.checksum.is_none() {
@@ -234,15 +236,8 @@ impl Front {
     /// find it.
     fn check_scope(&self, request: &S3Request<Body>) -> S3Result<()> {
         let presigned = request.uri.query().is_some_and(|query| query.contains("X-Amz-Signature="));
-        let wrong = Wrong { presigned };
-        if let Some(service) = request.service.as_deref().filter(|service| *service != "s3") {
-            return Err(wrong.service(service));
-        }
-        let expected = self.owners.storage.config.region.as_str();
-        match request.region.as_ref().map(s3s::region::Region::as_str).filter(|region| *region != expected) {
-            None => Ok(()),
-            Some(region) => Err(wrong.region(region, expected)),
-        }
+        let region = request.region.as_ref().map(s3s::region::Region::as_str);
+        Wrong { presigned }.check(region, request.service.as_deref(), &self.owners.storage.config.region)
     }
 
     /// Operations whose bodies s3s 0.14 does not know, or not all of; [`read_xml`] has read them.

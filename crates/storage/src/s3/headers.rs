@@ -42,13 +42,17 @@ pub(super) fn check(headers: &HeaderMap) -> S3Result<()> {
     if other("x-amz-storage-class", &[b"STANDARD"]) {
         return Err(error(S3ErrorCode::InvalidStorageClass, "The storage class you specified is not valid"));
     }
-    if headers.get("x-amz-security-token").is_some_and(|token| !token.is_empty()) {
+    if other("x-amz-security-token", &[b""]) {
         return Err(error(S3ErrorCode::InvalidToken, "The provided token is malformed or otherwise invalid."));
     }
     for name in ["x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm"] {
-        if let Some(algorithm) = headers.get(name) {
+        for algorithm in headers.get_all(name) {
             check_algorithm(algorithm.as_bytes())?;
         }
+    }
+    let customer = "x-amz-server-side-encryption-customer-";
+    if headers.iter().any(|(name, value)| name.as_str().starts_with(customer) && value.is_empty()) {
+        return Err(invalid_argument("A header of server side encryption with the customer's key has no value"));
     }
     if KEPT.iter().any(|(name, values)| other(name, values)) {
         return Err(not_implemented(NOT_KEPT));
@@ -101,13 +105,15 @@ const PRESIGNED_SECS_MAX: i64 = 7 * 24 * 60 * 60;
 ///
 /// # Errors
 /// As S3's for `X-Amz-Expires`; signature version 2 has no bound there and gets the same here.
-pub(super) fn check_lifetime(query: &[(String, String)], now_secs: i64) -> S3Result<()> {
+pub(super) fn check_lifetime(query: &str, now_secs: i64) -> S3Result<()> {
     let malformed = |message: &str| {
         Err(custom("AuthorizationQueryParametersError", http::StatusCode::BAD_REQUEST, message.to_owned()))
     };
-    let value = |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let value = |name: &str| {
+        form_urlencoded::parse(query.as_bytes()).find_map(|(known, value)| (known == name).then(|| value.into_owned()))
+    };
     if value("X-Amz-Signature").is_some() {
-        return match value("X-Amz-Expires").map(str::parse::<i64>) {
+        return match value("X-Amz-Expires").map(|secs| secs.parse::<i64>()) {
             Some(Ok(secs)) if secs < 0 => malformed("X-Amz-Expires must be non-negative"),
             Some(Ok(secs)) if secs > PRESIGNED_SECS_MAX => malformed(
                 "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less \

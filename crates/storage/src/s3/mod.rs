@@ -29,6 +29,7 @@ use crate::{
     Storage,
     error::{error, finished, not_implemented},
     ops,
+    view::on_behalf,
 };
 
 /// A credential of the service.
@@ -72,6 +73,8 @@ impl S3Host for HostParser {
 /// The service: requests in, answers out.
 pub struct S3 {
     outer: S3Service,
+    /// The same for forms: these live as long as their policy says, however long ago it was signed.
+    forms: S3Service,
     hosts: Arc<Hosts>,
     storage: Arc<Storage>,
 }
@@ -91,17 +94,26 @@ impl S3 {
         host.is_some_and(|host| self.hosts.bucket(host).is_some())
     }
 
+    /// What s3s does not see of a signature is seen here.
+    fn prepared(&self, request: http::Request<Body>, now_secs: i64) -> S3Result<http::Request<Body>> {
+        scope::check_region(request.uri(), request.headers(), &self.storage.config.region)?;
+        scope::check_signed(request.uri(), request.headers())?;
+        headers::check_lifetime(request.uri().query().unwrap_or_default(), now_secs)?;
+        scope::with_covered_headers(request).and_then(|request| dates::prepared(request, now_secs))
+    }
+
     /// Answers a request, whose id the answer tells.
     pub async fn call(&self, request: http::Request<Body>, request_id: &str) -> http::Response<Body> {
         let now_millis = self.storage.now_millis();
-        let prepared = if form::is_form(request.method(), request.headers()) {
+        let is_form = form::is_form(request.method(), request.headers());
+        let prepared = if is_form {
             let bucket = self.bucket_of(&request);
             form::prepared(request, &bucket, now_millis).await
         } else {
-            scope::check_region(request.uri(), request.headers(), &self.storage.config.region)
-                .and_then(|()| dates::prepared(request, now_millis / 1000))
+            self.prepared(request, now_millis / 1000)
         };
         let answer = match prepared {
+            Ok(request) if is_form => self.forms.call(request).await,
             Ok(request) => self.outer.call(request).await,
             Err(error) => Ok(refused(&error)),
         };
@@ -121,6 +133,7 @@ fn refused(error: &S3Error) -> http::Response<Body> {
     );
     let mut answer = http::Response::new(Body::from(body));
     *answer.status_mut() = error.status_code().unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *answer.headers_mut() = error.headers().cloned().unwrap_or_default();
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     answer
 }
@@ -131,21 +144,28 @@ pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
     let keys: HashMap<String, AccessKey> = keys.into_iter().map(|key| (key.id.clone(), key)).collect();
     let keys = Arc::new(keys);
     let hosts = Arc::new(Hosts(storage.config.host_domains.clone()));
-    let builder = || {
+    let builder = |config: S3Config| {
         let mut builder = S3ServiceBuilder::new(Door(Arc::clone(storage)));
-        let mut config = S3Config::default();
+        let mut config = config;
         config.xml_max_body_size = XML_BYTES_MAX;
         config.post_object_max_file_size = POST_FILE_BYTES_MAX;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         builder.set_host(HostParser(Arc::clone(&hosts)));
         builder
     };
-    let mut outer = builder();
-    outer.set_auth(Keys(Arc::clone(&keys)));
-    let owners = Arc::new(Owners { storage: Arc::clone(storage), keys });
+    let owners = Arc::new(Owners { storage: Arc::clone(storage), keys: Arc::clone(&keys) });
+    let mut of_any_age = S3Config::default();
+    of_any_age.presigned_url_max_skew_time_secs = u32::MAX;
+    let mut forms = builder(of_any_age);
+    forms.set_auth(Keys(Arc::clone(&keys)));
+    forms.set_access(FormsOnly(Arc::clone(&owners)));
+    let mut outer = builder(S3Config::default());
+    outer.set_auth(Keys(keys));
+    // Nothing comes past the route.
     outer.set_access(FormsOnly(Arc::clone(&owners)));
-    outer.set_route(front::Front { owners, hosts: Arc::clone(&hosts), inner: builder().build() });
-    S3 { outer: outer.build(), hosts, storage: Arc::clone(storage) }
+    let inner = builder(S3Config::default()).build();
+    outer.set_route(front::Front { owners, hosts: Arc::clone(&hosts), inner });
+    S3 { outer: outer.build(), forms: forms.build(), hosts, storage: Arc::clone(storage) }
 }
 
 struct Keys(Arc<HashMap<String, AccessKey>>);
@@ -201,7 +221,13 @@ impl S3Access for FormsOnly {
         };
         let bucket = bucket.to_string();
         let caller = self.0.caller(context.credentials().map(|credentials| credentials.access_key.as_str()))?;
-        let form::Fields(fields) = context.extensions_mut().remove().unwrap_or_default();
+        let fields: form::Fields = context.extensions_mut().remove().unwrap_or_default();
+        fields.check()?;
+        if let Some((region, service)) = fields.scope() {
+            let wrong = scope::Wrong { presigned: false };
+            wrong.check(Some(&region), Some(&service), &self.0.storage.config.region)?;
+        }
+        let form::Fields(fields) = fields;
         self.0.check_bucket(&caller, &bucket, fields.get("x-amz-expected-bucket-owner"))?;
         let operation = operations::resolve(&Method::PUT, operations::Place::Object, &[], &fields)
             .map_err(|unkept| headers::refusal(unkept, &Method::PUT))?;
@@ -244,7 +270,8 @@ macro_rules! operations {
                 if let Some(fields) = request.extensions.remove::<form::Fields>() {
                     fields.add_claims(&mut request.headers);
                 }
-                measured($operation, ops::$module::$name(&self.0, request)).await
+                let Caller(caller) = request.extensions.get().cloned().ok_or_else(denied)?;
+                on_behalf(&caller, measured($operation, ops::$module::$name(&self.0, request))).await
             })*
         }
     };

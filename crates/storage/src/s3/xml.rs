@@ -4,63 +4,76 @@ use std::{borrow::Cow, fmt::Write as _};
 
 use bytes::Bytes;
 
-/// Replaces references to characters that s3s 0.14 does not know (all between U+10000 and U+FFFFF, and those outside XML 1.0,
-/// which S3 takes in this form) by the characters. Others stay. `None`: a reference to no character.
+/// Makes a body such that s3s 0.14 reads what it says: references to characters that it does not know (between U+10000 and
+/// U+FFFFF, and those outside XML 1.0, which S3 takes in this form) become the characters, CDATA, which it passes over, becomes
+/// text, and ends of lines become line feeds (XML 1.0, section 2.11). `None`: a reference to no character, or an open end.
 pub(super) fn with_plain_characters(text: &str) -> Option<Cow<'_, str>> {
-    /// What is not markup ends here.
-    const OPAQUE: [(&str, &str); 2] = [("<![CDATA[", "]]>"), ("<!--", "-->")];
-    if !text.contains("&#") {
+    if !text.contains("&#") && !text.contains("<!") && !text.contains('\r') {
         return Some(Cow::Borrowed(text));
     }
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
+    let mut rest = text.as_str();
     while let Some(at) = rest.find(['&', '<']) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        if let Some((open, close)) = OPAQUE.iter().find(|(open, _)| rest.starts_with(open)) {
-            let end = rest[open.len()..].find(close)? + open.len() + close.len();
-            out.push_str(&rest[..end]);
-            rest = &rest[end..];
-            continue;
-        }
-        let Some(reference) = rest.strip_prefix("&#") else {
+        if let Some(comment) = rest.strip_prefix("<!--") {
+            rest = comment.split_once("-->")?.1;
+        } else if let Some(data) = rest.strip_prefix("<![CDATA[") {
+            let (data, after) = data.split_once("]]>")?;
+            out.push_str(&quick_xml::escape::partial_escape(data));
+            rest = after;
+        } else if let Some(reference) = rest.strip_prefix("&#") {
+            let (digits, after) = reference.split_once(';')?;
+            push_character(&mut out, digits)?;
+            rest = after;
+        } else {
             out.push_str(&rest[..1]);
             rest = &rest[1..];
-            continue;
-        };
-        let (digits, after) = reference.split_once(';')?;
-        let code = match digits.strip_prefix('x') {
-            Some(hex) => u32::from_str_radix(hex, 16).ok()?,
-            None => digits.parse().ok()?,
-        };
-        let character = char::from_u32(code).filter(|character| *character != '\0')?;
-        if is_known(character) {
-            let _ = write!(out, "&#{code};");
-        } else {
-            out.push(character);
         }
-        rest = after;
     }
     out.push_str(rest);
     Some(Cow::Owned(out))
 }
 
-/// Whether a body has no other elements than these. s3s passes over some that it does not know.
+/// The character that a reference names, or the reference, where s3s reads it.
+fn push_character(out: &mut String, digits: &str) -> Option<()> {
+    let (digits, radix) = digits.strip_prefix('x').map_or((digits, 10), |hex| (hex, 16));
+    if !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return None;
+    }
+    let code = u32::from_str_radix(digits, radix).ok()?;
+    let character = char::from_u32(code).filter(|character| *character != '\0')?;
+    if is_known(character) {
+        let _ = write!(out, "&#{code};");
+    } else {
+        out.push(character);
+    }
+    Some(())
+}
+
+/// Whether a body is one element, and has no other elements than these. s3s passes over some that it does not know, and over
+/// what comes behind the end.
 pub(super) fn has_only(text: &str, elements: &[&str]) -> bool {
     use quick_xml::events::Event;
     let mut reader = quick_xml::Reader::from_str(text);
+    let (mut depth, mut roots) = (0_usize, 0_usize);
     loop {
-        match reader.read_event() {
-            Ok(Event::Start(element) | Event::Empty(element)) => {
-                let name = element.local_name();
-                if !elements.iter().any(|known| known.as_bytes() == name.as_ref()) {
-                    return false;
-                }
+        let event = reader.read_event();
+        if let Ok(Event::Start(element) | Event::Empty(element)) = &event {
+            roots += usize::from(depth == 0);
+            if !elements.iter().any(|known| known.as_bytes() == element.local_name().as_ref()) {
+                return false;
             }
-            Ok(Event::Eof) => return true,
+        }
+        match event {
+            Ok(Event::Start(_)) => depth += 1,
+            Ok(Event::End(_)) => depth = depth.saturating_sub(1),
+            Ok(Event::Text(text)) if depth == 0 && !text.trim_ascii().is_empty() => return false,
+            Ok(Event::GeneralRef(_)) if depth == 0 => return false,
+            Ok(Event::Eof) => return depth == 0 && roots <= 1,
             Ok(_) => {}
-            // Whoever reads it says what is wrong.
-            Err(_) => return true,
+            Err(_) => return false,
         }
     }
 }
@@ -111,13 +124,32 @@ mod tests {
             ("<Key>&#128273;</Key>", Some("<Key>\u{1f511}</Key>")),
             ("<Key>&#x1F511;&amp;&#38;&#x26;</Key>", Some("<Key>\u{1f511}&amp;&#38;&#38;</Key>")),
             ("<Key>&#1;&#xD;&#xFFFF;</Key>", Some("<Key>\u{1}&#13;\u{ffff}</Key>")),
-            ("<Key><![CDATA[&#128273;]]></Key>&#128273;", Some("<Key><![CDATA[&#128273;]]></Key>\u{1f511}")),
+            ("<Key>a<![CDATA[c<&#1;]]></Key>", Some("<Key>ac&lt;&amp;#1;</Key>")),
+            ("<Key>a<!-- &#0; -->b</Key>", Some("<Key>ab</Key>")),
+            ("<Key>a\r\nb\rc&#13;</Key>", Some("<Key>a\nb\nc&#13;</Key>")),
+            ("<Key><![CDATA[open</Key>", None),
+            ("<Key>&#+99;</Key>", None),
             ("<Key>\u{1f511} &#10FFFF;</Key>", None),
             ("<Key>&#0;</Key>", None),
             ("<Key>&#xD800;</Key>", None),
             ("<Key>&#128273</Key>", None),
         ] {
             assert_eq!(with_plain_characters(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_one_element_of_known_ones() {
+        for (text, expected) in [
+            ("<?xml version=\"1.0\"?>\n<A><B>1</B></A>\n", true),
+            ("", true),
+            ("<A/>", true),
+            ("<A><C/></A>", false),
+            ("<A/>garbage", false),
+            ("<A/><A/>", false),
+            ("<A>", false),
+        ] {
+            assert_eq!(has_only(text, &["A", "B"]), expected, "{text}");
         }
     }
 

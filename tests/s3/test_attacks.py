@@ -1,0 +1,181 @@
+"""Whoever has a presigned URL, a form, a name that was somebody's, or a reader that reads otherwise, gets nothing by it."""
+import base64
+import datetime
+import hashlib
+import hmac
+import json
+import socket
+import time
+import urllib.parse
+import uuid
+
+import pytest
+import requests
+import signed
+from test_asked import code, read
+from test_objects import refused
+
+
+def netloc(storage):
+    return storage.url.removeprefix("http://")
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("?delete", b"<Delete><Object><Key>k</Key></Object></Delete>"),
+    ("?versioning", b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"),
+    ("?tagging", b"<Tagging><TagSet><Tag><Key>a</Key><Value>alices</Value></Tag></TagSet></Tagging>"),
+    ("?encryption", b"<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm>"
+                    b"</ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>"),
+    ("/k?tagging", b"<Tagging><TagSet><Tag><Key>a</Key><Value>alices</Value></Tag></TagSet></Tagging>"),
+    ("/k", b"alices"),
+])
+def test_a_body_that_ends_after_the_bucket_is_anothers(storage, s3, path, body):
+    name, bob = f"race-{uuid.uuid4().hex[:10]}", storage.client("bob")
+    s3.create_bucket(Bucket=name)
+    method = "POST" if path == "?delete" else "PUT"
+    headers = {"Content-MD5": base64.b64encode(hashlib.md5(body).digest()).decode()}
+    asked = signed.signed(storage, method, f"/{name}{path}", body, headers)
+    host, port = netloc(storage).split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        lines = "".join(f"{key}: {value}\r\n" for key, value in asked.items() if key.lower() != "content-length")
+        client.sendall(f"{method} /{name}{path} HTTP/1.1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n".encode() + body[:3])
+        time.sleep(0.2)
+        s3.delete_bucket(Bucket=name)
+        bob.create_bucket(Bucket=name)
+        bob.put_object(Bucket=name, Key="k", Body=b"bobs", Tagging="a=bobs")
+        client.sendall(body[3:])
+        answer = client.makefile("rb").read()
+    assert answer.split()[1] in (b"403", b"404"), answer
+    assert read(bob, name, "k") == b"bobs"
+    assert bob.get_object_tagging(Bucket=name, Key="k")["TagSet"] == [{"Key": "a", "Value": "bobs"}]
+    assert "Status" not in bob.get_bucket_versioning(Bucket=name)
+    refused("NoSuchTagSet", 404, bob.get_bucket_tagging, Bucket=name)
+
+
+@pytest.fixture
+def secret(s3):
+    name = f"secret-{uuid.uuid4().hex[:8]}"
+    s3.create_bucket(Bucket=name)
+    s3.put_object(Bucket=name, Key="secret", Body=b"secret")
+    return f"/{name}/secret"
+
+
+@pytest.mark.parametrize("name", ["x-amz-copy-source", "x-amz-tagging", "x-amz-meta-a", "x-amz-website-redirect-location"])
+def test_headers_that_nobody_signed(storage, s3, bucket, secret, name):
+    more = {name: secret}
+    url = signed.presigned(storage, "PUT", f"/{bucket}/k")
+    assert signed.send(netloc(storage), "PUT", url, b"1", {"x-amz-user-agent": "browser"})[0] == 200, "the control"
+    answer = signed.send(netloc(storage), "PUT", url, b"2", more)
+    assert code(answer) == (403, "AccessDenied") and f"<HeadersNotSigned>{name}</HeadersNotSigned>".encode() in answer[2], answer
+    headers = signed.signed(storage, "PUT", f"/{bucket}/k", b"3")
+    assert code(signed.send(netloc(storage), "PUT", f"/{bucket}/k", b"3", headers | more)) == (403, "AccessDenied")
+    v2 = storage.client(signature_version="s3").generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "k"})
+    v2 = v2.removeprefix(storage.url)
+    assert signed.send(netloc(storage), "PUT", v2, b"1")[0] == 200, "the control"
+    assert code(signed.send(netloc(storage), "PUT", f"{v2}&{urllib.parse.urlencode(more)}", b"4")) == (403, "SignatureDoesNotMatch")
+    assert code(signed.send(netloc(storage), "PUT", v2, b"4", more)) == (403, "SignatureDoesNotMatch")
+    assert read(s3, bucket, "k") == b"1"
+
+
+def test_headers_of_version_2_are_covered_where_they_stand_in_the_query(storage, s3, bucket):
+    v2 = storage.client(signature_version="s3")
+    url = v2.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "k", "Metadata": {"a": "b"}, "ServerSideEncryption": "AES256"})
+    assert requests.put(url, data=b"1", timeout=10).status_code == 200
+    assert s3.head_object(Bucket=bucket, Key="k")["Metadata"] == {"a": "b"}
+    get = v2.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
+    assert requests.get(f"{get}&attributes&x-amz-object-attributes=ETag", timeout=10).status_code == 501
+    assert requests.get(get, timeout=10).content == b"1"
+
+
+def test_one_signature_a_request(storage, s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    v2 = storage.client(signature_version="s3")
+    url = v2.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=400_000_000)
+    assert requests.get(f"{url}&X-Amz-Signature=x&X-Amz-Expires=1", timeout=10).status_code == 400
+    assert requests.get(url, headers={"Authorization": "AWS a:b"}, timeout=10).status_code == 400
+    assert requests.get(signed.presigned(storage, "GET", f"/{bucket}/k", -1).join([storage.url, ""]), timeout=10).status_code == 400
+
+
+@pytest.mark.parametrize(("date", "expected"), [
+    (lambda now: now.strftime("%a, %d %b %Y %H:%M:%S GMT"), (200, "")),
+    (lambda now: now.strftime("%a, %d %b %Y %H:%M:%S +0000"), (200, "")),
+    (lambda now: (now - datetime.timedelta(minutes=20)).strftime("%a, %d %b %Y %H:%M:%S GMT"), (403, "RequestTimeTooSkewed")),
+    (lambda now: "Tue, 27 Mar 2001 19:36:42 +0000", (403, "RequestTimeTooSkewed")), (lambda now: "garbage", (403, "AccessDenied")),
+])
+def test_version_2_is_good_for_some_minutes(storage, s3, bucket, date, expected):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    date = date(datetime.datetime.now(datetime.timezone.utc))
+    access_key, secret = storage.keys["alice"]
+    signature = base64.b64encode(hmac.new(secret.encode(), f"GET\n\n\n{date}\n/{bucket}/k".encode(), hashlib.sha1).digest()).decode()
+    assert code(signed.send(netloc(storage), "GET", f"/{bucket}/k", headers={"Date": date, "Authorization": f"AWS {access_key}:{signature}"})) == expected
+
+
+@pytest.mark.parametrize(("body", "gone"), [
+    ("<Key>a<![CDATA[c]]></Key>", "ac"), ("<Key><![CDATA[a]]></Key>", "a"), ("<Key>a<!-- b -->c</Key>", "ac"), ("<Key></Key>", None),
+    ("<Key>a</Key></Object></Delete>more", None), ("<Key>&#+97;</Key>", None),
+])
+def test_a_key_is_read_whole(storage, s3, bucket, body, gone):
+    for key in ("a", "ac"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"1")
+    whole = f"<Delete><Object>{body}</Object></Delete>" if "more" not in body else f"<Delete><Object>{body}"
+    headers = {"Content-MD5": base64.b64encode(hashlib.md5(whole.encode()).digest()).decode()}
+    status, _, _ = signed.request(storage, "POST", f"/{bucket}?delete", whole.encode(), headers)
+    assert status == (200 if gone else 400)
+    assert {entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]} == {"a", "ac"} - {gone}
+
+
+def form(storage, bucket, *, minutes=0, region="us-east-1", service="s3", key="k", extra=(), conditions=()):
+    """A form signed by version 4 so long ago, good for an hour."""
+    access_key, secret = storage.keys["alice"]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    date = (now - datetime.timedelta(minutes=minutes)).strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{access_key}/{date[:8]}/{region}/{service}/aws4_request"
+    own = {"x-amz-algorithm": "AWS4-HMAC-SHA256", "x-amz-credential": scope, "x-amz-date": date}
+    expiration = (now + datetime.timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    names = {name for name, _ in extra}
+    policy = {"expiration": expiration, "conditions": [{"bucket": bucket}, ["starts-with", "$key", ""], *({n: v} for n, v in own.items()),
+                                                       *(["starts-with", f"${name}", ""] for name in names), *conditions]}
+    encoded = base64.b64encode(json.dumps(policy).encode()).decode()
+    signing = b"AWS4" + secret.encode()
+    for part in (date[:8], region, service, "aws4_request"):
+        signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
+    signature = hmac.new(signing, encoded.encode(), hashlib.sha256).hexdigest()
+    fields = [("key", key), *own.items(), ("policy", encoded), ("x-amz-signature", signature), *extra]
+    return requests.post(f"{storage.url}/{bucket}", files=[(n, (None, v)) for n, v in fields] + [("file", ("f", b"data"))], timeout=20)
+
+
+def test_a_form_lives_as_long_as_its_policy_and_for_its_scope(storage, s3, bucket):
+    assert form(storage, bucket).status_code == 204
+    assert form(storage, bucket, minutes=20).status_code == 204
+    assert form(storage, bucket, region="eu-west-9").status_code == 400
+    assert form(storage, bucket, service="sts").status_code == 400
+
+
+@pytest.mark.parametrize(("extra", "status"), [
+    ([("if-none-match", "*")], 501), ([("if-match", '"x"')], 501), ([("tagging", "<Tagging/>")], 501), ([("x-amz-meta-é", "1")], 400),
+    ([("x-amz-meta-a b", "1")], 400), ([("content-disposition", "a\r\nb")], 400), ([("content-type", "x\x01")], 400), ([("key", "other")], 400),
+    ([("x-amz-meta-a", "1")], 204),
+])
+def test_what_a_form_says_is_kept_and_can_be_answered(storage, s3, bucket, extra, status):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"before")
+    assert form(storage, bucket, extra=extra).status_code == status
+    assert read(s3, bucket, "k") == (b"data" if status == 204 else b"before")
+
+
+def test_a_form_is_bounded_before_anybody_signed_it(storage, bucket):
+    for key, name in (("${filename}" * 2500, "a" * 30000), ("${filename}" * 2500, "a" * 1000), ("k", "a" * 2000), ("k" * 40000, "a")):
+        answer = requests.post(f"{storage.url}/{bucket}", files=[("key", (None, key)), ("file", (name, b"data"))], timeout=20)
+        assert code((answer.status_code, None, answer.content)) == (400, "MalformedPOSTRequest")
+
+
+def test_small_things_that_were_passed_over(storage, s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    ask = lambda headers, path="c": code(signed.request(storage, "PUT", f"/{bucket}/{path}", b"", headers))
+    assert ask({"x-amz-copy-source": f"/{bucket}/k", "x-amz-tagging-directive": "FOO"}) == (400, "InvalidArgument")
+    assert ask({"x-amz-server-side-encryption-customer-algorithm": ""}) == (400, "InvalidArgument")
+    assert [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["k"]
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="m")["UploadId"]
+    etag = s3.upload_part(Bucket=bucket, Key="m", UploadId=upload, PartNumber=1, Body=b"1")["ETag"]
+    body = f"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>".encode()
+    wrong = {"Content-MD5": base64.b64encode(hashlib.md5(b"other").digest()).decode()}
+    assert code(signed.request(storage, "POST", f"/{bucket}/m?uploadId={upload}", body, wrong)) == (400, "BadDigest")
