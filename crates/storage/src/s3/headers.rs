@@ -101,7 +101,7 @@ pub(super) fn refusal(unkept: Unkept, method: &Method) -> S3Error {
 /// The longest that a presigned URL lives: a week.
 const PRESIGNED_SECS_MAX: i64 = 7 * 24 * 60 * 60;
 
-/// Checks how long a presigned URL lives. `expires_at`: of signature version 2, in seconds since 1970.
+/// Checks how long a presigned URL lives, before s3s, which has other errors for it.
 ///
 /// # Errors
 /// As S3's for `X-Amz-Expires`; signature version 2 has no bound there and gets the same here.
