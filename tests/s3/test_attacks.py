@@ -50,6 +50,8 @@ def test_a_body_that_ends_after_the_bucket_is_anothers(storage, s3, path, body):
     assert bob.get_object_tagging(Bucket=name, Key="k")["TagSet"] == [{"Key": "a", "Value": "bobs"}]
     assert "Status" not in bob.get_bucket_versioning(Bucket=name)
     refused("NoSuchTagSet", 404, bob.get_bucket_tagging, Bucket=name)
+    bob.delete_object(Bucket=name, Key="k")
+    bob.delete_bucket(Bucket=name)
 
 
 @pytest.fixture

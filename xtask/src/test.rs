@@ -20,23 +20,23 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     let sdk = python_environment("sdk")?;
     let az = python_environment("az")?;
     let pytest = sdk.join("bin/pytest").to_string_lossy().into_owned();
-    let mut azure = program(&pytest, &["tests/azure", "-q", "-rs", "--durations=5"]);
+    let mut azure = program(&pytest, &["tests/azure", "-q", "-rfEs", "--durations=5"]);
     azure.env("HOLDFAST_AZ", az.join("bin/az"));
     step("Azure SDKs and az", azure)?;
-    step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "-rs", "--durations=5"]))?;
+    step("S3 with boto3, aws and rclone", program(&pytest, &["tests/s3", "-q", "-rfEs", "--durations=5"]))?;
     step(
         "external key stores over SoftHSM2, openCryptoki and NSS",
-        program(&pytest, &["tests/xks", "-q", "-rs", "--durations=5"]),
+        program(&pytest, &["tests/xks", "-q", "-rfEs", "--durations=5"]),
     )?;
     step(
         "key management with boto3, aws and the Encryption SDK",
-        program(&pytest, &["tests/kms", "-q", "-rs", "--durations=5"]),
+        program(&pytest, &["tests/kms", "-q", "-rfEs", "--durations=5"]),
     )?;
     let clients = python_environment("clients")?;
     python_environment("clients-old")?;
     node_packages()?;
     let pytest = clients.join("bin/pytest").to_string_lossy().into_owned();
-    step("whole clients", program(&pytest, &["tests/clients", "-q", "-rs", "--durations=5"]))?;
+    step("whole clients", program(&pytest, &["tests/clients", "-q", "-rfEs", "--durations=5"]))?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
     step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
