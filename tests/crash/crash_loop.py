@@ -109,9 +109,9 @@ class Writer:
 def observed(connection, key):
     """State and versions as the server tells them."""
     status, answer = connection("GET", f"/keys/{key.name}/versions")
-    if status == 200:
+    assert status == 200, (status, answer)
+    if answer["value"]:
         return "active", {item["kid"].rsplit("/", 1)[1] for item in answer["value"]}
-    assert status == 404, (status, answer)
     status, answer = connection("GET", f"/deletedkeys/{key.name}")
     return ("deleted", None) if status == 200 else ("absent", set())
 
