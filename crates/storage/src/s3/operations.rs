@@ -340,7 +340,7 @@ pub(super) fn resolve(
 
 /// Whether S3 gives a header a meaning, on some operation. Of preconditions `ops::conditions` knows.
 fn has_meaning(name: &str) -> bool {
-    // Without this prefix a header asks for encryption that nobody here has heard of.
+    // Families that S3 adds to: a new member asks for something that nobody here has heard of.
     name.starts_with("x-amz-server-side-encryption")
         || name.starts_with("x-amz-object-lock-")
         || name.starts_with("x-amz-grant-")
