@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,10 +17,11 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     sync::{mpsc, watch},
-    time::timeout,
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
 };
 
-use crate::fault::Fault;
+use crate::{fault::Fault, server::owned::Abandoned};
 
 /// A policy is the longest thing that is sent.
 const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -27,6 +29,8 @@ const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// only and can be copied, and because a socket's path has at most 107 bytes.
 const PATH_FILE: &str = "admin-socket.path";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that requests in flight are given at the stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn socket_path(directory: &Path) -> io::Result<PathBuf> {
     let whole = directory.canonicalize()?;
@@ -68,30 +72,43 @@ pub(crate) fn bind(directory: &Path) -> Result<UnixListener, Fault> {
 /// Where lines go before the last one.
 pub(crate) type Progress = mpsc::Sender<Value>;
 
-/// Serves until `stopped`. `carry_out` is given the request, the user id at the other end, and where progress goes.
+/// Serves until `stopped`, then lets requests in flight end. `carry_out` is given the request, the user id at the other end, and where
+/// progress goes.
 pub(crate) async fn serve<R, F, A>(listener: UnixListener, carry_out: F, mut stopped: watch::Receiver<bool>)
 where
     R: DeserializeOwned + Send + 'static,
     F: Fn(R, u32, Progress) -> A + Clone + Send + 'static,
     A: Future<Output = Value> + Send + 'static,
 {
+    let works = Abandoned::new("admin");
+    let mut answers = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stop| *stop) => break,
+            Some(_) = answers.join_next() => continue,
         };
         if let Ok((stream, _)) = accepted {
-            tokio::spawn(answer(stream, carry_out.clone()));
+            answers.spawn(answer(stream, carry_out.clone(), Arc::clone(&works), stopped.clone()));
         }
     }
     let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf));
     if let Some(path) = path {
         let _ = fs::remove_file(path);
     }
+    let deadline = Instant::now() + DRAIN_TIMEOUT;
+    let _ = timeout_at(deadline, async { while answers.join_next().await.is_some() {} }).await;
+    if !works.drain(deadline).await {
+        tracing::warn!("some requests to the admin socket did not end in time and were cut off");
+    }
 }
 
-async fn answer<R, F, A>(mut stream: UnixStream, carry_out: F)
-where
+async fn answer<R, F, A>(
+    mut stream: UnixStream,
+    carry_out: F,
+    works: Arc<Abandoned>,
+    mut stopped: watch::Receiver<bool>,
+) where
     R: DeserializeOwned + Send + 'static,
     F: Fn(R, u32, Progress) -> A + Send + 'static,
     A: Future<Output = Value> + Send + 'static,
@@ -99,13 +116,19 @@ where
     let uid = stream.peer_cred().map_or(u32::MAX, |peer| peer.uid());
     let (reader, mut writer) = stream.split();
     let mut line = Vec::new();
-    if BufReader::new(reader.take(LINE_BYTES_MAX)).read_until(b'\n', &mut line).await.is_err() {
+    let mut reader = BufReader::new(reader.take(LINE_BYTES_MAX));
+    let read = tokio::select! {
+        read = reader.read_until(b'\n', &mut line) => read,
+        // Nothing was asked yet.
+        _ = stopped.wait_for(|stop| *stop) => return,
+    };
+    if read.is_err() {
         return;
     }
     // A request may hold a secret.
     let line = SecretBytes::take(line);
     let (lines, mut queue) = mpsc::channel(64);
-    let work = tokio::spawn(async move {
+    works.run(async move {
         let last = match serde_json::from_slice(line.expose()) {
             Ok(request) => carry_out(request, uid, lines.clone()).await,
             Err(error) => json!({"done": false, "error": format!("the request, at column {}", error.column())}),
@@ -118,7 +141,6 @@ where
             break;
         }
     }
-    let _ = work.await;
 }
 
 /// Asks the service that serves `directory`; `hear` gets each line, the last one is returned.

@@ -6,15 +6,13 @@ pub(crate) mod config;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use holdfast_core::{AuditSink, KekError, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_kms::{KekMaker, Kms, KmsConfig, Seams};
 use holdfast_managed_hsm::KekClient;
 use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http::Request;
 use hyper::body::Incoming;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -157,24 +155,9 @@ fn door(role: Arc<Kms>, health: Option<Health>) -> server::Handler {
                 return answer;
             }
             let (parts, body) = request.into_parts();
-            // A client that hangs up ends its own wait, and not work that is half done.
-            let work = tokio::spawn(async move { role.handle(parts, body, Some(address)).await });
-            match work.await {
-                Ok(answer) => answer,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(_) => stopping(),
-                },
-            }
+            role.handle(parts, body, Some(address)).await
         }
     })
-}
-
-/// The answer to a request whose work the process no longer ends.
-fn stopping() -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::from_static(br#"{"__type":"KMSInternalException"}"#)));
-    *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    answer
 }
 
 async fn maintain(role: Arc<Kms>, mut renewal: Renewal, mut stopped: watch::Receiver<bool>) {

@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod client_certificate;
 mod linger;
+pub(crate) mod owned;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
@@ -15,12 +16,13 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use linger::Lingering;
 use metrics::{counter, gauge};
+use owned::{Abandoned, OwnedRequest, Place};
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -112,7 +114,7 @@ where
     Arc::new(move |request, peer| Box::pin(function(request, peer)))
 }
 
-/// Serves until `shutdown` turns true, then lets requests in flight end.
+/// Serves until `shutdown` turns true, then lets requests in flight end. Nothing is at work any more when it returns.
 pub(crate) async fn serve(
     name: &'static str,
     listener: TcpListener,
@@ -123,6 +125,7 @@ pub(crate) async fn serve(
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections_max));
     let tls: Option<Tls> = tls.map(Into::into);
+    let abandoned = Abandoned::new(name);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -143,12 +146,15 @@ pub(crate) async fn serve(
             counter!("holdfast_connections_refused_total", "listener" => name).increment(1);
             continue;
         };
-        let connection = Connection { name, peer, limits, _permit: permit };
+        let connection = Connection { name, peer, limits, place: Place::new(permit, Arc::clone(&abandoned)) };
         connections.spawn(connection.run(stream, tls.clone(), Arc::clone(&handler), shutdown.clone()));
     }
     drop(listener);
-    let drained = timeout(limits.drain_timeout, async { while connections.join_next().await.is_some() {} }).await;
-    if drained.is_err() {
+    let deadline = Instant::now() + limits.drain_timeout;
+    let drained = timeout_at(deadline, async { while connections.join_next().await.is_some() {} }).await;
+    // A connection that is cut leaves its request to those that were abandoned before; they have what is left of the time.
+    connections.shutdown().await;
+    if !abandoned.drain(deadline).await || drained.is_err() {
         tracing::warn!(listener = name, "some requests did not end in time and were cut off");
     }
 }
@@ -157,7 +163,7 @@ struct Connection {
     name: &'static str,
     peer: SocketAddr,
     limits: ConnectionLimits,
-    _permit: OwnedSemaphorePermit,
+    place: Arc<Place>,
 }
 
 impl Connection {
@@ -193,12 +199,12 @@ impl Connection {
     ) where
         I: hyper::rt::Read + hyper::rt::Write + Unpin,
     {
-        let peer = self.peer;
+        let (peer, place) = (self.peer, &self.place);
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(Arc::clone(client));
             }
-            let answer = handler(request, peer);
+            let answer = OwnedRequest::new(handler(request, peer), place);
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let connection = http1::Builder::new()

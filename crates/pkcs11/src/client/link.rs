@@ -32,6 +32,20 @@ struct Pending {
     answer: oneshot::Sender<Answer>,
 }
 
+/// Gives the place of a call back, unless it was sent.
+struct Unsent<'a> {
+    link: &'a Link,
+    id: Option<u64>,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.link.pending().remove(&id);
+        }
+    }
+}
+
 impl Link {
     pub(super) fn new(socket: UnixDatagram, room: usize) -> Self {
         Self { socket, pending: Mutex::default(), next: AtomicU64::new(0), room }
@@ -61,10 +75,10 @@ impl Link {
         let deadline = monotonic_nanos().saturating_add(u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX));
         let packet = Request { id, deadline, call }.encode();
         let exchange = async {
-            if let Err(error) = self.send(&packet).await {
-                self.pending().remove(&id);
-                return Err(error);
-            }
+            // A call that was not sent, be it that time ran out meanwhile, has no answer to come: its place is free again.
+            let mut unsent = Unsent { link: self, id: Some(id) };
+            self.send(&packet).await?;
+            unsent.id = None;
             drop(packet);
             receiver.await.map_err(|_| HsmError::Unavailable("the HSM host ended in the middle of the call".into()))
         };
