@@ -32,6 +32,10 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
         "key management with boto3, aws and the Encryption SDK",
         program(&pytest, &["tests/kms", "-q", "-rfEs", "--durations=5"]),
     )?;
+    step(
+        "an installation of an earlier version",
+        program(&pytest, &["tests/upgrade", "-q", "-rfEs", "--durations=5"]),
+    )?;
     let clients = python_environment("clients")?;
     python_environment("clients-old")?;
     node_packages()?;
