@@ -3,14 +3,14 @@ import os
 import time
 
 import pytest
+from authority import Authority
 from conftest import check_end, hsm_config
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from modules import Nss, OpenCryptoki
+from pool import POOL, Azure, dec, enc
 from proxy import Kms, Proxy, assert_refused, free_port
 from softhsm import PIN, SoftHsm
-from test_ekm import POOL, Azure, dec, enc
-from test_policy import Authority
 
 LACKS = ("no AES-GCM: its AES keys cannot serve an external key store of AWS KMS; "
          "no AES key wrap: its AES keys cannot serve a Managed HSM")

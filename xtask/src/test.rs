@@ -36,6 +36,7 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
         "an installation of an earlier version",
         program(&pytest, &["tests/upgrade", "-q", "-rfEs", "--durations=5"]),
     )?;
+    step("hang-ups, broken logs, half-sent bodies", program(&pytest, &["tests/road", "-q", "-rfEs", "--durations=5"]))?;
     let clients = python_environment("clients")?;
     python_environment("clients-old")?;
     node_packages()?;
