@@ -101,11 +101,37 @@ pub enum Action {
     SettingRead,
     /// Change a setting.
     SettingWrite,
+    /// Make a bucket.
+    BucketCreate,
+    /// Delete a bucket.
+    BucketDelete,
+    /// See one's buckets.
+    BucketList,
+    /// Read what is set for a bucket.
+    BucketRead,
+    /// Change what is set for a bucket.
+    BucketUpdate,
+    /// Give the data keys of a bucket, or of its objects, to another key or version of it.
+    DataKeyRewrap,
+    /// Delete an object, a version of one, or an upload.
+    ObjectDelete,
+    /// See which objects, versions, uploads or parts there are.
+    ObjectList,
+    /// Read an object or what is known of it.
+    ObjectRead,
+    /// Change what is kept beside an object's data: tags, the key that it is under.
+    ObjectUpdate,
+    /// Write an object, or a part of one.
+    ObjectWrite,
 }
 
 /// What an action is done to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Resource {
+    /// One bucket, as long as it has this id: a bucket that is made again by the same name is another one.
+    Bucket(BucketId),
+    /// All buckets.
+    Buckets,
     /// One key in an external HSM.
     ExternalKey(ExternalKeyId),
     /// The whole instance.
@@ -114,11 +140,29 @@ pub enum Resource {
     Key(KeyName),
     /// All keys.
     Keys,
+    /// One object of a bucket, all its versions.
+    Object(BucketId, String),
+    /// All objects of a bucket.
+    Objects(BucketId),
+}
+
+/// What names a bucket for ever: 16 random bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct BucketId(pub [u8; 16]);
+
+impl fmt::Display for BucketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        crate::BlobId(self.0).fmt(f)
+    }
 }
 
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Bucket(id) => write!(f, "/buckets/{id}"),
+            Self::Buckets => f.write_str("/buckets"),
+            Self::Object(bucket, key) => write!(f, "/buckets/{bucket}/objects/{key}"),
+            Self::Objects(bucket) => write!(f, "/buckets/{bucket}/objects"),
             Self::ExternalKey(id) => write!(f, "/external/{id}"),
             Self::Instance => f.write_str("/"),
             Self::Keys => f.write_str("/keys"),

@@ -9,7 +9,7 @@ use holdfast_core::BlobWriter;
 use holdfast_crypto::md5::Md5;
 use http::HeaderMap;
 use s3s::{
-    S3ErrorCode, S3Result, TrailingHeaders,
+    TrailingHeaders,
     checksum::ChecksumHasher,
     crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256},
     dto::{self, StreamingBlob},
@@ -18,7 +18,7 @@ use s3s::{
 use crate::{
     Storage,
     encryption::Key,
-    error::{custom, damaged, error, from_kek, from_store, invalid_request},
+    error::{Error, Result, damaged, from_kek, from_store, invalid_request},
     format::{CHUNK_BYTES, StreamIdentity, StreamKeys, StreamSealer, chunk_count},
     readers::Hold,
     record::{ChecksumRecord, Id, StreamRecord},
@@ -57,7 +57,7 @@ impl Claims {
     ///
     /// # Errors
     /// As S3's: several checksums, a value that is none, a trailer that is no checksum, an algorithm without a value.
-    pub(crate) fn from_headers(headers: &HeaderMap, trailers: Option<TrailingHeaders>) -> S3Result<Self> {
+    pub(crate) fn from_headers(headers: &HeaderMap, trailers: Option<TrailingHeaders>) -> Result<Self> {
         let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
         let mut found = ALGORITHMS.iter().filter(|(_, header, _)| headers.contains_key(*header));
         let named = found.next();
@@ -185,7 +185,7 @@ impl Storage {
         mut key: Key,
         body: Option<StreamingBlob>,
         claims: Claims,
-    ) -> S3Result<Written> {
+    ) -> Result<Written> {
         // Who announces more than fits is told before he sends it.
         self.must_have_room(claims.content_length.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)).await?;
         let stream = Id::random(self.ambient());
@@ -216,10 +216,7 @@ impl Storage {
             }
             sealer.push(&chunk, |piece| pieces.push(piece)).map_err(library)?;
             if sealer.plain_bytes() > BODY_BYTES_MAX {
-                return Err(error(
-                    S3ErrorCode::EntityTooLarge,
-                    "Your proposed upload exceeds the maximum allowed size",
-                ));
+                return Err(Error::TooLarge);
             }
             for piece in pieces.drain(..) {
                 // A slow upload does not outlive the permission to write under the key.
@@ -232,7 +229,7 @@ impl Storage {
         }
         let size = sealer.plain_bytes();
         if claims.content_length.is_some_and(|claimed| claimed != size as i64) {
-            return Err(error(S3ErrorCode::IncompleteBody, "The body is not as long as its Content-Length"));
+            return Err(Error::IncompleteBody("The body is not as long as its Content-Length"));
         }
         let last = sealer.finish().map_err(library)?;
         let inline = if blob.is_none() && target.may_inline && last.len() <= INLINE_BYTES_MAX {
@@ -266,7 +263,7 @@ impl Storage {
         self: &Arc<Self>,
         blob: &'a mut Option<(Unkept, Box<dyn BlobWriter>)>,
         id: Id,
-    ) -> S3Result<&'a mut Box<dyn BlobWriter>> {
+    ) -> Result<&'a mut Box<dyn BlobWriter>> {
         if blob.is_none() {
             let unkept = Unkept { storage: Arc::clone(self), id, kept: false };
             let writer = self.blobs.create(id.blob()).await.map_err(from_store)?;
@@ -274,21 +271,18 @@ impl Storage {
         }
         match blob {
             Some((_, writer)) => Ok(writer),
-            None => Err(error(S3ErrorCode::InternalError, "no writer")),
+            None => Err(Error::Internal("no writer")),
         }
     }
 }
 
-pub(crate) fn incomplete(cause: s3s::StdError) -> s3s::S3Error {
+pub(crate) fn incomplete(cause: s3s::StdError) -> Error {
     let text = cause.to_string();
     tracing::debug!(text, "a body ended early");
     // s3s tells chunk signatures and lengths that do not hold as errors of the stream.
     match cause.downcast::<s3s::S3Error>() {
-        Ok(error) => *error,
-        Err(_) => error(
-            S3ErrorCode::IncompleteBody,
-            "The request body ended early, is malformed, or does not match its signature",
-        ),
+        Ok(error) => Error::from(*error),
+        Err(_) => Error::IncompleteBody("The request body ended early, is malformed, or does not match its signature"),
     }
 }
 
@@ -300,31 +294,23 @@ pub(crate) fn check_claims(
     claims: &Claims,
     md5: Option<&[u8; 16]>,
     hasher: Option<ChecksumHasher>,
-) -> S3Result<Option<ChecksumRecord>> {
+) -> Result<Option<ChecksumRecord>> {
     if let (Some(claimed), Some(md5)) = (&claims.content_md5, md5) {
         let claimed = BASE64.decode(claimed).ok().filter(|bytes| bytes.len() == 16);
-        let claimed =
-            claimed.ok_or_else(|| error(S3ErrorCode::InvalidDigest, "The Content-MD5 you specified is not valid"))?;
+        let claimed = claimed.ok_or_else(|| Error::InvalidDigest)?;
         if claimed != md5 {
-            return Err(error(S3ErrorCode::BadDigest, "The Content-MD5 you specified did not match what we received"));
+            return Err(Error::BadDigest("The Content-MD5 you specified did not match what we received".into()));
         }
     }
     let (Some((algorithm, _)), Some(hasher)) = (&claims.checksum, hasher) else { return Ok(None) };
     let value = checksum_value(hasher).unwrap_or_default();
     let claimed = claims.claimed_checksum();
     if claims.trailing && claimed.is_none() {
-        return Err(custom(
-            "MalformedTrailerError",
-            http::StatusCode::BAD_REQUEST,
-            "The request contained trailing data that was not well-formed or did not conform to our published schema."
-                .to_owned(),
-        ));
+        return Err(Error::MalformedTrailer);
     }
     if claimed.is_some_and(|claimed| claimed != value) {
-        return Err(error(
-            S3ErrorCode::BadDigest,
-            format!("The {algorithm} you specified did not match what we received"),
-        ));
+        let message = format!("The {algorithm} you specified did not match what we received");
+        return Err(Error::BadDigest(message.into()));
     }
     Ok(Some(ChecksumRecord { algorithm: algorithm.clone(), value, composite: false }))
 }
@@ -376,7 +362,7 @@ impl Storage {
         key: Key,
         segments: Vec<Segment>,
         hold: Option<Arc<Hold>>,
-    ) -> S3Result<StreamingBlob> {
+    ) -> Result<StreamingBlob> {
         let identity = StreamIdentity { dek: dek.unwrap_or(Id([0; 16])), bucket, object, stream: Id([0; 16]) };
         let segments = segments.into();
         let mut reader = Reader { storage: Arc::clone(self), identity, key, segments, open: None, hold };
@@ -387,9 +373,9 @@ impl Storage {
                 Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
                 Ok(None) => None,
                 Err(error) => {
-                    tracing::warn!(code = error.code().as_str(), "a body was cut in the middle");
+                    tracing::warn!(code = error.told().code, "a body was cut in the middle");
                     metrics::counter!("holdfast_storage_bodies_cut_total").increment(1);
-                    Some((Err(Cut(error.code().as_str().to_owned())), None))
+                    Some((Err(Cut(error.told().code.to_owned())), None))
                 }
             }
         });
@@ -399,7 +385,7 @@ impl Storage {
 }
 
 impl Reader {
-    async fn next(&mut self) -> S3Result<Option<Bytes>> {
+    async fn next(&mut self) -> Result<Option<Bytes>> {
         // Reading, like writing, ends when the permission does.
         let storage = Arc::clone(&self.storage);
         storage.still_allowed(&mut self.key).await.map_err(from_kek)?;
@@ -420,7 +406,7 @@ impl Reader {
         }
     }
 
-    async fn open_segment(&self, segment: Segment) -> S3Result<OpenSegment> {
+    async fn open_segment(&self, segment: Segment) -> Result<OpenSegment> {
         let identity = StreamIdentity { stream: segment.stream.id, ..self.identity };
         let keys = StreamKeys::derive(self.key.bytes(), identity).map_err(|_| damaged("a stream", "keys"))?;
         let header = if segment.stream.inline {
@@ -439,7 +425,7 @@ impl Reader {
 
 impl OpenSegment {
     /// The next piece: whole chunks are read and verified, what was not asked for is trimmed.
-    async fn read(&mut self, storage: &Storage) -> S3Result<Bytes> {
+    async fn read(&mut self, storage: &Storage) -> Result<Bytes> {
         let size = self.segment.stream.size;
         let chunk = CHUNK_BYTES as u64;
         let first = self.at / chunk;

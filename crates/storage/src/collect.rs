@@ -7,10 +7,11 @@ use std::{collections::HashSet, ops::ControlFlow, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use holdfast_core::{BlobId, IndexWrite};
-use s3s::S3Result;
 
 use crate::{
     Storage,
+    error::Result,
+    grant::Upkeep,
     record::{self, CompletedRecord, FORMAT, Id, ManifestPart, PartRecord, UploadRecord, Waste},
     rows,
     view::{decode_manifest, record_of, waste},
@@ -52,11 +53,11 @@ impl Storage {
         deleted
     }
 
-    async fn collect_all(&self) -> S3Result<usize> {
+    async fn collect_all(&self) -> Result<usize> {
         Ok(self.collect_garbage().await? + self.collect_waste().await?)
     }
 
-    async fn collect_garbage(&self) -> S3Result<usize> {
+    async fn collect_garbage(&self) -> Result<usize> {
         let (mut deleted, mut from, mut kept) = (0, rows::all_garbage(), 0_usize);
         loop {
             let page = self.garbage(&from)?;
@@ -75,8 +76,8 @@ impl Storage {
     }
 
     /// A page of blobs to be deleted.
-    fn garbage(&self, from: &[u8]) -> S3Result<Vec<Garbage>> {
-        self.look(|view| {
+    fn garbage(&self, from: &[u8]) -> Result<Vec<Garbage>> {
+        self.look_whole(|view| {
             let mut found = Vec::new();
             view.scan(from, &rows::all_garbage(), |row, object| {
                 let blob = rows::collected_id(row);
@@ -103,17 +104,17 @@ impl Storage {
         gone.into_iter().flatten().collect()
     }
 
-    async fn write(&self, writes: Vec<IndexWrite>) -> S3Result<()> {
+    async fn write(&self, writes: Vec<IndexWrite>) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
-        self.transact(move |_| Ok(((), writes))).await
+        self.transact(move |_| Ok(((), Upkeep::begin()?.change(writes)?))).await
     }
 
-    async fn collect_waste(&self) -> S3Result<usize> {
+    async fn collect_waste(&self) -> Result<usize> {
         let (mut deleted, mut from) = (0, rows::all_waste());
         loop {
-            let next = self.look(|view| {
+            let next = self.look_whole(|view| {
                 let mut next = None;
                 view.scan(&from, &rows::all_waste(), |row, value| {
                     next = rows::collected_id(row).zip(record::decode::<Waste>(value).map(|(what, _)| what));
@@ -132,7 +133,7 @@ impl Storage {
     }
 
     /// A discarded object of many parts, when its last reader has ended.
-    async fn clear_manifest(&self, object: Id) -> S3Result<usize> {
+    async fn clear_manifest(&self, object: Id) -> Result<usize> {
         self.readers.settle();
         if self.readers.holds(object) {
             return Ok(0);
@@ -146,18 +147,18 @@ impl Storage {
         Ok(gone.len())
     }
 
-    fn manifest_of(&self, object: Id) -> S3Result<Option<Vec<ManifestPart>>> {
-        self.look(|view| view.find_manifest(object)?.as_deref().map(decode_manifest).transpose())
+    fn manifest_of(&self, object: Id) -> Result<Option<Vec<ManifestPart>>> {
+        self.look_whole(|view| view.find_manifest(object)?.as_deref().map(decode_manifest).transpose())
     }
 
     /// The parts of an upload that is over. Those that became a part of the object stay, if it is still there: an object without a
     /// manifest was discarded, and its blobs with it.
-    async fn clear_parts(&self, upload: Id, object: Option<Id>) -> S3Result<usize> {
+    async fn clear_parts(&self, upload: Id, object: Option<Id>) -> Result<usize> {
         let manifest = object.map(|object| self.manifest_of(object)).transpose()?.flatten().unwrap_or_default();
         let kept: HashSet<Id> = manifest.into_iter().map(|part| part.stream.id).collect();
         let mut deleted = 0;
         loop {
-            let parts = self.look(|view| view.parts(upload, 0, ROWS_A_COMMIT))?;
+            let parts = self.look_whole(|view| view.parts(upload, 0, ROWS_A_COMMIT))?;
             if parts.is_empty() {
                 self.write(vec![IndexWrite::remove(rows::waste(upload))]).await?;
                 return Ok(deleted);
@@ -176,9 +177,9 @@ impl Storage {
     }
 
     /// The uploads that were under way in a bucket that is deleted.
-    async fn clear_uploads(&self, bucket: Id) -> S3Result<usize> {
+    async fn clear_uploads(&self, bucket: Id) -> Result<usize> {
         loop {
-            let uploads = self.look(|view| {
+            let uploads = self.look_whole(|view| {
                 let (mut uploads, all) = (Vec::new(), rows::uploads(bucket));
                 view.scan(&all, &all, |row, value| {
                     uploads.push((row.to_vec(), record::decode::<UploadRecord>(value).map(|(upload, _)| upload.id)));
@@ -205,7 +206,7 @@ impl Storage {
     /// If the index cannot be read or written.
     pub async fn forget_completed(&self) -> Result<usize, String> {
         let oldest = self.now_millis() - i64::try_from(COMPLETED_AGE.as_millis()).unwrap_or(i64::MAX);
-        let old = self.look(|view| {
+        let old = self.look_whole(|view| {
             let mut old = Vec::new();
             view.scan(&rows::all_completed(), &rows::all_completed(), |row, value| {
                 let done: Option<(CompletedRecord, _)> = record::decode(value);
@@ -225,8 +226,8 @@ impl Storage {
     }
 
     /// Every blob that something refers to.
-    fn referenced(&self) -> S3Result<HashSet<BlobId>> {
-        self.look(|view| {
+    fn referenced(&self) -> Result<HashSet<BlobId>> {
+        self.look_whole(|view| {
             let mut all = HashSet::new();
             for rows in [rows::all_objects(), rows::all_versions()] {
                 view.scan(&rows, &rows, |_, value| {

@@ -6,15 +6,17 @@
 use std::{sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use holdfast_core::{IndexWrite, KekError, WrappedDek};
+use holdfast_core::{Action, IndexWrite, KekError, WrappedDek};
 use holdfast_crypto::{CryptoError, HashAlgorithm, SecretBytes, kdf, md5::Md5};
-use s3s::{S3ErrorCode, S3Result, dto};
+use s3s::dto;
 
 use crate::{
     Storage,
+    call::Call,
     deks::Dek,
-    error::{damaged, error, from_kek, invalid_argument, invalid_request, not_implemented},
-    record::{BucketRecord, ContainerDek, Encryption, Envelope, Id},
+    error::{Error, Result, damaged, from_kek, invalid_argument, invalid_request, not_implemented},
+    grant::Known,
+    record::{ContainerDek, Encryption, Envelope, Id},
     rows,
 };
 
@@ -44,7 +46,7 @@ pub(crate) struct CheckedCustomerKey {
 
 impl CustomerKey {
     /// `None` if the request names no key at all.
-    pub(crate) fn check(self) -> S3Result<Option<CheckedCustomerKey>> {
+    pub(crate) fn check(self) -> Result<Option<CheckedCustomerKey>> {
         let Self { algorithm, key, key_md5 } = self;
         if algorithm.is_none() && key.is_none() && key_md5.is_none() {
             return Ok(None);
@@ -107,7 +109,7 @@ impl Decided {
 
 impl Storage {
     /// Decides the encryption of a new object in `bucket`, and has its key ready.
-    pub(crate) async fn decide(&self, bucket: &BucketRecord, object: Id, asked: Asked) -> S3Result<Decided> {
+    pub(crate) async fn decide(&self, call: &Arc<Call>, bucket: &Known, object: Id, asked: Asked) -> Result<Decided> {
         let Asked { sse, kek, context, bucket_key, customer } = asked;
         let customer = customer.check()?;
         if let Some(customer) = customer {
@@ -117,9 +119,9 @@ impl Storage {
                 ));
             }
             if bucket.blocks_customer_keys {
-                return Err(error(
-                    S3ErrorCode::AccessDenied,
-                    "Access Denied: the bucket blocks server-side encryption with customer-provided keys (SSE-C)",
+                return Err(Error::DeniedBecause(
+                    "Access Denied: the bucket blocks server-side encryption with customer-provided keys (SSE-C)"
+                        .into(),
                 ));
             }
             self.refuse_if_off()?;
@@ -157,7 +159,7 @@ impl Storage {
         self.check_kek(&kek)?;
         let with_container = bucket_key.unwrap_or_else(|| default.is_some_and(|default| default.bucket_key));
         if with_container {
-            let container = self.container_dek(bucket, &kek).await?;
+            let container = self.container_dek(call, bucket, &kek).await?;
             let key = self.container_key(&container, object).await?;
             return Ok(Decided { encryption: Encryption::Container { dek: container.id, kms: true }, key });
         }
@@ -167,14 +169,14 @@ impl Storage {
         Ok(Decided { encryption, key: Key::Held { dek, wrapped: Arc::new(wrapped), object_key: None } })
     }
 
-    fn refuse_if_off(&self) -> S3Result<()> {
+    fn refuse_if_off(&self) -> Result<()> {
         if self.config.encryption_off {
             return Err(not_implemented("Encryption is off on this server, and the request asks for it"));
         }
         Ok(())
     }
 
-    pub(crate) fn check_kek(&self, kek: &str) -> S3Result<()> {
+    pub(crate) fn check_kek(&self, kek: &str) -> Result<()> {
         if self.deks.keks().knows(kek) {
             return Ok(());
         }
@@ -182,7 +184,7 @@ impl Storage {
     }
 
     /// Draws a DEK and has it wrapped: the one call to the key service that a write under its own DEK costs.
-    pub(crate) async fn new_dek(&self, kek: &str) -> S3Result<(WrappedDek, Arc<Dek>)> {
+    pub(crate) async fn new_dek(&self, kek: &str) -> Result<(WrappedDek, Arc<Dek>)> {
         let mut dek = SecretBytes::zeroed(32);
         self.ambient().fill(dek.expose_mut());
         let asked = Instant::now();
@@ -192,36 +194,37 @@ impl Storage {
     }
 
     /// A new container DEK under `kek`.
-    pub(crate) async fn new_container_dek(&self, kek: &str) -> S3Result<ContainerDek> {
+    pub(crate) async fn new_container_dek(&self, kek: &str) -> Result<ContainerDek> {
         let (wrapped, _) = self.new_dek(kek).await?;
         let envelope = Envelope::new(&wrapped, self.now_millis());
         Ok(ContainerDek { id: Id::random(self.ambient()), kek: kek.into(), envelope })
     }
 
     /// The bucket's DEK under `kek`, made at its first use.
-    async fn container_dek(&self, bucket: &BucketRecord, kek: &str) -> S3Result<ContainerDek> {
-        let find = |bucket: &BucketRecord| bucket.deks.iter().skip(1).find(|dek| dek.kek == kek).cloned();
-        if let Some(found) = find(bucket) {
-            return Ok(found);
+    async fn container_dek(&self, call: &Arc<Call>, bucket: &Known, kek: &str) -> Result<ContainerDek> {
+        if let Some(found) = bucket.deks.iter().skip(1).find(|dek| dek.kek == kek) {
+            return Ok(found.clone());
         }
         let made = self.new_container_dek(kek).await?;
-        let (name, id, kek) = (bucket.name.clone(), bucket.id, kek.to_owned());
-        self.transact(move |index| {
-            let mut bucket = index.bucket(&name)?;
-            if bucket.id != id {
-                return Err(error(S3ErrorCode::NoSuchBucket, "The specified bucket does not exist"));
-            }
+        let (call, known, kek) = (Arc::clone(call), bucket.clone(), kek.to_owned());
+        self.transact(move |view| {
+            let bucket = view.grant_same(&call, &known)?;
+            let mut record = bucket.record();
             // Somebody else may have made it meanwhile.
-            if let Some(found) = bucket.deks.iter().skip(1).find(|dek| dek.kek == kek) {
-                return Ok((found.clone(), Vec::new()));
-            }
-            bucket.deks.push(made.clone());
-            Ok((made, vec![IndexWrite::put(rows::bucket(&name), crate::record::encode(&bucket, &[]))]))
+            let (dek, writes) = match record.deks.iter().skip(1).find(|dek| dek.kek == kek) {
+                Some(found) => (found.clone(), Vec::new()),
+                None => {
+                    record.deks.push(made.clone());
+                    let row = IndexWrite::put(rows::bucket(&record.name), crate::record::encode(&record, &[]));
+                    (made, vec![row])
+                }
+            };
+            Ok((dek, bucket.change(Action::ObjectWrite, writes)?))
         })
         .await
     }
 
-    async fn container_key(&self, container: &ContainerDek, object: Id) -> S3Result<Key> {
+    async fn container_key(&self, container: &ContainerDek, object: Id) -> Result<Key> {
         let mut key = self.held_key(&container.envelope).await?;
         if let Key::Held { dek, object_key, .. } = &mut key {
             let derived = object_key_of(&dek.key, object).map_err(|_| damaged("a container DEK", &container.kek))?;
@@ -231,7 +234,7 @@ impl Storage {
     }
 
     /// The DEK in an envelope.
-    pub(crate) async fn held_key(&self, envelope: &Envelope) -> S3Result<Key> {
+    pub(crate) async fn held_key(&self, envelope: &Envelope) -> Result<Key> {
         let wrapped = envelope.to_wrapped().ok_or_else(|| damaged("an envelope", &envelope.kek_url))?;
         let dek = self.deks.unwrap(&wrapped).await.map_err(from_kek)?;
         Ok(Key::Held { dek, wrapped: Arc::new(wrapped), object_key: None })
@@ -240,18 +243,17 @@ impl Storage {
     /// The key of something stored.
     pub(crate) async fn key_for(
         &self,
-        bucket: &BucketRecord,
+        bucket: &Known,
         encryption: &Encryption,
         object: Id,
         customer: CustomerKey,
-    ) -> S3Result<Key> {
+    ) -> Result<Key> {
         let customer = customer.check()?;
         match (encryption, customer) {
             (Encryption::Customer { key_md5 }, Some(given)) => {
                 if given.key_md5 != *key_md5 {
-                    return Err(error(
-                        S3ErrorCode::AccessDenied,
-                        "The key given is not the one the object was stored under",
+                    return Err(Error::DeniedBecause(
+                        "The key given is not the one the object was stored under".into(),
                     ));
                 }
                 Ok(Key::Customer(Arc::new(given.key)))
@@ -281,7 +283,7 @@ impl Storage {
     }
 
     /// What answers say of an object's encryption: the KEK as it was asked for, though its versions come and go.
-    pub(crate) fn told(&self, bucket: &BucketRecord, encryption: &Encryption) -> Told {
+    pub(crate) fn told(&self, call: &Call, bucket: &Known, encryption: &Encryption) -> Told {
         let mut told = Told::default();
         match encryption {
             Encryption::Container { kms: false, .. } => {
@@ -289,12 +291,12 @@ impl Storage {
             }
             Encryption::Container { dek, kms: true } => {
                 told.sse = Some(dto::ServerSideEncryption::from_static("aws:kms"));
-                let find = |bucket: &BucketRecord| {
+                let find = |bucket: &Known| {
                     let container = bucket.deks.iter().find(|container| container.id == *dek);
                     container.map(|container| container.kek.clone())
                 };
                 // The DEK may have been made for this very request, after the bucket was looked at.
-                let now = || self.look(|view| view.bucket(&bucket.name)).ok().as_ref().and_then(find);
+                let now = || self.look(|view| Ok(view.grant_same(call, bucket)?.known())).ok().as_ref().and_then(find);
                 told.kek = find(bucket).or_else(now);
                 told.bucket_key = Some(true);
             }

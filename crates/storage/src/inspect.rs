@@ -1,11 +1,12 @@
 //! What raw bytes at rest say of themselves, without any key.
 
 use holdfast_core::Index;
-use s3s::S3Result;
 
 use crate::{
     Storage,
+    error::Result,
     format::{HEADER_BYTES, Suite, read_header},
+    grant::Whole,
     record::{Encryption, Envelope, Id},
     rows,
     view::View,
@@ -64,8 +65,9 @@ fn entropy(bytes: &[u8]) -> f64 {
 pub fn envelope_in(index: &dyn Index, dek: &str, object: &str) -> Option<String> {
     let dek = Id::parse(dek)?;
     let snapshot = index.snapshot().ok()?;
-    let view = View::new(snapshot.as_ref(), None);
-    let found = || -> S3Result<Option<Envelope>> {
+    let view = View::new(snapshot.as_ref());
+    let view = Whole(&view);
+    let found = || -> Result<Option<Envelope>> {
         let mut found: Option<Envelope> = None;
         view.scan(&rows::buckets(), &rows::buckets(), |_, value| {
             let decoded: Option<(crate::record::BucketRecord, _)> = crate::record::decode(value);

@@ -10,11 +10,13 @@
 //! `holdfast-core` only.
 
 mod body;
+mod call;
 mod collect;
 mod deks;
 mod encryption;
 mod error;
 mod format;
+mod grant;
 mod inspect;
 mod ops;
 mod readers;
@@ -36,14 +38,14 @@ use std::sync::{
 use body::Written;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
-use error::from_store;
+use error::{Error, Result, from_store};
+use grant::{Change, Whole};
 use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService, StoreError};
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
 pub use s3::{AccessKey, S3, service};
-use s3s::{S3ErrorCode, S3Result};
 use tokio::sync::Notify;
 use view::View;
 
@@ -138,17 +140,31 @@ impl Storage {
     }
 
     /// Looks at the index as it is now.
-    fn look<T>(&self, look: impl FnOnce(&View<'_>) -> S3Result<T>) -> S3Result<T> {
+    fn look<T>(&self, look: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         let snapshot = self.index.snapshot().map_err(from_store)?;
-        look(&View::new(snapshot.as_ref(), view::caller()))
+        look(&View::new(snapshot.as_ref()))
+    }
+
+    /// The same for the service itself, over all buckets.
+    fn look_whole<T>(&self, look: impl FnOnce(&Whole<'_>) -> Result<T>) -> Result<T> {
+        self.look(|view| look(&Whole(view)))
     }
 
     /// Decides and writes in one step, durable when it returns.
     async fn transact<T: Send + 'static>(
         &self,
-        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
-    ) -> S3Result<T> {
-        self.commit(view::caller(), decide).await.map_err(from_store)?
+        decide: impl FnOnce(&View<'_>) -> Result<(T, Change)> + Send + 'static,
+    ) -> Result<T> {
+        let decided = self.transact_if(move |view| decide(view).map(Some)).await?;
+        decided.ok_or(Error::Internal(UNDECIDED))
+    }
+
+    /// The same, where there may be nothing to write any more.
+    async fn transact_if<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&View<'_>) -> Result<Option<(T, Change)>> + Send + 'static,
+    ) -> Result<Option<T>> {
+        self.commit(decide).await.map_err(from_store)?
     }
 
     /// Names in the index what was written. This goes on to its end though the client hang up: a commit under way cannot be called
@@ -156,35 +172,35 @@ impl Storage {
     async fn transact_written<T: Send + 'static>(
         self: &Arc<Self>,
         mut written: Written,
-        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
-    ) -> S3Result<T> {
-        let (storage, caller) = (Arc::clone(self), view::caller());
+        decide: impl FnOnce(&View<'_>) -> Result<(T, Change)> + Send + 'static,
+    ) -> Result<T> {
+        let storage = Arc::clone(self);
         let committed = tokio::spawn(async move {
-            let outcome = storage.commit(caller, decide).await;
+            let outcome = storage.commit(move |view| decide(view).map(Some)).await;
             // Where it is not known whether the commit took place, the next start will find out what is an orphan.
             if matches!(outcome, Ok(Ok(_)) | Err(StoreError::Failed(_))) {
                 written.keep();
             }
             outcome.map_err(from_store)?
         });
-        let ended = |_| error::error(S3ErrorCode::InternalError, "The change was not carried out");
-        committed.await.map_err(ended)?
+        let decided = committed.await.map_err(|_| Error::Internal("The change was not carried out"))??;
+        decided.ok_or(Error::Internal(UNDECIDED))
     }
 
     /// The outer error is the index's, the inner one the decision's.
     async fn commit<T: Send + 'static>(
         &self,
-        caller: Option<Arc<str>>,
-        decide: impl FnOnce(&View<'_>) -> S3Result<(T, Vec<IndexWrite>)> + Send + 'static,
-    ) -> Result<S3Result<T>, StoreError> {
+        decide: impl FnOnce(&View<'_>) -> Result<Option<(T, Change)>> + Send + 'static,
+    ) -> Result<Result<Option<T>>, StoreError> {
         let slot = Arc::new(Mutex::new(None));
         let decided = Arc::clone(&slot);
         let discards = Arc::new(AtomicBool::new(false));
         let discarded = Arc::clone(&discards);
         self.index
             .commit(Box::new(move |reader| {
-                let (outcome, writes) = match decide(&View::new(reader, caller)) {
-                    Ok((value, writes)) => (Ok(value), writes),
+                let (outcome, writes) = match decide(&View::new(reader)) {
+                    Ok(Some((value, change))) => (Ok(Some(value)), change.into_writes()),
+                    Ok(None) => (Ok(None), Vec::new()),
                     Err(error) => (Err(error), Vec::new()),
                 };
                 let leaves = |write: &IndexWrite| write.value.is_some() && rows::is_for_collector(&write.key);
@@ -197,6 +213,9 @@ impl Storage {
             self.discarded.notify_one();
         }
         let outcome = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(outcome.unwrap_or_else(|| Err(error::error(S3ErrorCode::InternalError, "The change was not decided"))))
+        Ok(outcome.unwrap_or(Err(Error::Internal(UNDECIDED))))
     }
 }
+
+/// A commit that gave no answer.
+const UNDECIDED: &str = "The change was not decided";

@@ -7,10 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use s3s::S3Result;
 use tokio::sync::Notify;
 
-use crate::record::Id;
+use crate::{error::Result, record::Id};
 
 /// A client that takes nothing for so long does not keep what was discarded on the disk.
 const STILL_MAX: Duration = Duration::from_secs(15 * 60);
@@ -73,9 +72,9 @@ impl Readers {
     /// Looks for an object and holds it. To the collector this is one step: see [`Readers::settle`].
     pub(crate) fn find<T>(
         self: &Arc<Self>,
-        look: impl FnOnce() -> S3Result<T>,
+        look: impl FnOnce() -> Result<T>,
         object: impl FnOnce(&T) -> Id,
-    ) -> S3Result<(T, Arc<Hold>)> {
+    ) -> Result<(T, Arc<Hold>)> {
         let _finding = self.finding.read().unwrap_or_else(PoisonError::into_inner);
         let found = look()?;
         let object = object(&found);

@@ -4,12 +4,12 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow, sync::atomic::Ordering};
 
-use holdfast_core::{IndexWrite, KekError};
-use s3s::S3Result;
+use holdfast_core::{Action, IndexWrite, KekError};
 
 use crate::{
     Storage,
-    error::{damaged, from_kek},
+    error::{Error, Result, damaged, from_kek},
+    ops::encrypt::replace_encryption,
     record::{self, BucketRecord, ContainerDek, Encryption, Envelope, ObjectRecord, UploadRecord},
     rows,
     view::record_of,
@@ -36,8 +36,8 @@ pub struct RewrapReport {
 }
 
 impl Storage {
-    fn all_buckets(&self) -> S3Result<Vec<BucketRecord>> {
-        self.look(|view| {
+    fn all_buckets(&self) -> Result<Vec<BucketRecord>> {
+        self.look_whole(|view| {
             let mut buckets = Vec::new();
             view.scan(&rows::buckets(), &rows::buckets(), |_, value| {
                 let decoded: Option<(BucketRecord, _)> = record::decode(value);
@@ -54,13 +54,13 @@ impl Storage {
     /// If the index cannot be read.
     pub fn kek_uses(&self) -> Result<BTreeMap<String, KekUse>, String> {
         let mut uses: BTreeMap<String, KekUse> = BTreeMap::new();
-        let count = || -> S3Result<()> {
+        let count = || -> Result<()> {
             for bucket in self.all_buckets()? {
                 for dek in bucket.deks {
                     uses.entry(dek.envelope.kek_url).or_default().containers += 1;
                 }
             }
-            self.look(|view| {
+            self.look_whole(|view| {
                 let mut object = |encryption: &Encryption| {
                     if let Encryption::Object { envelope, .. } = encryption {
                         uses.entry(envelope.kek_url.clone()).or_default().objects += 1;
@@ -118,21 +118,24 @@ impl Storage {
         Ok(report)
     }
 
-    async fn rewrap_container(&self, bucket: &BucketRecord, dek: &ContainerDek) -> S3Result<()> {
+    async fn rewrap_container(&self, bucket: &BucketRecord, dek: &ContainerDek) -> Result<()> {
         let envelope = self.rewrapped(&dek.envelope, &dek.kek).await?;
-        let (name, id, old) = (bucket.name.clone(), dek.id, dek.envelope.clone());
-        self.transact(move |view| {
-            let Some(mut bucket) = view.find_bucket(&name)? else { return Ok(((), Vec::new())) };
-            for dek in bucket.deks.iter_mut().filter(|dek| dek.id == id && dek.envelope == old) {
+        let (name, bucket, id, old) = (bucket.name.clone(), bucket.id, dek.id, dek.envelope.clone());
+        self.transact_if(move |view| {
+            let Some(bucket) = view.grant_itself(&name, bucket)? else { return Ok(None) };
+            let mut record = bucket.record();
+            for dek in record.deks.iter_mut().filter(|dek| dek.id == id && dek.envelope == old) {
                 dek.envelope = envelope.clone();
             }
-            Ok(((), vec![IndexWrite::put(rows::bucket(&name), record::encode(&bucket, &[]))]))
+            let row = IndexWrite::put(rows::bucket(&name), record::encode(&record, &[]));
+            Ok(Some(((), bucket.change(Action::DataKeyRewrap, vec![row])?)))
         })
         .await
+        .map(drop)
     }
 
     /// The DEK in `envelope` under the newest version of `kek`. Asks the KEK itself, not the cache.
-    async fn rewrapped(&self, envelope: &Envelope, kek: &str) -> S3Result<Envelope> {
+    async fn rewrapped(&self, envelope: &Envelope, kek: &str) -> Result<Envelope> {
         let wrapped = envelope.to_wrapped().ok_or_else(|| damaged("an envelope", kek))?;
         let dek = self.deks.keks().unwrap(&wrapped).await.map_err(from_kek)?;
         let wrapped = self.deks.keks().wrap(kek, &dek).await.map_err(from_kek)?;
@@ -149,8 +152,8 @@ impl Storage {
         prefix: &str,
         mut progress: impl FnMut(&str, &RewrapReport),
     ) -> Result<RewrapReport, String> {
-        let text = |error: s3s::S3Error| error.to_string();
-        let bucket = self.look(|view| view.bucket(bucket)).map_err(text)?;
+        let text = |error: Error| error.to_string();
+        let bucket = self.look_whole(|view| view.find_bucket(bucket)?.ok_or(Error::NoSuchBucket)).map_err(text)?;
         let mut report = RewrapReport::default();
         let mut newest = Newest::default();
         for listed in [false, true] {
@@ -171,9 +174,9 @@ impl Storage {
     }
 
     /// Up to a hundred objects with a DEK of their own, with their rows.
-    fn envelopes_from(&self, from: &[u8], all: &[u8], listed: bool) -> S3Result<Vec<(Vec<u8>, ObjectRecord)>> {
+    fn envelopes_from(&self, from: &[u8], all: &[u8], listed: bool) -> Result<Vec<(Vec<u8>, ObjectRecord)>> {
         const BATCH: usize = 100;
-        self.look(|view| {
+        self.look_whole(|view| {
             let mut batch = Vec::new();
             view.scan(from, all, |row, value| {
                 let object = record_of(value)?;
@@ -205,7 +208,12 @@ impl Storage {
         let moved = match self.rewrapped(envelope, kek).await {
             Ok(envelope) => {
                 let encryption = Encryption::Object { dek: *dek, kek: kek.clone(), envelope };
-                self.replace_encryption(bucket.clone(), object.clone(), encryption).await
+                let (name, id, known) = (bucket.name.clone(), bucket.id, object.clone());
+                let replace = self.transact_if(move |view| {
+                    let Some(bucket) = view.grant_itself(&name, id)? else { return Ok(None) };
+                    replace_encryption(bucket, Action::DataKeyRewrap, &known, &encryption).map(Some)
+                });
+                replace.await.map(|replaced| replaced == Some(true))
             }
             Err(error) => Err(error),
         };

@@ -6,10 +6,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use http::StatusCode;
-use s3s::S3Result;
-
-use crate::{Storage, error::custom};
+use crate::{
+    Storage,
+    error::{Error, Result},
+};
 
 /// What is left of the place that is written to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,7 +54,7 @@ impl Storage {
     }
 
     /// Refuses new data that would not fit. 507 is an answer that SDKs do not retry at once.
-    pub(crate) async fn must_have_room(&self, bytes: u64) -> S3Result<()> {
+    pub(crate) async fn must_have_room(&self, bytes: u64) -> Result<()> {
         let has = || self.room_left().has(self.promised.load(Ordering::Acquire).saturating_add(bytes));
         if has() {
             return Ok(());
@@ -65,12 +65,11 @@ impl Storage {
             return Ok(());
         }
         metrics::counter!("holdfast_storage_refused_for_room_total").increment(1);
-        let message = "The storage service has no room left for new data; delete something, or ask its operator";
-        Err(custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message.into()))
+        Err(Error::NoRoom)
     }
 
     /// Room for bytes that are about to be written, for as long as the promise is held.
-    pub(crate) async fn promise_room(&self, bytes: usize) -> S3Result<Promise> {
+    pub(crate) async fn promise_room(&self, bytes: usize) -> Result<Promise> {
         let bytes = bytes as u64;
         self.promised.fetch_add(bytes, Ordering::AcqRel);
         let promise = Promise { promised: Arc::clone(&self.promised), bytes };

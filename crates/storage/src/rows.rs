@@ -150,6 +150,11 @@ pub(crate) fn is_for_collector(row: &[u8]) -> bool {
     matches!(row.first(), Some(&GARBAGE | &WASTE))
 }
 
+/// Whether a row, or the beginning of one, is of objects, versions or uploads of a bucket.
+pub(crate) fn is_of_bucket(row: &[u8], bucket: Id) -> bool {
+    matches!(row.first(), Some(&COMPLETED | &NULL | &OBJECT | &UPLOAD | &VERSION)) && row.get(1..17) == Some(&bucket.0)
+}
+
 /// The id in the name of a row of garbage or waste.
 pub(crate) fn collected_id(row: &[u8]) -> Option<Id> {
     row.get(1..17)?.try_into().ok().map(Id)

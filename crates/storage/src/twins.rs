@@ -12,12 +12,17 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{
-    Ambient, BlobId, BlobStore, BlobWriter, Index, IndexDecision, IndexReader, IndexVisitor, KekError, KekService,
-    StoreError, Timestamp, WrappedDek,
+    Action, Ambient, BlobId, BlobStore, BlobWriter, Index, IndexDecision, IndexReader, IndexVisitor, KekError,
+    KekService, StoreError, Timestamp, WrappedDek,
 };
 use holdfast_crypto::SecretBytes;
 use holdfast_store::MemoryIndex;
 
+use crate::{
+    AccessKey,
+    call::{Act, Arrived, Call, Named},
+    s3::authn::Directory,
+};
 use crate::{DekCacheLimits, Room, RoomLeft, Seams, Storage, StorageConfig};
 
 /// Each byte that is asked for is another than the one before; time stands.
@@ -175,4 +180,14 @@ pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
         ..StorageConfig::default()
     };
     (Storage::open(seams, config), blobs, index)
+}
+
+/// A request of somebody to the bucket `b`, found to be this.
+pub(crate) fn call(operation: &'static str, action: Action, key: Option<&str>) -> Arc<Call> {
+    let key_of = AccessKey { id: "AK".into(), secret: "secret".into(), principal: "somebody".into() };
+    let arrived = Arrived::new("0123456789ABCDEF", None);
+    let verified = s3s::auth::Credentials { access_key: "AK".into(), secret_key: "secret".into() };
+    let caller = Directory::new(vec![key_of]).caller(Some(&verified), &arrived).unwrap();
+    let bucket = Named { bucket: "b".into(), owner: None };
+    Call::new(&arrived, caller, Act { operation, action, bucket, key: key.map(str::to_owned), source: None })
 }

@@ -96,7 +96,7 @@ pub(crate) async fn start(
     if let Some(socket) = setup.metrics_socket {
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
-    let handler = server::streaming_handler(move |request: Request<Incoming>, _| {
+    let handler = server::streaming_handler(move |request: Request<Incoming>, address| {
         let is_own = on_main && !service.names_bucket(request.headers());
         let health = is_own.then(|| health.answer(request.uri().path())).flatten();
         let ends_connection = ends_connection(&request);
@@ -106,7 +106,8 @@ pub(crate) async fn start(
             if let Some(health) = health {
                 return health.map(server::full);
             }
-            let mut response = service.call(request.map(Into::into), &request_id).await.map(|body| body.boxed_unsync());
+            let mut response =
+                service.call(request.map(Into::into), &request_id, Some(address)).await.map(|body| body.boxed_unsync());
             if ends_connection(response.status()) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

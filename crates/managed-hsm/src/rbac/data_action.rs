@@ -91,6 +91,18 @@ fn short_name(action: Action) -> &'static str {
         Action::SecurityDomainUploadRead => "securitydomain/upload/read",
         Action::SettingRead => "settings/read/action",
         Action::SettingWrite => "settings/write/action",
+        // Of another role: none of [`ALL`], so that no definition of a role can grant them.
+        Action::BucketCreate
+        | Action::BucketDelete
+        | Action::BucketList
+        | Action::BucketRead
+        | Action::BucketUpdate
+        | Action::DataKeyRewrap
+        | Action::ObjectDelete
+        | Action::ObjectList
+        | Action::ObjectRead
+        | Action::ObjectUpdate
+        | Action::ObjectWrite => "none",
     }
 }
 

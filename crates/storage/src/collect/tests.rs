@@ -31,7 +31,7 @@ async fn put(storage: &Storage, row: Vec<u8>, value: Vec<u8>) {
 
 fn rows_like(storage: &Storage, prefix: &[u8]) -> usize {
     let mut count = 0;
-    let counted = storage.look(|view| {
+    let counted = storage.look_whole(|view| {
         view.scan(prefix, prefix, |_, _| {
             count += 1;
             Ok(ControlFlow::Continue(()))

@@ -2,20 +2,21 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use holdfast_core::IndexWrite;
+use holdfast_core::{Action, IndexWrite};
 use http::{HeaderValue, header};
-use s3s::{Body, S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use s3s::{Body, S3Request, S3Response, dto};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    answer, caller,
+    answer,
     list::{invalid_value, read_token, token},
     owner, tagging, timestamp,
     versions::is_empty,
 };
 use crate::{
     Storage,
-    error::{damaged, error, not_implemented},
+    call::Call,
+    error::{Error, Result, not_implemented},
     record::{self, BucketRecord, FORMAT, Id, Versioning, Waste},
     rows,
     view::waste,
@@ -36,8 +37,8 @@ struct CreateBucketConfiguration {
 impl CreateBucketConfiguration {
     /// # Errors
     /// `MalformedXML`, or what S3 answers where a bucket is asked for elsewhere, or of another kind.
-    fn parse(body: &str, region: &str) -> S3Result<Vec<(String, String)>> {
-        let malformed = |_| error(S3ErrorCode::MalformedXML, "The XML you provided was not well-formed");
+    fn parse(body: &str, region: &str) -> Result<Vec<(String, String)>> {
+        let malformed = |_| Error::MalformedXml("The XML you provided was not well-formed");
         let asked: Self =
             if body.is_empty() { Self::default() } else { quick_xml::de::from_str(body).map_err(malformed)? };
         if asked.location.is_some() || asked.bucket.is_some() {
@@ -46,33 +47,17 @@ impl CreateBucketConfiguration {
         let constraint = asked.location_constraint.as_deref().filter(|constraint| !constraint.is_empty());
         let constraint = constraint.map(|constraint| if constraint == "EU" { "eu-west-1" } else { constraint });
         if let Some(constraint) = constraint.filter(|constraint| *constraint != region) {
-            let message = format!(
-                "The {constraint} location constraint is incompatible for the region specific endpoint this request \
-                 was sent to."
-            );
-            return Err(error(S3ErrorCode::IllegalLocationConstraintException, message));
+            return Err(Error::IllegalLocation(constraint.to_owned()));
         }
         asked.tags.map_or(Ok(Vec::new()), tagging::TagSet::of_bucket)
     }
 }
 
 /// CreateBucket, on the body as text.
-pub(crate) async fn create_bucket(
-    storage: &Arc<Storage>,
-    owner: String,
-    name: String,
-    body: &str,
-) -> S3Result<S3Response<Body>> {
+pub(crate) async fn create_bucket(storage: &Arc<Storage>, call: &Arc<Call>, body: &str) -> Result<S3Response<Body>> {
     let tags = CreateBucketConfiguration::parse(body, &storage.config.region)?;
     storage.must_have_room(0).await?;
-    let known = storage.look(|view| view.find_bucket(&name))?;
-    if let Some(known) = known {
-        return if known.owner == owner {
-            Err(error(S3ErrorCode::BucketAlreadyOwnedByYou, "You already own this bucket"))
-        } else {
-            Err(error(S3ErrorCode::BucketAlreadyExists, "The requested bucket name is not available"))
-        };
-    }
+    let (name, owner) = storage.look(|view| view.vacant(call).map(|vacant| (vacant.name, vacant.owner)))?;
     // The container's DEK: drawn and wrapped before there is anything to encrypt.
     let deks = match storage.config.encryption_off {
         true => Vec::new(),
@@ -95,12 +80,11 @@ pub(crate) async fn create_bucket(
         tags,
         nulls: true,
     };
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            if view.find_bucket(&bucket.name)?.is_some() {
-                return Err(error(S3ErrorCode::BucketAlreadyExists, "The requested bucket name is not available"));
-            }
-            Ok(((), vec![IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]))]))
+            let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]));
+            Ok(((), view.vacant(&call)?.change(vec![row])?))
         })
         .await?;
     Ok(created)
@@ -108,18 +92,20 @@ pub(crate) async fn create_bucket(
 
 pub(crate) async fn delete_bucket(
     storage: &Arc<Storage>,
-    request: S3Request<dto::DeleteBucketInput>,
-) -> S3Result<S3Response<dto::DeleteBucketOutput>> {
-    let name = request.input.bucket;
+    call: &Arc<Call>,
+    _: S3Request<dto::DeleteBucketInput>,
+) -> Result<S3Response<dto::DeleteBucketOutput>> {
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let bucket = view.bucket(&name)?;
-            if !is_empty(view, &bucket)? {
-                return Err(error(S3ErrorCode::BucketNotEmpty, "The bucket you tried to delete is not empty"));
+            let bucket = view.grant(&call)?;
+            if !is_empty(&bucket)? {
+                return Err(Error::BucketNotEmpty);
             }
             // Uploads under way end with it.
             let uploads = waste(bucket.id, &Waste::Uploads { v: FORMAT });
-            Ok(((), vec![IndexWrite::remove(rows::bucket(&name)), uploads]))
+            let row = IndexWrite::remove(rows::bucket(&bucket.name));
+            Ok(((), bucket.change(Action::BucketDelete, vec![row, uploads])?))
         })
         .await?;
     Ok(S3Response::with_status(dto::DeleteBucketOutput {}, http::StatusCode::NO_CONTENT))
@@ -127,17 +113,19 @@ pub(crate) async fn delete_bucket(
 
 pub(crate) async fn head_bucket(
     storage: &Arc<Storage>,
-    request: S3Request<dto::HeadBucketInput>,
-) -> S3Result<S3Response<dto::HeadBucketOutput>> {
-    storage.look(|view| view.bucket(&request.input.bucket))?;
+    call: &Arc<Call>,
+    _: S3Request<dto::HeadBucketInput>,
+) -> Result<S3Response<dto::HeadBucketOutput>> {
+    storage.look(|view| view.grant(call)?.read(Action::BucketRead))?;
     answer(dto::HeadBucketOutput { bucket_region: Some(storage.config.region.clone()), ..Default::default() })
 }
 
 pub(crate) async fn get_bucket_location(
     storage: &Arc<Storage>,
-    request: S3Request<dto::GetBucketLocationInput>,
-) -> S3Result<S3Response<dto::GetBucketLocationOutput>> {
-    storage.look(|view| view.bucket(&request.input.bucket))?;
+    call: &Arc<Call>,
+    _: S3Request<dto::GetBucketLocationInput>,
+) -> Result<S3Response<dto::GetBucketLocationOutput>> {
+    storage.look(|view| view.grant(call)?.read(Action::BucketRead))?;
     let region = storage.config.region.clone();
     // us-east-1 is told as nothing.
     let location_constraint = (region != "us-east-1").then(|| region.into());
@@ -149,9 +137,9 @@ const BUCKETS_MAX: i32 = 10_000;
 
 pub(crate) async fn list_buckets(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListBucketsInput>,
-) -> S3Result<S3Response<dto::ListBucketsOutput>> {
-    let who = caller(&request);
+) -> Result<S3Response<dto::ListBucketsOutput>> {
     let input = request.input;
     let max = input.max_buckets.unwrap_or(BUCKETS_MAX);
     if !(1..=BUCKETS_MAX).contains(&max) {
@@ -163,24 +151,24 @@ pub(crate) async fn list_buckets(
     let from = after.map_or_else(|| all.clone(), |after| [rows::bucket(&after), vec![0]].concat().max(all.clone()));
     let elsewhere = input.bucket_region.is_some_and(|region| region != storage.config.region);
     let (mut buckets, mut more) = (Vec::new(), false);
-    storage.look(|view| {
-        view.scan(&from, &all, |_, value| {
-            let (bucket, _): (BucketRecord, _) =
-                record::decode(value).ok_or_else(|| damaged("a bucket", "unreadable"))?;
-            if bucket.owner != who || elsewhere {
-                return Ok(ControlFlow::Continue(()));
+    let who = storage.look(|view| {
+        let who = view.list_buckets(call)?;
+        view.buckets_of(&who, &from, &all, |bucket| {
+            if elsewhere {
+                return ControlFlow::Continue(());
             }
             if buckets.len() == max as usize {
                 more = true;
-                return Ok(ControlFlow::Break(()));
+                return ControlFlow::Break(());
             }
             buckets.push(dto::Bucket {
                 name: Some(bucket.name),
                 creation_date: Some(timestamp(bucket.created)),
                 bucket_region: Some(storage.config.region.clone()),
             });
-            Ok(ControlFlow::Continue(()))
-        })
+            ControlFlow::Continue(())
+        })?;
+        Ok(who)
     })?;
     let last = buckets.last().and_then(|bucket| bucket.name.as_deref()).filter(|_| more);
     answer(dto::ListBucketsOutput {

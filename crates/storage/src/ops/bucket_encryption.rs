@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use holdfast_core::IndexWrite;
-use s3s::{Body, S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use holdfast_core::{Action, IndexWrite};
+use s3s::{Body, S3Request, S3Response, dto};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Storage,
-    error::{error, invalid_argument, not_implemented},
+    call::Call,
+    error::{Error, Result, invalid_argument, not_implemented},
     record::{self, BucketRecord, DefaultEncryption},
     rows,
 };
@@ -54,7 +55,7 @@ struct Blocked {
 
 impl Blocked {
     /// Whether SSE-C is blocked.
-    fn customer_keys(&self) -> S3Result<bool> {
+    fn customer_keys(&self) -> Result<bool> {
         match self.types.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["SSE-C"] => Ok(true),
             ["NONE"] => Ok(false),
@@ -63,15 +64,15 @@ impl Blocked {
     }
 }
 
-fn malformed(message: &'static str) -> s3s::S3Error {
-    error(S3ErrorCode::MalformedXML, message)
+fn malformed(message: &'static str) -> Error {
+    Error::MalformedXml(message)
 }
 
 pub(crate) async fn put_bucket_encryption(
     storage: &Arc<Storage>,
-    bucket: String,
+    call: &Arc<Call>,
     body: &str,
-) -> S3Result<S3Response<Body>> {
+) -> Result<S3Response<Body>> {
     let mut rules = quick_xml::de::from_str::<Configuration>(body)
         .map_err(|_| malformed("The XML you provided was not well-formed"))?
         .rules;
@@ -92,13 +93,13 @@ pub(crate) async fn put_bucket_encryption(
         // A request that does not speak of it changes nothing in it.
         bucket.blocks_customer_keys = blocks.unwrap_or(bucket.blocks_customer_keys);
     };
-    storage.change_bucket(bucket, change).await?;
+    storage.change_bucket(call, change).await?;
     Ok(S3Response::new(Body::empty()))
 }
 
 impl Storage {
     /// Only the form is checked: whether the key can be used shows at the first write.
-    fn checked_default(&self, apply: ByDefault, bucket_key: bool) -> S3Result<DefaultEncryption> {
+    fn checked_default(&self, apply: ByDefault, bucket_key: bool) -> Result<DefaultEncryption> {
         let kms = match apply.algorithm.as_str() {
             "AES256" => false,
             "aws:kms" => true,
@@ -117,13 +118,16 @@ impl Storage {
 
     async fn change_bucket(
         &self,
-        bucket: String,
+        call: &Arc<Call>,
         change: impl FnOnce(&mut BucketRecord) + Send + 'static,
-    ) -> S3Result<()> {
+    ) -> Result<()> {
+        let call = Arc::clone(call);
         self.transact(move |view| {
-            let mut bucket = view.bucket(&bucket)?;
-            change(&mut bucket);
-            Ok(((), vec![IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]))]))
+            let bucket = view.grant(&call)?;
+            let mut record = bucket.record();
+            change(&mut record);
+            let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&record, &[]));
+            Ok(((), bucket.change(Action::BucketUpdate, vec![row])?))
         })
         .await
     }
@@ -132,17 +136,17 @@ impl Storage {
 /// Goes back to SSE-S3. What is blocked stays blocked: nobody asked for it to be allowed.
 pub(crate) async fn delete_bucket_encryption(
     storage: &Arc<Storage>,
-    request: S3Request<dto::DeleteBucketEncryptionInput>,
-) -> S3Result<S3Response<dto::DeleteBucketEncryptionOutput>> {
-    storage.change_bucket(request.input.bucket, |bucket| bucket.default = None).await?;
+    call: &Arc<Call>,
+    _: S3Request<dto::DeleteBucketEncryptionInput>,
+) -> Result<S3Response<dto::DeleteBucketEncryptionOutput>> {
+    storage.change_bucket(call, |bucket| bucket.default = None).await?;
     Ok(S3Response::with_status(dto::DeleteBucketEncryptionOutput {}, http::StatusCode::NO_CONTENT))
 }
 
-pub(crate) async fn get_bucket_encryption(storage: &Arc<Storage>, bucket: String) -> S3Result<S3Response<Body>> {
-    let bucket = storage.look(|view| view.bucket(&bucket))?;
+pub(crate) async fn get_bucket_encryption(storage: &Arc<Storage>, call: &Arc<Call>) -> Result<S3Response<Body>> {
+    let bucket = storage.look(|view| view.grant(call)?.read(Action::BucketRead))?;
     if storage.config.encryption_off {
-        let code = S3ErrorCode::ServerSideEncryptionConfigurationNotFoundError;
-        return Err(error(code, "The server side encryption configuration was not found"));
+        return Err(Error::EncryptionNotFound);
     }
     let default = bucket.default.unwrap_or(DefaultEncryption { kms: false, kek: None, bucket_key: false });
     let algorithm = if default.kms { "aws:kms" } else { "AES256" };
@@ -153,7 +157,7 @@ pub(crate) async fn get_bucket_encryption(storage: &Arc<Storage>, bucket: String
     };
     let told = Configuration { namespace: NAMESPACE.into(), rules: vec![rule] };
     let xml = quick_xml::se::to_string(&told)
-        .map_err(|_| error(S3ErrorCode::InternalError, "We encountered an internal error. Please try again."))?;
+        .map_err(|_| Error::Internal("We encountered an internal error. Please try again."))?;
     let mut response = S3Response::new(Body::from(format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>{xml}")));
     response.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/xml"));
     Ok(response)

@@ -4,26 +4,28 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use holdfast_core::IndexWrite;
+use holdfast_core::{Action, IndexWrite};
 use holdfast_crypto::{kdf::sha256, md5::Md5};
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer,
     conditions::WriteConditions,
-    place::{New, place},
+    place::{New, placed},
 };
 use crate::{
     Storage,
     body::{checksum_value, hasher, hex, told_checksum},
+    call::Call,
     encryption::{CustomerKey, Key},
-    error::{damaged, error, invalid_request},
+    error::{Error, Result, damaged, invalid_request},
+    grant::{Granted, Known},
     record::{
-        self, BucketRecord, ChecksumRecord, CompletedRecord, Encryption, FORMAT, ManifestDigest, ManifestPart,
-        ObjectRecord, PartRecord, UploadRecord, Waste,
+        self, ChecksumRecord, CompletedRecord, Encryption, FORMAT, ManifestDigest, ManifestPart, ObjectRecord,
+        PartRecord, UploadRecord, Waste,
     },
     rows,
-    view::{View, waste},
+    view::waste,
 };
 
 /// Smallest part but the last.
@@ -32,17 +34,17 @@ const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
 const PARTS_MAX: usize = 10_000;
 
 /// The parts that a client names, checked against those uploaded.
-fn chosen_parts(named: Option<dto::CompletedMultipartUpload>, uploaded: &[PartRecord]) -> S3Result<Vec<PartRecord>> {
+fn chosen_parts(named: Option<dto::CompletedMultipartUpload>, uploaded: &[PartRecord]) -> Result<Vec<PartRecord>> {
     let named = named.and_then(|named| named.parts).unwrap_or_default();
     if named.is_empty() {
-        return Err(error(S3ErrorCode::MalformedXML, "The list of parts is empty"));
+        return Err(Error::MalformedXml("The list of parts is empty"));
     }
     let mut chosen: Vec<PartRecord> = Vec::with_capacity(named.len());
     for part in named {
-        let invalid = || error(S3ErrorCode::InvalidPart, "One or more of the specified parts could not be found");
+        let invalid = || Error::InvalidPart("One or more of the specified parts could not be found");
         let number = part.part_number.and_then(|number| u16::try_from(number).ok()).ok_or_else(invalid)?;
         if chosen.last().is_some_and(|last| last.number >= number) {
-            return Err(error(S3ErrorCode::InvalidPartOrder, "The list of parts was not in ascending order"));
+            return Err(Error::InvalidPartOrder);
         }
         let at = uploaded.binary_search_by_key(&number, |part| part.number).map_err(|_| invalid())?;
         let found = &uploaded[at];
@@ -64,10 +66,9 @@ fn chosen_parts(named: Option<dto::CompletedMultipartUpload>, uploaded: &[PartRe
         }
         chosen.push(found.clone());
     }
-    let (_, but_last) = chosen.split_last().ok_or_else(|| error(S3ErrorCode::MalformedXML, "no parts"))?;
+    let (_, but_last) = chosen.split_last().ok_or_else(|| Error::MalformedXml("no parts"))?;
     if but_last.iter().any(|part| part.stream.size < PART_BYTES_MIN) {
-        let message = "Your proposed upload is smaller than the minimum allowed size";
-        return Err(error(S3ErrorCode::EntityTooSmall, message));
+        return Err(Error::TooSmall);
     }
     Ok(chosen)
 }
@@ -112,7 +113,7 @@ fn checksum_of(upload: &UploadRecord, parts: &[PartRecord]) -> Option<ChecksumRe
     Some(ChecksumRecord { algorithm, value, composite: true })
 }
 
-fn check_claimed(input: &dto::CompleteMultipartUploadInput, checksum: Option<&ChecksumRecord>) -> S3Result<()> {
+fn check_claimed(input: &dto::CompleteMultipartUploadInput, checksum: Option<&ChecksumRecord>) -> Result<()> {
     let claimed = [
         ("CRC32", &input.checksum_crc32),
         ("CRC32C", &input.checksum_crc32c),
@@ -126,10 +127,7 @@ fn check_claimed(input: &dto::CompleteMultipartUploadInput, checksum: Option<&Ch
         let known = known.ok_or_else(|| invalid_request("The upload was not created with this checksum algorithm"))?;
         // A composite one may be told with or without the number of parts.
         if known.value != *value && known.value.split('-').next() != Some(value) {
-            return Err(error(
-                S3ErrorCode::BadDigest,
-                "The checksum you specified did not match the calculated checksum",
-            ));
+            return Err(Error::BadDigest("The checksum you specified did not match the calculated checksum".into()));
         }
     }
     Ok(())
@@ -153,11 +151,11 @@ struct Prepared {
 
 async fn prepare(
     storage: &Storage,
-    bucket: &BucketRecord,
+    bucket: &Known,
     upload: &UploadRecord,
     uploaded: &[PartRecord],
     input: &mut dto::CompleteMultipartUploadInput,
-) -> S3Result<Prepared> {
+) -> Result<Prepared> {
     let parts = chosen_parts(input.multipart_upload.take(), uploaded)?;
     let size = parts.iter().map(|part| part.stream.size).sum();
     if input.mpu_object_size.is_some_and(|claimed| claimed != size as i64) {
@@ -189,44 +187,39 @@ async fn prepare(
 }
 
 /// The answer of before, if this upload was completed with the same parts.
-fn answer_of_before(
-    view: &View<'_>,
-    bucket: &BucketRecord,
-    key: &str,
-    upload: &str,
-    parts: &str,
-) -> S3Result<Option<CompletedRecord>> {
-    Ok(view.completed(bucket.id, key, upload)?.filter(|done| done.parts == parts))
+fn answer_of_before(bucket: &Granted<'_>, key: &str, upload: &str, parts: &str) -> Result<Option<CompletedRecord>> {
+    Ok(bucket.completed(key, upload)?.filter(|done| done.parts == parts))
 }
 
 /// What the request is about, as far as it has not been answered already.
 enum Found {
-    Open(BucketRecord, Box<UploadRecord>, Vec<PartRecord>),
+    Open(Known, Box<UploadRecord>, Vec<PartRecord>),
     Done(CompletedRecord),
 }
 
 pub(crate) async fn complete_multipart_upload(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::CompleteMultipartUploadInput>,
-) -> S3Result<S3Response<dto::CompleteMultipartUploadOutput>> {
+) -> Result<S3Response<dto::CompleteMultipartUploadOutput>> {
     let conditions = WriteConditions::of(&request.headers);
     let mut input = request.input;
     let parts = digest_of(input.multipart_upload.as_ref());
     let found = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        if let Some(done) = answer_of_before(view, &bucket, &input.key, &input.upload_id, &parts)? {
+        let bucket = view.grant(call)?;
+        if let Some(done) = answer_of_before(&bucket, &input.key, &input.upload_id, &parts)? {
             return Ok(Found::Done(done));
         }
-        let upload = view.upload(bucket.id, &input.key, &input.upload_id)?;
-        check(view, &bucket, &upload, &conditions)?;
-        let uploaded = view.parts(upload.id, 0, PARTS_MAX)?;
-        Ok(Found::Open(bucket, Box::new(upload), uploaded))
+        let upload = bucket.upload(&input.key, &input.upload_id)?;
+        check(&bucket, &upload, &conditions)?;
+        let uploaded = bucket.parts(&upload, 0, PARTS_MAX)?;
+        Ok(Found::Open(bucket.known(), Box::new(upload), uploaded))
     })?;
     let done = match found {
         Found::Done(done) => done,
         Found::Open(bucket, upload, uploaded) => {
             let prepared = prepare(storage, &bucket, &upload, &uploaded, &mut input).await?;
-            commit(storage, bucket, *upload, prepared, conditions, parts).await?
+            commit(storage, call, bucket, *upload, prepared, conditions, parts).await?
         }
     };
     let sum = told_checksum(done.checksum.as_ref());
@@ -250,8 +243,8 @@ pub(crate) async fn complete_multipart_upload(
 }
 
 /// The preconditions: of the key as it is now, and that nobody touched it since the upload began.
-fn check(view: &View<'_>, bucket: &BucketRecord, upload: &UploadRecord, conditions: &WriteConditions) -> S3Result<()> {
-    let newest = view.newest(bucket.id, &upload.key)?;
+fn check(bucket: &Granted<'_>, upload: &UploadRecord, conditions: &WriteConditions) -> Result<()> {
+    let newest = bucket.newest(&upload.key)?;
     conditions.check(&upload.key, newest.as_ref().filter(|newest| !newest.delete_marker))?;
     match &upload.began_on {
         Some(began_on) => conditions.check_since(&upload.key, began_on, newest.as_ref()),
@@ -261,13 +254,14 @@ fn check(view: &View<'_>, bucket: &BucketRecord, upload: &UploadRecord, conditio
 
 async fn commit(
     storage: &Arc<Storage>,
-    bucket: BucketRecord,
+    call: &Arc<Call>,
+    bucket: Known,
     upload: UploadRecord,
     prepared: Prepared,
     conditions: WriteConditions,
     parts: String,
-) -> S3Result<CompletedRecord> {
-    let told = storage.told(&bucket, &upload.encryption);
+) -> Result<CompletedRecord> {
+    let told = storage.told(call, &bucket, &upload.encryption);
     let mut done = CompletedRecord {
         v: FORMAT,
         completed: storage.now_millis(),
@@ -279,29 +273,30 @@ async fn commit(
         bucket_key: told.bucket_key.unwrap_or(false),
         checksum: prepared.new.record.checksum.clone(),
     };
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let bucket = view.same_bucket(&bucket)?;
+            let bucket = view.grant_same(&call, &bucket)?;
             let id = upload.id.to_string();
             // Somebody else may have sent the same request.
-            if let Some(done) = answer_of_before(view, &bucket, &upload.key, &id, &done.parts)? {
-                return Ok((done, Vec::new()));
+            if let Some(done) = answer_of_before(&bucket, &upload.key, &id, &done.parts)? {
+                return Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, Vec::new())?));
             }
             // A part that was uploaded again meanwhile is another than the manifest names.
-            if view.upload(bucket.id, &upload.key, &id)?.changes != upload.changes {
-                return Err(error(S3ErrorCode::InvalidPart, "A part was replaced while the upload was completed"));
+            if bucket.upload(&upload.key, &id)?.changes != upload.changes {
+                return Err(Error::InvalidPart("A part was replaced while the upload was completed"));
             }
-            check(view, &bucket, &upload, &conditions)?;
+            check(&bucket, &upload, &conditions)?;
             let Prepared { new, manifest } = prepared;
             let object = new.record.object;
-            let (version, mut writes) = place(view, &bucket, new)?;
+            let (version, mut writes) = placed(&bucket, new)?;
             done.version = version;
             writes.push(IndexWrite::put(rows::manifest(object), manifest));
             writes.push(IndexWrite::remove(rows::upload(bucket.id, &upload.key, upload.id)));
             writes.push(waste(upload.id, &Waste::Parts { v: FORMAT, object: Some(object) }));
             let row = rows::completed(bucket.id, &upload.key, upload.id);
             writes.push(IndexWrite::put(row, record::encode(&done, &[])));
-            Ok((done, writes))
+            Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, writes)?))
         })
         .await
 }

@@ -2,11 +2,11 @@
 //! its general purpose buckets, and whether they hold. What an operation does not have is refused, never passed over.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use s3s::{S3Error, S3ErrorCode, S3Result, dto};
+use s3s::dto;
 
 use super::{http_date, timestamp};
 use crate::{
-    error::{custom, error, with_members},
+    error::{Error, Result},
     record::ObjectRecord,
 };
 
@@ -30,20 +30,17 @@ const HEADERS: [(&str, &[&[&str]]); 11] = [
     ("x-amz-if-match-initiated-time", &[&["AbortMultipartUpload"]]),
 ];
 
-fn not_implemented(header: &str, why: Option<&str>) -> S3Error {
-    let message = "A header you provided implies functionality that is not implemented";
-    let mut members = vec![("Header", header)];
-    members.extend(why.map(|why| ("additionalMessage", why)));
-    with_members(error(S3ErrorCode::NotImplemented, message), &members)
+fn not_implemented(header: &'static str, more: Option<&'static str>) -> Error {
+    let message = "A header you provided implies functionality that is not implemented".into();
+    Error::NotImplemented { message, header: Some(header), more }
 }
 
-fn failed(condition: &str) -> S3Error {
-    let message = "At least one of the pre-conditions you specified did not hold";
-    with_members(error(S3ErrorCode::PreconditionFailed, message), &[("Condition", condition)])
+fn failed(condition: &str) -> Error {
+    Error::PreconditionFailed(condition.to_owned())
 }
 
 /// Says by its headers which one the client has (RFC 9110, section 15.4.5).
-fn not_modified(record: &ObjectRecord) -> S3Error {
+fn not_modified(record: &ObjectRecord) -> Error {
     let mut headers = HeaderMap::new();
     let modified = http_date(timestamp(record.modified));
     let told = [
@@ -57,17 +54,15 @@ fn not_modified(record: &ObjectRecord) -> S3Error {
             headers.insert(name, value);
         }
     }
-    let mut error = error(S3ErrorCode::NotModified, "Not Modified");
-    error.set_headers(headers);
-    error
+    Error::NotModified(Box::new(headers))
 }
 
-fn no_such_key(key: &str) -> S3Error {
-    with_members(error(S3ErrorCode::NoSuchKey, "The specified key does not exist."), &[("Key", key)])
+fn no_such_key(key: &str) -> Error {
+    Error::NoSuchKey { key: key.to_owned(), marker: None }
 }
 
 /// Refuses conditions that the operation does not have, before anything else is done.
-pub(crate) fn supported(operation: &str, method: &Method, headers: &HeaderMap) -> S3Result<()> {
+pub(crate) fn supported(operation: &str, method: &Method, headers: &HeaderMap) -> Result<()> {
     let reads = method == Method::GET || method == Method::HEAD;
     for (name, operations) in HEADERS {
         let mut values = headers.get_all(name).iter();
@@ -124,22 +119,16 @@ fn names(condition: &dto::ETagCondition, etag: &str) -> bool {
 
 impl Conditions {
     /// For GET and HEAD: 304 where the client has the object already, 412 otherwise.
-    pub(crate) fn check_read(&self, record: &ObjectRecord, now: i64) -> S3Result<()> {
+    pub(crate) fn check_read(&self, record: &ObjectRecord, now: i64) -> Result<()> {
         self.check("", record, now, |_| not_modified(record))
     }
 
     /// For the source of a copy: 412.
-    pub(crate) fn check_source(&self, record: &ObjectRecord, now: i64) -> S3Result<()> {
+    pub(crate) fn check_source(&self, record: &ObjectRecord, now: i64) -> Result<()> {
         self.check("x-amz-copy-source-", record, now, failed)
     }
 
-    fn check(
-        &self,
-        prefix: &str,
-        record: &ObjectRecord,
-        now: i64,
-        not_modified: impl Fn(&str) -> S3Error,
-    ) -> S3Result<()> {
+    fn check(&self, prefix: &str, record: &ObjectRecord, now: i64, not_modified: impl Fn(&str) -> Error) -> Result<()> {
         let modified = timestamp(record.modified);
         match (&self.if_match, &self.if_unmodified_since) {
             (Some(condition), _) if !names(condition, &record.etag) => {
@@ -183,7 +172,7 @@ impl WriteConditions {
     }
 
     /// Against what is there at the moment of the commit, and before, so that nobody sends a body for nothing.
-    pub(crate) fn check(&self, key: &str, current: Option<&ObjectRecord>) -> S3Result<()> {
+    pub(crate) fn check(&self, key: &str, current: Option<&ObjectRecord>) -> Result<()> {
         match (&self.if_match, current) {
             (Some(_), None) => Err(no_such_key(key)),
             (Some(etag), Some(current)) if *etag != current.etag => Err(failed("If-Match")),
@@ -193,7 +182,7 @@ impl WriteConditions {
     }
 
     /// For completing an upload: whether the key was written or deleted since the upload began, which is another conflict.
-    pub(crate) fn check_since(&self, key: &str, began_on: &str, newest: Option<&ObjectRecord>) -> S3Result<()> {
+    pub(crate) fn check_since(&self, key: &str, began_on: &str, newest: Option<&ObjectRecord>) -> Result<()> {
         let condition = match (&self.if_match, self.absent) {
             (Some(_), _) => "If-Match",
             (None, true) => "If-None-Match",
@@ -202,9 +191,7 @@ impl WriteConditions {
         if newest.map(|newest| newest.object.to_string()).unwrap_or_default() == began_on {
             return Ok(());
         }
-        let message = "The conditional request cannot succeed due to a conflicting operation against this resource.";
-        let conflict = error(S3ErrorCode::ConditionalRequestConflict, message);
-        Err(with_members(conflict, &[("Condition", condition), ("Key", key)]))
+        Err(Error::ConditionalConflict { condition, key: key.to_owned() })
     }
 }
 
@@ -228,19 +215,14 @@ impl DeleteConditions {
     }
 
     /// Against what is there at the moment of the commit: the version named, or the newest of the key, a delete marker perhaps.
-    pub(crate) fn check(&self, key: &str, version: Option<&str>, found: Option<&ObjectRecord>) -> S3Result<()> {
+    pub(crate) fn check(&self, key: &str, version: Option<&str>, found: Option<&ObjectRecord>) -> Result<()> {
         let Some(found) = found else {
             // Time and size are held by what is not there, as S3 has it; an ETag is not.
             return match (&self.etag, version) {
                 (None, _) => Ok(()),
                 (Some(_), None) => Err(no_such_key(key)),
                 (Some(_), Some(version)) => {
-                    let missing = custom(
-                        "NoSuchVersion",
-                        http::StatusCode::NOT_FOUND,
-                        "The specified version does not exist.".into(),
-                    );
-                    Err(with_members(missing, &[("Key", key), ("VersionId", version)]))
+                    Err(Error::NoSuchVersion { key: key.to_owned(), version: version.to_owned() })
                 }
             };
         };
@@ -259,7 +241,7 @@ impl DeleteConditions {
 }
 
 /// For aborting an upload: whether it began at the time named.
-pub(crate) fn check_initiated(initiated: i64, named: Option<&dto::Timestamp>) -> S3Result<()> {
+pub(crate) fn check_initiated(initiated: i64, named: Option<&dto::Timestamp>) -> Result<()> {
     if named.is_some_and(|named| *named != timestamp(initiated)) {
         return Err(failed("x-amz-if-match-initiated-time"));
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer, asked, check_content, check_key,
@@ -16,8 +16,9 @@ use super::{
 use crate::{
     Storage,
     body::{Claims, Target, told_checksum},
+    call::Call,
     encryption::{CustomerKey, Key},
-    error::{error, invalid_argument, invalid_request, not_implemented},
+    error::{Error, Result, invalid_argument, invalid_request, not_implemented},
     record::{Id, ObjectRecord, Versioning},
 };
 
@@ -30,18 +31,19 @@ struct Source {
 impl Source {
     async fn open(
         storage: &Storage,
+        call: &Call,
         source: &dto::CopySource,
         customer: CustomerKey,
         conditions: &Conditions,
-    ) -> S3Result<(String, Self)> {
+    ) -> Result<(String, Self)> {
         let dto::CopySource::Bucket { bucket, key, version_id } = source else {
             return Err(not_implemented("Access points are not supported as a copy source"));
         };
-        let opened = Opened::find(storage, bucket, key, version_id.as_deref()).map_err(|error| match error.code() {
-            S3ErrorCode::MethodNotAllowed => invalid_request(
+        let opened = Opened::find_source(storage, call, key, version_id.as_deref()).map_err(|error| match error {
+            Error::DeleteMarker(_) => invalid_request(
                 "The source of a copy request may not specifically refer to a delete marker by version id.",
             ),
-            _ => error,
+            other => other,
         })?;
         conditions.check_source(opened.record(), storage.now_millis())?;
         let unlocked = opened.unlock(storage, customer).await?;
@@ -49,7 +51,7 @@ impl Source {
         Ok((bucket.to_string(), Self { opened, key: unlocked, version }))
     }
 
-    async fn read(&self, storage: &Arc<Storage>, from: u64, to: u64) -> S3Result<dto::StreamingBlob> {
+    async fn read(&self, storage: &Arc<Storage>, from: u64, to: u64) -> Result<dto::StreamingBlob> {
         let record = self.opened.record();
         let whose = (self.opened.bucket.id, record.object, record.dek());
         storage.read_body(whose, self.key.clone(), self.opened.segments(from, to), self.opened.hold()).await
@@ -58,16 +60,17 @@ impl Source {
 
 pub(crate) async fn copy_object(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::CopyObjectInput>,
-) -> S3Result<S3Response<dto::CopyObjectOutput>> {
+) -> Result<S3Response<dto::CopyObjectOutput>> {
     let mut input = request.input;
     check_key(&input.key)?;
     let writes = WriteConditions::of(&request.headers);
     // Whoever would be refused in the end is refused before the source is read.
     let bucket = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        writes.check(&input.key, view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))?;
-        Ok(bucket)
+        let bucket = view.grant(call)?;
+        writes.check(&input.key, bucket.current(&input.key)?.as_ref().map(|found| &found.record))?;
+        Ok(bucket.known())
     })?;
     let conditions = Conditions {
         if_match: input.copy_source_if_match.take(),
@@ -76,7 +79,7 @@ pub(crate) async fn copy_object(
         if_unmodified_since: input.copy_source_if_unmodified_since.take(),
     };
     let source_customer = source_customer!(input);
-    let (source_bucket, source) = Source::open(storage, &input.copy_source, source_customer, &conditions).await?;
+    let (source_bucket, source) = Source::open(storage, call, &input.copy_source, source_customer, &conditions).await?;
     let replace = match input.metadata_directive.as_ref().map(dto::MetadataDirective::as_str) {
         None | Some("COPY") => false,
         Some("REPLACE") => true,
@@ -115,7 +118,7 @@ pub(crate) async fn copy_object(
     };
     // Without headers: the destination's default, not the source's encryption.
     let object = Id::random(storage.ambient());
-    let decided = storage.decide(&bucket, object, asked!(input)).await?;
+    let decided = storage.decide(call, &bucket, object, asked!(input)).await?;
     let algorithm = input.checksum_algorithm.take().map(|algorithm| algorithm.as_str().to_owned());
     let kept = || source.opened.record().checksum.as_ref().map(|checksum| checksum.algorithm.clone());
     let claims = Claims { checksum: algorithm.or_else(kept).map(|name| (name, None)), ..Claims::default() };
@@ -128,19 +131,20 @@ pub(crate) async fn copy_object(
     let body = source.read(storage, 0, size).await?;
     let mut written = storage.write_body(target, decided.key.clone(), Some(body), claims).await?;
     if written.stream.size != size {
-        return Err(error(S3ErrorCode::InternalError, "The source could not be read to its end"));
+        return Err(Error::Internal("The source could not be read to its end"));
     }
     record.complete(&written);
-    let told = storage.told(&bucket, &record.encryption);
+    let told = storage.told(call, &bucket, &record.encryption);
     let (etag, modified) = (record.etag.clone(), record.modified);
     let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
     let sum = told_checksum(written.checksum.as_ref());
+    let call = Arc::clone(call);
     let version = storage
         .transact_written(written, move |view| {
-            let bucket = view.same_bucket(&bucket)?;
-            let current = view.current(bucket.id, &new.record.key)?;
+            let bucket = view.grant_same(&call, &bucket)?;
+            let current = bucket.current(&new.record.key)?;
             writes.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
-            place(view, &bucket, new)
+            place(bucket, new)
         })
         .await?;
     answer(dto::CopyObjectOutput {
@@ -166,21 +170,22 @@ pub(crate) async fn copy_object(
 }
 
 /// `bytes=a-b`, both ends named and inside the source.
-fn source_range(range: Option<&str>, size: u64) -> S3Result<(u64, u64)> {
+fn source_range(range: Option<&str>, size: u64) -> Result<(u64, u64)> {
     let Some(range) = range else { return Ok((0, size)) };
     let invalid = || invalid_argument("The x-amz-copy-source-range value must be of the form bytes=first-last");
     let (first, last) = range.strip_prefix("bytes=").and_then(|rest| rest.split_once('-')).ok_or_else(invalid)?;
     let (first, last): (u64, u64) = (first.parse().map_err(|_| invalid())?, last.parse().map_err(|_| invalid())?);
     if first > last || last >= size {
-        return Err(error(S3ErrorCode::InvalidRange, "The specified copy range is invalid for the source object size"));
+        return Err(Error::InvalidRange("The specified copy range is invalid for the source object size"));
     }
     Ok((first, last + 1))
 }
 
 pub(crate) async fn upload_part_copy(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::UploadPartCopyInput>,
-) -> S3Result<S3Response<dto::UploadPartCopyOutput>> {
+) -> Result<S3Response<dto::UploadPartCopyOutput>> {
     let mut input = request.input;
     let conditions = Conditions {
         if_match: input.copy_source_if_match.take(),
@@ -192,17 +197,17 @@ pub(crate) async fn upload_part_copy(
         return Err(invalid_argument("Part number must be an integer between 1 and 10000, inclusive"));
     }
     let number = input.part_number as u16;
-    let open = OpenUpload::find(storage, &input.bucket, &input.key, &input.upload_id, customer!(input)).await?;
-    let (_, source) = Source::open(storage, &input.copy_source, source_customer!(input), &conditions).await?;
+    let open = OpenUpload::find(storage, call, &input.key, &input.upload_id, customer!(input)).await?;
+    let (_, source) = Source::open(storage, call, &input.copy_source, source_customer!(input), &conditions).await?;
     let (from, to) = source_range(input.copy_source_range.as_deref(), source.opened.record().size)?;
     let claims = open.fit_claims(Claims::default())?;
     let body = source.read(storage, from, to).await?;
     let written = storage.write_body(open.target(), open.key.clone(), Some(body), claims).await?;
     if written.stream.size != to - from {
-        return Err(error(S3ErrorCode::InternalError, "The source could not be read to its end"));
+        return Err(Error::Internal("The source could not be read to its end"));
     }
-    let part = open.place_part(storage, number, written).await?;
-    let told = storage.told(&open.bucket, &open.upload.encryption);
+    let part = open.place_part(storage, call, number, written).await?;
+    let told = storage.told(call, &open.bucket, &open.upload.encryption);
     let sum = told_checksum(part.checksum.as_ref());
     answer(dto::UploadPartCopyOutput {
         copy_part_result: Some(dto::CopyPartResult {

@@ -3,19 +3,21 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures::{StreamExt, stream};
-use holdfast_core::IndexWrite;
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use holdfast_core::{Action, IndexWrite};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer,
     conditions::DeleteConditions,
-    place::{New, place, remove_version},
+    place::{New, placed, remove_version},
 };
 use crate::{
     Storage,
+    call::Call,
     encryption::Key,
-    error::error,
-    record::{BucketRecord, Encryption, Id, ObjectRecord, Versioning},
+    error::{Error, Result},
+    grant::Known,
+    record::{Encryption, Id, ObjectRecord, Versioning},
     rows, versions,
     view::{View, invalid_version},
 };
@@ -42,51 +44,57 @@ struct Deleted {
     version: Option<String>,
 }
 
-async fn delete_one(storage: &Arc<Storage>, bucket: BucketRecord, doomed: Doomed) -> S3Result<Deleted> {
+async fn delete_one(storage: &Arc<Storage>, call: &Arc<Call>, bucket: Known, doomed: Doomed) -> Result<Deleted> {
     let object = Id::random(storage.ambient());
     let mut marker = ObjectRecord::new(doomed.key.clone(), object, storage.now_millis(), Encryption::Off);
     marker.delete_marker = true;
     let marker = New::object(storage, marker, Vec::new(), Key::None);
     let Doomed { key, version, place: at, conditions } = doomed;
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let bucket = view.same_bucket(&bucket)?;
-            if let Some(version) = version {
-                let found = match view.listed(&bucket, &key, &version, at)? {
+            let bucket = view.grant_same(&call, &bucket)?;
+            let (deleted, writes) = if let Some(version) = version {
+                let found = match bucket.listed(&key, &version, at)? {
                     Some(found) => Some(found),
-                    None => view.current(bucket.id, &key)?.filter(|found| found.record.version == version),
+                    None => bucket.current(&key)?.filter(|found| found.record.version == version),
                 };
                 let found = found.map(|found| found.record);
                 conditions.check(&key, Some(&version), found.as_ref())?;
                 let marker = found.as_ref().is_some_and(|found| found.delete_marker).then_some(true);
-                let writes = found.map_or(Ok(Vec::new()), |found| remove_version(view, &bucket, &found))?;
-                return Ok((Deleted { marker, version: Some(version) }, writes));
-            }
-            conditions.check(&key, None, view.newest(bucket.id, &key)?.as_ref())?;
-            if bucket.versioning != Versioning::Off {
-                let (version, writes) = place(view, &bucket, marker)?;
-                return Ok((Deleted { marker: Some(true), version }, writes));
-            }
-            let Some(found) = view.current(bucket.id, &key)? else { return Ok((Deleted::default(), Vec::new())) };
-            let mut writes = View::discard(&found.record);
-            writes.push(IndexWrite::remove(rows::object(bucket.id, &key)));
-            Ok((Deleted::default(), writes))
+                let writes = found.map_or(Ok(Vec::new()), |found| remove_version(&bucket, &found))?;
+                (Deleted { marker, version: Some(version) }, writes)
+            } else {
+                conditions.check(&key, None, bucket.newest(&key)?.as_ref())?;
+                if bucket.versioning != Versioning::Off {
+                    let (version, writes) = placed(&bucket, marker)?;
+                    (Deleted { marker: Some(true), version }, writes)
+                } else if let Some(found) = bucket.current(&key)? {
+                    let mut writes = View::discard(&found.record);
+                    writes.push(IndexWrite::remove(rows::object(bucket.id, &key)));
+                    (Deleted::default(), writes)
+                } else {
+                    (Deleted::default(), Vec::new())
+                }
+            };
+            Ok((deleted, bucket.change_object(Action::ObjectDelete, &key, writes)?))
         })
         .await
 }
 
 pub(crate) async fn delete_object(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::DeleteObjectInput>,
-) -> S3Result<S3Response<dto::DeleteObjectOutput>> {
+) -> Result<S3Response<dto::DeleteObjectOutput>> {
     let input = request.input;
     if let Some(version) = input.version_id.as_deref().filter(|version| !versions::is_legal(version)) {
         return Err(invalid_version(version));
     }
-    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
+    let bucket = storage.look(|view| Ok(view.grant(call)?.known()))?;
     let conditions = DeleteConditions::of(&request.headers, input.if_match_last_modified_time, input.if_match_size);
     let doomed = Doomed { key: input.key, version: input.version_id, place: None, conditions };
-    let deleted = delete_one(storage, bucket, doomed).await?;
+    let deleted = delete_one(storage, call, bucket, doomed).await?;
     let output =
         dto::DeleteObjectOutput { delete_marker: deleted.marker, version_id: deleted.version, ..Default::default() };
     Ok(S3Response::with_status(output, http::StatusCode::NO_CONTENT))
@@ -95,9 +103,10 @@ pub(crate) async fn delete_object(
 /// Versions from before their ids carried their places: one walk through the list of a key finds all of them that are named.
 fn look_up(
     storage: &Storage,
-    bucket: &BucketRecord,
+    call: &Call,
+    bucket: &Known,
     objects: &[dto::ObjectIdentifier],
-) -> S3Result<HashMap<(String, String), u64>> {
+) -> Result<HashMap<(String, String), u64>> {
     let mut wanted: HashMap<&str, Vec<&str>> = HashMap::new();
     for object in objects {
         let version = object.version_id.as_deref().filter(|version| versions::place(version).is_none());
@@ -107,7 +116,7 @@ fn look_up(
     }
     let mut places = HashMap::new();
     for (key, versions) in wanted {
-        let found = storage.look(|view| view.places_of(bucket.id, key, &versions))?;
+        let found = storage.look(|view| view.grant_same(call, bucket)?.places_of(key, &versions))?;
         places.extend(found.into_iter().map(|(version, place)| ((key.to_owned(), version), place)));
     }
     Ok(places)
@@ -115,30 +124,32 @@ fn look_up(
 
 pub(crate) async fn delete_objects(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::DeleteObjectsInput>,
-) -> S3Result<S3Response<dto::DeleteObjectsOutput>> {
+) -> Result<S3Response<dto::DeleteObjectsOutput>> {
     let input = request.input;
-    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
+    let bucket = storage.look(|view| Ok(view.grant(call)?.known()))?;
     let objects = input.delete.objects;
     if objects.len() > OBJECTS_MAX {
-        return Err(error(S3ErrorCode::MalformedXML, "At most 1000 objects can be deleted at once"));
+        return Err(Error::MalformedXml("At most 1000 objects can be deleted at once"));
     }
     if objects.iter().any(|object| object.key.is_empty()) {
-        return Err(error(S3ErrorCode::UserKeyMustBeSpecified, "An object to be deleted has no key"));
+        return Err(Error::UserKeyMissing);
     }
     let quiet = input.delete.quiet.unwrap_or(false);
-    let mut places = look_up(storage, &bucket, &objects)?;
+    let mut places = look_up(storage, call, &bucket, &objects)?;
     let work = objects.into_iter().map(|object| {
-        let (storage, bucket) = (Arc::clone(storage), bucket.clone());
+        let (storage, call, bucket) = (Arc::clone(storage), Arc::clone(call), bucket.clone());
         let named = (object.key.clone(), object.version_id.clone());
         let place = object.version_id.clone().and_then(|version| places.remove(&(object.key.clone(), version)));
         async move {
             if object.version_id.as_deref().is_some_and(|version| !versions::is_legal(version)) {
-                return (named, Err(error(S3ErrorCode::NoSuchVersion, "The specified version does not exist.")));
+                let (key, version) = (named.0.clone(), named.1.clone().unwrap_or_default());
+                return (named, Err(Error::NoSuchVersion { key, version }));
             }
             let conditions = DeleteConditions::of_entry(object.e_tag, object.last_modified_time, object.size);
             let doomed = Doomed { key: object.key, version: object.version_id, place, conditions };
-            (named, delete_one(&storage, bucket, doomed).await)
+            (named, delete_one(&storage, &call, bucket, doomed).await)
         }
     });
     let work: Vec<_> = stream::iter(work).buffered(OBJECTS_AT_ONCE).collect().await;
@@ -152,12 +163,15 @@ pub(crate) async fn delete_objects(
                 delete_marker_version_id: deleted.marker.and(deleted.version.clone()),
                 version_id: version,
             }),
-            Err(error) => errors.push(dto::Error {
-                code: Some(error.code().as_str().to_owned()),
-                key: Some(key),
-                message: error.message().map(str::to_owned),
-                version_id: version,
-            }),
+            Err(error) => {
+                let told = error.told();
+                errors.push(dto::Error {
+                    code: Some(told.code.to_owned()),
+                    key: Some(key),
+                    message: Some(told.message.into_owned()),
+                    version_id: version,
+                });
+            }
         }
     }
     answer(dto::DeleteObjectsOutput {

@@ -3,15 +3,17 @@
 
 use std::sync::Arc;
 
-use holdfast_core::IndexWrite;
-use s3s::{Body, S3ErrorCode, S3Response, S3Result};
+use holdfast_core::{Action, IndexWrite};
+use s3s::{Body, S3Response};
 use serde::Deserialize;
 
 use crate::{
     Storage,
+    call::Call,
     encryption::{CustomerKey, Key},
-    error::{error, from_kek, invalid_request, not_implemented},
-    record::{self, BucketRecord, Encryption, Envelope, Id},
+    error::{Error, Result, from_kek, invalid_request, not_implemented},
+    grant::{Change, Granted},
+    record::{self, Encryption, Envelope, Id},
     rows,
 };
 
@@ -35,35 +37,30 @@ struct Kms {
     bucket_key: Option<bool>,
 }
 
-/// Of a bucket, a key and, if one is named, a version.
+/// Of a version, if one is named.
 pub(crate) async fn update_object_encryption(
     storage: &Arc<Storage>,
-    (bucket, key, version): (String, String, Option<String>),
+    call: &Arc<Call>,
+    version: Option<String>,
     body: &str,
-) -> S3Result<S3Response<Body>> {
-    let malformed = |_| error(S3ErrorCode::MalformedXML, "The XML you provided was not well-formed");
+) -> Result<S3Response<Body>> {
+    let malformed = |_| Error::MalformedXml("The XML you provided was not well-formed");
     let asked: ObjectEncryption = quick_xml::de::from_str(body).map_err(malformed)?;
     let asked = asked.kms.ok_or_else(|| invalid_request("Only SSE-KMS can be asked for"))?;
     if asked.bucket_key == Some(true) {
         return Err(not_implemented("An object cannot be moved under a bucket key without encrypting it anew"));
     }
     storage.check_kek(&asked.kek)?;
-    rewrap(storage, bucket, key, version, &asked.kek).await?;
+    rewrap(storage, call, version, &asked.kek).await?;
     Ok(S3Response::new(Body::empty()))
 }
 
 /// Wraps the object's own key under `kek` and puts the envelope in the place of the old one.
-async fn rewrap(
-    storage: &Arc<Storage>,
-    bucket: String,
-    key: String,
-    version: Option<String>,
-    kek: &str,
-) -> S3Result<()> {
+async fn rewrap(storage: &Arc<Storage>, call: &Arc<Call>, version: Option<String>, kek: &str) -> Result<()> {
     let (bucket, found) = storage.look(|view| {
-        let bucket = view.bucket(&bucket)?;
-        let found = view.object(&bucket, &key, version.as_deref())?;
-        Ok((bucket, found))
+        let bucket = view.grant(call)?;
+        let found = bucket.object(call.act.key.as_deref().unwrap_or_default(), version.as_deref())?;
+        Ok((bucket.known(), found))
     })?;
     let record = found.record;
     if matches!(record.encryption, Encryption::Customer { .. } | Encryption::Off) {
@@ -79,36 +76,37 @@ async fn rewrap(
     let dek_id = record.dek().unwrap_or(Id([0; 16]));
     let envelope = Envelope::new(&wrapped, storage.now_millis());
     let encryption = Encryption::Object { dek: dek_id, kek: kek.into(), envelope };
-    storage.replace_encryption(bucket, record, encryption).await.map(|_| ())
-}
-
-impl Storage {
-    /// Sets another envelope on one version, if it is still the object that was looked at. False: it is not.
-    pub(crate) async fn replace_encryption(
-        &self,
-        bucket: BucketRecord,
-        known: record::ObjectRecord,
-        encryption: Encryption,
-    ) -> S3Result<bool> {
-        self.transact(move |view| {
-            let mut writes = Vec::new();
-            let mut set = |row: Vec<u8>, mut found: crate::view::Found| {
-                found.record.encryption = encryption.clone();
-                writes.push(IndexWrite::put(row, record::encode(&found.record, &found.inline)));
-            };
-            let same = |found: &crate::view::Found| {
-                found.record.object == known.object && found.record.encryption == known.encryption
-            };
-            if known.listed
-                && let Some(found) = view.listed(&bucket, &known.key, &known.version, Some(known.seq))?.filter(same)
-            {
-                set(rows::version(bucket.id, &known.key, found.record.seq), found);
-            }
-            if let Some(found) = view.current(bucket.id, &known.key)?.filter(same) {
-                set(rows::object(bucket.id, &known.key), found);
-            }
-            Ok((!writes.is_empty(), writes))
+    let call = Arc::clone(call);
+    storage
+        .transact(move |view| {
+            let bucket = view.grant_same(&call, &bucket)?;
+            replace_encryption(bucket, Action::ObjectUpdate, &record, &encryption)
         })
         .await
+        .map(drop)
+}
+
+/// Sets another envelope on one version, if it is still the object that was looked at. False: it is not.
+pub(crate) fn replace_encryption(
+    bucket: Granted<'_>,
+    action: Action,
+    known: &record::ObjectRecord,
+    encryption: &Encryption,
+) -> Result<(bool, Change)> {
+    let mut writes = Vec::new();
+    let mut set = |row: Vec<u8>, mut found: crate::view::Found| {
+        found.record.encryption = encryption.clone();
+        writes.push(IndexWrite::put(row, record::encode(&found.record, &found.inline)));
+    };
+    let same =
+        |found: &crate::view::Found| found.record.object == known.object && found.record.encryption == known.encryption;
+    if known.listed
+        && let Some(found) = bucket.listed(&known.key, &known.version, Some(known.seq))?.filter(same)
+    {
+        set(rows::version(bucket.id, &known.key, found.record.seq), found);
     }
+    if let Some(found) = bucket.current(&known.key)?.filter(same) {
+        set(rows::object(bucket.id, &known.key), found);
+    }
+    Ok((!writes.is_empty(), bucket.change_object(action, &known.key, writes)?))
 }

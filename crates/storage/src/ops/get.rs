@@ -2,23 +2,26 @@
 
 use std::sync::Arc;
 
+use holdfast_core::Action;
 use http::{HeaderName, HeaderValue};
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{answer, conditions::Conditions, customer, timestamp};
 use crate::{
     Storage,
     body::{Segment, told_checksum},
+    call::Call,
     encryption::{CustomerKey, Key},
-    error::{custom, damaged, error, invalid_argument},
+    error::{Error, Result, damaged, invalid_argument},
+    grant::{Granted, Known},
     readers::Hold,
-    record::{BucketRecord, ChecksumRecord, ManifestDigest, ManifestPart, ObjectRecord, Versioning},
-    view::{Found, decode_manifest},
+    record::{ChecksumRecord, ManifestDigest, ManifestPart, ObjectRecord, Versioning},
+    view::{Found, View, decode_manifest},
 };
 
 /// An object found for reading, with all that its reading needs.
 pub(crate) struct Opened {
-    pub bucket: BucketRecord,
+    pub bucket: Known,
     pub found: Found,
     pub manifest: Option<Vec<u8>>,
     pub parts: Vec<ManifestPart>,
@@ -26,17 +29,34 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    pub(crate) fn find(storage: &Storage, bucket: &str, key: &str, version: Option<&str>) -> S3Result<Self> {
+    /// The object that a request is about.
+    pub(crate) fn find(storage: &Storage, call: &Call, key: &str, version: Option<&str>) -> Result<Self> {
+        Self::find_in(storage, |view| view.grant(call), key, version)
+    }
+
+    /// The object that a request copies from.
+    pub(crate) fn find_source(storage: &Storage, call: &Call, key: &str, version: Option<&str>) -> Result<Self> {
+        Self::find_in(storage, |view| view.grant_source(call), key, version)
+    }
+
+    fn find_in(
+        storage: &Storage,
+        grant: impl for<'v> FnOnce(&'v View<'v>) -> Result<Granted<'v>>,
+        key: &str,
+        version: Option<&str>,
+    ) -> Result<Self> {
         let look = || {
             storage.look(|view| {
-                let bucket = view.bucket(bucket)?;
-                let found = view.object(&bucket, key, version)?;
+                let bucket = grant(view)?;
+                let found = bucket.object(key, version)?;
                 let manifest = match found.record.parts {
                     0 => None,
-                    _ => Some(view.manifest_bytes(found.record.object)?),
+                    _ => Some(bucket.manifest_bytes(&found.record)?),
                 };
                 let parts = manifest.as_deref().map_or(Ok(Vec::new()), decode_manifest)?;
-                Ok(Self { bucket, found, manifest, parts, hold: None })
+                let known = bucket.known();
+                bucket.read(Action::ObjectRead)?;
+                Ok(Self { bucket: known, found, manifest, parts, hold: None })
             })
         };
         let (mut opened, hold) = storage.readers.find(look, |opened: &Self| opened.record().object)?;
@@ -54,7 +74,7 @@ impl Opened {
     }
 
     /// The object's key, and proof that the index says of the object what was written.
-    pub(crate) async fn unlock(&self, storage: &Storage, customer: CustomerKey) -> S3Result<Key> {
+    pub(crate) async fn unlock(&self, storage: &Storage, customer: CustomerKey) -> Result<Key> {
         let key = storage.key_for(&self.bucket, &self.record().encryption, self.record().object, customer).await?;
         // A multipart upload under a customer's key is completed without that key: it has no MAC.
         let unproven = matches!(key, Key::Customer(_)) && self.record().parts > 0;
@@ -104,26 +124,20 @@ struct Wanted {
     checksum: Option<ChecksumRecord>,
 }
 
-fn wanted(opened: &Opened, range: Option<&dto::Range>, part: Option<i32>) -> S3Result<Wanted> {
+fn wanted(opened: &Opened, range: Option<&dto::Range>, part: Option<i32>) -> Result<Wanted> {
     let record = opened.record();
     let size = record.size;
     match (range, part) {
-        (Some(_), Some(_)) => {
-            Err(error(S3ErrorCode::InvalidRequest, "Cannot specify both Range header and partNumber"))
-        }
+        (Some(_), Some(_)) => Err(Error::InvalidRequest("Cannot specify both Range header and partNumber".into())),
         (Some(range), None) => {
-            let unsatisfiable = |_| error(S3ErrorCode::InvalidRange, "The requested range is not satisfiable");
+            let unsatisfiable = |_| Error::InvalidRange("The requested range is not satisfiable");
             let range = range.check(size).map_err(unsatisfiable)?;
             Ok(Wanted { from: range.start, to: range.end, partial: true, checksum: None })
         }
         (None, Some(number)) => {
-            let missing = || {
-                let message = "The requested partnumber is not satisfiable".to_owned();
-                custom("InvalidPartNumber", http::StatusCode::RANGE_NOT_SATISFIABLE, message)
-            };
             if record.parts == 0 {
                 let whole = Wanted { from: 0, to: size, partial: true, checksum: record.checksum.clone() };
-                return if number == 1 { Ok(whole) } else { Err(missing()) };
+                return if number == 1 { Ok(whole) } else { Err(Error::NoSuchPartNumber) };
             }
             let mut begin = 0;
             for part in &opened.parts {
@@ -133,7 +147,7 @@ fn wanted(opened: &Opened, range: Option<&dto::Range>, part: Option<i32>) -> S3R
                 }
                 begin = end;
             }
-            Err(missing())
+            Err(Error::NoSuchPartNumber)
         }
         (None, None) => Ok(Wanted { from: 0, to: size, partial: false, checksum: record.checksum.clone() }),
     }
@@ -163,10 +177,10 @@ fn response<T>(opened: &Opened, wanted: &Wanted, output: T) -> S3Response<T> {
 
 /// The headers that GET and HEAD share.
 macro_rules! describe {
-    ($output:ident, $storage:expr, $opened:expr, $wanted:expr, $mode:expr) => {{
+    ($output:ident, $storage:expr, $call:expr, $opened:expr, $wanted:expr, $mode:expr) => {{
         let record = $opened.record();
         let content = &record.content;
-        let told = $storage.told(&$opened.bucket, &record.encryption);
+        let told = $storage.told($call, &$opened.bucket, &record.encryption);
         let mut sum = if $mode.is_some_and(|mode| mode.as_str() == "ENABLED") {
             told_checksum($wanted.checksum.as_ref())
         } else {
@@ -211,10 +225,11 @@ macro_rules! describe {
 
 pub(crate) async fn get_object(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::GetObjectInput>,
-) -> S3Result<S3Response<dto::GetObjectOutput>> {
+) -> Result<S3Response<dto::GetObjectOutput>> {
     let mut input = request.input;
-    let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
+    let opened = Opened::find(storage, call, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);
     let conditions = Conditions {
         if_match: input.if_match,
@@ -229,7 +244,7 @@ pub(crate) async fn get_object(
     let record = opened.record();
     let whose = (opened.bucket.id, record.object, record.dek());
     let body = storage.read_body(whose, key, opened.segments(wanted.from, wanted.to), opened.hold()).await?;
-    let mut output = describe!(GetObjectOutput, storage, opened, wanted, input.checksum_mode);
+    let mut output = describe!(GetObjectOutput, storage, call, opened, wanted, input.checksum_mode);
     output.tag_count = (!record.tags.is_empty()).then_some(record.tags.len() as i32);
     output.body = Some(body);
     let mut response = response(&opened, &wanted, output);
@@ -243,10 +258,11 @@ pub(crate) async fn get_object(
 /// is checked, as the protocol asks.
 pub(crate) async fn head_object(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::HeadObjectInput>,
-) -> S3Result<S3Response<dto::HeadObjectOutput>> {
+) -> Result<S3Response<dto::HeadObjectOutput>> {
     let mut input = request.input;
-    let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
+    let opened = Opened::find(storage, call, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);
     if matches!(opened.record().encryption, crate::record::Encryption::Customer { .. })
         || customer.key.is_some()
@@ -263,7 +279,7 @@ pub(crate) async fn head_object(
     conditions.check_read(opened.record(), storage.now_millis())?;
     let range = range_of(opened.record(), input.range, &request.headers);
     let wanted = wanted(&opened, range.as_ref(), input.part_number)?;
-    let output = describe!(HeadObjectOutput, storage, opened, wanted, input.checksum_mode);
+    let output = describe!(HeadObjectOutput, storage, call, opened, wanted, input.checksum_mode);
     let mut response = response(&opened, &wanted, output);
     let tags = opened.record().tags.len();
     if tags > 0 {
@@ -274,10 +290,11 @@ pub(crate) async fn head_object(
 
 pub(crate) async fn get_object_attributes(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::GetObjectAttributesInput>,
-) -> S3Result<S3Response<dto::GetObjectAttributesOutput>> {
+) -> Result<S3Response<dto::GetObjectAttributesOutput>> {
     let mut input = request.input;
-    let opened = Opened::find(storage, &input.bucket, &input.key, input.version_id.as_deref())?;
+    let opened = Opened::find(storage, call, &input.key, input.version_id.as_deref())?;
     let customer = customer!(input);
     if matches!(opened.record().encryption, crate::record::Encryption::Customer { .. }) {
         opened.unlock(storage, customer).await?;

@@ -3,34 +3,37 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use s3s::{S3Error, S3Request, S3Response, S3Result, dto};
+use holdfast_core::Action;
+use s3s::{S3Request, S3Response, dto};
 
 use super::{answer, owner, timestamp};
 use crate::{
     Storage,
-    error::{invalid_argument, with_members},
-    record::{Id, ObjectRecord},
+    call::Call,
+    error::{Error, Result, Text},
+    grant::Granted,
+    record::ObjectRecord,
     rows,
-    view::{View, record_of},
+    view::record_of,
 };
 
 /// Entries of one page.
 const PAGE_MAX: i32 = 1000;
 
 /// A parameter that cannot be what it is.
-pub(crate) fn invalid_value(name: &str, message: impl Into<std::borrow::Cow<'static, str>>) -> S3Error {
-    with_members(invalid_argument(message), &[("ArgumentName", name)])
+pub(crate) fn invalid_value(name: &'static str, message: impl Into<Text>) -> Error {
+    Error::InvalidArgument { message: message.into(), name: Some(name), value: None }
 }
 
 /// A number in a query that must not be negative.
-pub(crate) fn not_negative(name: &str, asked: Option<i32>) -> S3Result<Option<i32>> {
+pub(crate) fn not_negative(name: &'static str, asked: Option<i32>) -> Result<Option<i32>> {
     if asked.is_some_and(|asked| asked < 0) {
         return Err(invalid_value(name, format!("Argument {name} must be an integer between 0 and 2147483647")));
     }
     Ok(asked)
 }
 
-pub(crate) fn page_size(name: &str, asked: Option<i32>) -> S3Result<usize> {
+pub(crate) fn page_size(name: &'static str, asked: Option<i32>) -> Result<usize> {
     Ok(not_negative(name, asked)?.unwrap_or(PAGE_MAX).min(PAGE_MAX) as usize)
 }
 
@@ -39,7 +42,7 @@ pub(crate) fn token(last: &str) -> String {
     URL_SAFE_NO_PAD.encode(last)
 }
 
-pub(crate) fn read_token(token: Option<&str>) -> S3Result<Option<String>> {
+pub(crate) fn read_token(token: Option<&str>) -> Result<Option<String>> {
     let read = |token| URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let invalid = || invalid_value("continuation-token", "The continuation token provided is incorrect");
     token.map(|token| read(token).ok_or_else(invalid)).transpose()
@@ -74,21 +77,14 @@ pub(crate) fn common_prefix<'a>(key: &'a str, prefix: &str, delimiter: Option<&s
 }
 
 /// Lists what comes after `after` (a key or common prefix already told).
-fn list(
-    view: &View<'_>,
-    bucket: Id,
-    prefix: &str,
-    delimiter: Option<&str>,
-    after: Option<&str>,
-    max: usize,
-) -> S3Result<Page> {
-    let all = rows::object(bucket, prefix);
+fn list(bucket: &Granted<'_>, prefix: &str, delimiter: Option<&str>, after: Option<&str>, max: usize) -> Result<Page> {
+    let all = rows::object(bucket.id, prefix);
     let mut from = match after {
         // A common prefix was told: everything under it was, too.
         Some(after) if common_prefix(after, prefix, delimiter) == Some(after) => {
-            rows::after(&rows::object(bucket, after))
+            rows::after(&rows::object(bucket.id, after))
         }
-        Some(after) => [rows::object(bucket, after), vec![0]].concat(),
+        Some(after) => [rows::object(bucket.id, after), vec![0]].concat(),
         None => all.clone(),
     };
     if from < all {
@@ -97,7 +93,7 @@ fn list(
     let mut page = Page { entries: Vec::new(), truncated: false };
     loop {
         let mut skip = None;
-        view.scan(&from, &all, |row, value| {
+        bucket.scan(&from, &all, |row, value| {
             if page.entries.len() == max {
                 page.truncated = max > 0;
                 return Ok(ControlFlow::Break(()));
@@ -105,7 +101,7 @@ fn list(
             let key = rows::key_of_object(row).unwrap_or_default();
             if let Some(common) = common_prefix(key, prefix, delimiter) {
                 page.entries.push(Entry::Prefix(common.to_owned()));
-                skip = Some(rows::after(&rows::object(bucket, common)));
+                skip = Some(rows::after(&rows::object(bucket.id, common)));
                 return Ok(ControlFlow::Break(()));
             }
             page.entries.push(Entry::Object(Box::new(record_of(value)?)));
@@ -134,7 +130,7 @@ pub(crate) fn url_encoded(text: String, encode: bool) -> String {
     })
 }
 
-pub(crate) fn wants_url(encoding: Option<&dto::EncodingType>) -> S3Result<bool> {
+pub(crate) fn wants_url(encoding: Option<&dto::EncodingType>) -> Result<bool> {
     match encoding.map(dto::EncodingType::as_str) {
         None => Ok(false),
         Some("url") => Ok(true),
@@ -174,8 +170,9 @@ pub(crate) fn told_delimiter(delimiter: Option<String>, encode: bool) -> Option<
 
 pub(crate) async fn list_objects(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListObjectsInput>,
-) -> S3Result<S3Response<dto::ListObjectsOutput>> {
+) -> Result<S3Response<dto::ListObjectsOutput>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
     let max = page_size("max-keys", input.max_keys)?;
@@ -185,9 +182,9 @@ pub(crate) async fn list_objects(
     // A marker under a common prefix stands for all of it.
     let after = marker.as_deref().map(|marker| common_prefix(marker, &prefix, delimiter).unwrap_or(marker));
     let (bucket, page) = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        let page = list(view, bucket.id, &prefix, delimiter, after, max)?;
-        Ok((bucket, page))
+        let bucket = view.grant(call)?;
+        let page = list(&bucket, &prefix, delimiter, after, max)?;
+        Ok((bucket.read(Action::ObjectList)?, page))
     })?;
     let next = page.truncated.then(|| page.entries.last().map(|entry| entry.name().to_owned())).flatten();
     let (objects, prefixes) = split(page.entries, encode, Some(&bucket.owner));
@@ -208,8 +205,9 @@ pub(crate) async fn list_objects(
 
 pub(crate) async fn list_objects_v2(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListObjectsV2Input>,
-) -> S3Result<S3Response<dto::ListObjectsV2Output>> {
+) -> Result<S3Response<dto::ListObjectsV2Output>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
     let max = page_size("max-keys", input.max_keys)?;
@@ -217,9 +215,9 @@ pub(crate) async fn list_objects_v2(
     let after = read_token(input.continuation_token.as_deref())?;
     let after = after.or_else(|| input.start_after.clone().filter(|after| !after.is_empty()));
     let (bucket, page) = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        let page = list(view, bucket.id, &prefix, input.delimiter.as_deref(), after.as_deref(), max)?;
-        Ok((bucket, page))
+        let bucket = view.grant(call)?;
+        let page = list(&bucket, &prefix, input.delimiter.as_deref(), after.as_deref(), max)?;
+        Ok((bucket.read(Action::ObjectList)?, page))
     })?;
     let next = page.truncated.then(|| page.entries.last().map(|entry| token(entry.name()))).flatten();
     let count = page.entries.len();

@@ -18,9 +18,9 @@ pub(crate) mod versions;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use s3s::{S3Request, S3Response, S3Result, dto};
+use s3s::{S3Response, dto};
 
-use crate::error::invalid_argument;
+use crate::error::{Error, Result, invalid_argument};
 
 /// Longest key in bytes.
 const KEY_BYTES_MAX: usize = 1024;
@@ -31,20 +31,15 @@ pub(crate) fn timestamp(millis: i64) -> dto::Timestamp {
     dto::Timestamp::from(UNIX_EPOCH + since)
 }
 
-pub(crate) fn check_key(key: &str) -> S3Result<()> {
+pub(crate) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX || key.contains('\0') {
         return Err(invalid_argument("A key has 1 to 1024 bytes of UTF-8 without NUL"));
     }
     Ok(())
 }
 
-pub(crate) fn answer<T>(output: T) -> S3Result<S3Response<T>> {
+pub(crate) fn answer<T>(output: T) -> Result<S3Response<T>> {
     Ok(S3Response::new(output))
-}
-
-/// Who asks.
-pub(crate) fn caller<T>(request: &S3Request<T>) -> String {
-    request.extensions.get::<crate::s3::Caller>().map_or_else(|| "anonymous".into(), |caller| caller.0.clone())
 }
 
 pub(crate) fn owner(name: &str) -> dto::Owner {
@@ -137,11 +132,10 @@ pub(crate) fn http_date(moment: dto::Timestamp) -> Option<String> {
 /// User metadata together, as S3 bounds it.
 const METADATA_BYTES_MAX: usize = 2 * 1024;
 
-pub(crate) fn check_content(content: &crate::record::ContentHeaders) -> S3Result<()> {
+pub(crate) fn check_content(content: &crate::record::ContentHeaders) -> Result<()> {
     let metadata: usize = content.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
     if metadata > METADATA_BYTES_MAX {
-        let message = "Your metadata headers exceed the maximum allowed metadata size";
-        return Err(crate::error::error(s3s::S3ErrorCode::MetadataTooLarge, message));
+        return Err(Error::MetadataTooLarge);
     }
     // What cannot be a header could be stored, by a form, and never be answered.
     let is_name = |name: &String| http::HeaderName::try_from(format!("x-amz-meta-{name}")).is_ok();

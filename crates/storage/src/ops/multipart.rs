@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
-use holdfast_core::IndexWrite;
-use s3s::{S3Request, S3Response, S3Result, dto};
+use holdfast_core::{Action, IndexWrite};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{answer, asked, check_content, check_key, conditions::check_initiated, content, customer, tagging};
 use crate::{
     Storage,
     body::{Claims, Target, Written, hasher, told_checksum},
+    call::Call,
     encryption::{CustomerKey, Key},
-    error::{invalid_argument, invalid_request},
-    record::{self, BucketRecord, Encryption, FORMAT, Id, PartRecord, UploadRecord, Waste},
+    error::{Result, invalid_argument, invalid_request},
+    grant::Known,
+    record::{self, Encryption, FORMAT, Id, PartRecord, UploadRecord, Waste},
     rows,
     view::waste,
 };
@@ -21,12 +23,13 @@ const PART_NUMBER_MAX: i32 = 10_000;
 
 pub(crate) async fn create_multipart_upload(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::CreateMultipartUploadInput>,
-) -> S3Result<S3Response<dto::CreateMultipartUploadOutput>> {
+) -> Result<S3Response<dto::CreateMultipartUploadOutput>> {
     let mut input = request.input;
     check_key(&input.key)?;
     storage.must_have_room(0).await?;
-    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
+    let bucket = storage.look(|view| Ok(view.grant(call)?.known()))?;
     let tags = tagging::from_header(input.tagging.as_deref())?;
     let content = content!(input, request.extensions);
     check_content(&content)?;
@@ -45,7 +48,7 @@ pub(crate) async fn create_multipart_upload(
         return Err(invalid_request("The checksum type does not fit the checksum algorithm"));
     }
     let object = Id::random(storage.ambient());
-    let decided = storage.decide(&bucket, object, asked!(input)).await?;
+    let decided = storage.decide(call, &bucket, object, asked!(input)).await?;
     let now = storage.now_millis();
     let mut upload = UploadRecord {
         v: FORMAT,
@@ -61,16 +64,17 @@ pub(crate) async fn create_multipart_upload(
         began_on: None,
         changes: 0,
     };
-    let told = storage.told(&bucket, &upload.encryption);
+    let told = storage.told(call, &bucket, &upload.encryption);
     let id = upload.id;
-    let bucket_known = bucket;
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let bucket = view.same_bucket(&bucket_known)?;
-            let newest = view.newest(bucket.id, &upload.key)?;
+            let bucket = view.grant_same(&call, &bucket)?;
+            let newest = bucket.newest(&upload.key)?;
             upload.began_on = Some(newest.map(|newest| newest.object.to_string()).unwrap_or_default());
             let row = rows::upload(bucket.id, &upload.key, upload.id);
-            Ok(((), vec![IndexWrite::put(row, record::encode(&upload, &[]))]))
+            let write = IndexWrite::put(row, record::encode(&upload, &[]));
+            Ok(((), bucket.change_object(Action::ObjectWrite, &upload.key, vec![write])?))
         })
         .await?;
     answer(dto::CreateMultipartUploadOutput {
@@ -92,7 +96,7 @@ pub(crate) fn checksum_type(full: bool) -> dto::ChecksumType {
     dto::ChecksumType::from_static(if full { "FULL_OBJECT" } else { "COMPOSITE" })
 }
 
-fn part_number(number: i32) -> S3Result<u16> {
+fn part_number(number: i32) -> Result<u16> {
     if (1..=PART_NUMBER_MAX).contains(&number) {
         return Ok(number as u16);
     }
@@ -101,7 +105,7 @@ fn part_number(number: i32) -> S3Result<u16> {
 
 /// An upload with its bucket, and the key that its parts are under.
 pub(crate) struct OpenUpload {
-    pub bucket: BucketRecord,
+    pub bucket: Known,
     pub upload: UploadRecord,
     pub key: Key,
 }
@@ -109,15 +113,15 @@ pub(crate) struct OpenUpload {
 impl OpenUpload {
     pub(crate) async fn find(
         storage: &Storage,
-        bucket: &str,
+        call: &Call,
         key: &str,
         upload: &str,
         customer: CustomerKey,
-    ) -> S3Result<Self> {
+    ) -> Result<Self> {
         let (bucket, upload) = storage.look(|view| {
-            let bucket = view.bucket(bucket)?;
-            let upload = view.upload(bucket.id, key, upload)?;
-            Ok((bucket, upload))
+            let bucket = view.grant(call)?;
+            let upload = bucket.upload(key, upload)?;
+            Ok((bucket.known(), upload))
         })?;
         if matches!(upload.encryption, Encryption::Customer { .. }) && customer.key.is_none() {
             return Err(invalid_request("The upload was begun with a customer's key, and each part must bring it"));
@@ -127,7 +131,7 @@ impl OpenUpload {
     }
 
     /// How the upload's own choice of checksum and the part's go together.
-    pub(crate) fn fit_claims(&self, mut claims: Claims) -> S3Result<Claims> {
+    pub(crate) fn fit_claims(&self, mut claims: Claims) -> Result<Claims> {
         match (&self.upload.checksum_algorithm, &claims.checksum) {
             (Some(chosen), Some((algorithm, _))) if chosen != algorithm => {
                 Err(invalid_request("Checksum Type mismatch occurred: the part has another algorithm than the upload"))
@@ -153,9 +157,10 @@ impl OpenUpload {
     pub(crate) async fn place_part(
         &self,
         storage: &Arc<Storage>,
+        call: &Arc<Call>,
         number: u16,
         written: Written,
-    ) -> S3Result<PartRecord> {
+    ) -> Result<PartRecord> {
         let part = PartRecord {
             v: FORMAT,
             number,
@@ -166,20 +171,21 @@ impl OpenUpload {
         };
         let (bucket, key, upload, placed) =
             (self.bucket.clone(), self.upload.key.clone(), self.upload.id, part.clone());
+        let call = Arc::clone(call);
         storage
             .transact_written(written, move |view| {
-                let bucket = view.same_bucket(&bucket)?;
+                let bucket = view.grant_same(&call, &bucket)?;
                 // Aborted or completed meanwhile?
-                let mut open = view.upload(bucket.id, &key, &upload.to_string())?;
+                let mut open = bucket.upload(&key, &upload.to_string())?;
                 let mut writes = Vec::new();
-                if let Some(old) = view.part(upload, number)? {
+                if let Some(old) = bucket.part(upload, number)? {
                     writes.push(IndexWrite::put(rows::garbage(old.stream.id), Vec::new()));
                 }
                 writes.push(IndexWrite::put(rows::part(upload, number), record::encode(&placed, &[])));
                 // Whoever completes it sees that its parts are others than he looked at.
                 open.changes += 1;
                 writes.push(IndexWrite::put(rows::upload(bucket.id, &key, upload), record::encode(&open, &[])));
-                Ok(((), writes))
+                Ok(((), bucket.change_object(Action::ObjectWrite, &key, writes)?))
             })
             .await?;
         Ok(part)
@@ -188,8 +194,9 @@ impl OpenUpload {
 
 pub(crate) async fn upload_part(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     mut request: S3Request<dto::UploadPartInput>,
-) -> S3Result<S3Response<dto::UploadPartOutput>> {
+) -> Result<S3Response<dto::UploadPartOutput>> {
     if request.headers.contains_key("x-amz-server-side-encryption") {
         return Err(invalid_argument("x-amz-server-side-encryption is fixed when the upload is created"));
     }
@@ -197,11 +204,11 @@ pub(crate) async fn upload_part(
     let mut input = request.input;
     claims.content_length = input.content_length;
     let number = part_number(input.part_number)?;
-    let open = OpenUpload::find(storage, &input.bucket, &input.key, &input.upload_id, customer!(input)).await?;
+    let open = OpenUpload::find(storage, call, &input.key, &input.upload_id, customer!(input)).await?;
     let claims = open.fit_claims(claims)?;
     let written = storage.write_body(open.target(), open.key.clone(), input.body, claims).await?;
-    let part = open.place_part(storage, number, written).await?;
-    let told = storage.told(&open.bucket, &open.upload.encryption);
+    let part = open.place_part(storage, call, number, written).await?;
+    let told = storage.told(call, &open.bucket, &open.upload.encryption);
     let sum = told_checksum(part.checksum.as_ref());
     answer(dto::UploadPartOutput {
         e_tag: Some(dto::ETag::Strong(part.etag)),
@@ -222,19 +229,21 @@ pub(crate) async fn upload_part(
 /// Works though the key be away.
 pub(crate) async fn abort_multipart_upload(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::AbortMultipartUploadInput>,
-) -> S3Result<S3Response<dto::AbortMultipartUploadOutput>> {
+) -> Result<S3Response<dto::AbortMultipartUploadOutput>> {
     let input = request.input;
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let bucket = view.bucket(&input.bucket)?;
-            let upload = view.upload(bucket.id, &input.key, &input.upload_id)?;
+            let bucket = view.grant(&call)?;
+            let upload = bucket.upload(&input.key, &input.upload_id)?;
             check_initiated(upload.initiated, input.if_match_initiated_time.as_ref())?;
             let writes = vec![
                 IndexWrite::remove(rows::upload(bucket.id, &upload.key, upload.id)),
                 waste(upload.id, &Waste::Parts { v: FORMAT, object: None }),
             ];
-            Ok(((), writes))
+            Ok(((), bucket.change_object(Action::ObjectDelete, &upload.key, writes)?))
         })
         .await?;
     Ok(S3Response::with_status(dto::AbortMultipartUploadOutput::default(), http::StatusCode::NO_CONTENT))

@@ -1,12 +1,13 @@
 //! A version of an object takes its place in the index; what it replaces becomes garbage. Each of these looks at a few rows,
 //! however many versions there are: they run inside the commit, where everybody else waits.
 
-use holdfast_core::IndexWrite;
-use s3s::S3Result;
+use holdfast_core::{Action, IndexWrite};
 
 use crate::{
     Storage,
     encryption::Key,
+    error::Result,
+    grant::{Change, Granted},
     record::{self, BucketRecord, Id, ManifestDigest, ObjectRecord, Versioning},
     rows, versions,
     view::{Found, View},
@@ -52,13 +53,16 @@ fn null_at(bucket: Id, key: &str, seq: u64) -> IndexWrite {
 
 /// What must be written for `new` to become the current version; says which version it is, where that is told: of objects only while
 /// versions are kept, of delete markers always.
-pub(crate) fn place(
-    view: &View<'_>,
-    bucket: &BucketRecord,
-    mut new: New,
-) -> S3Result<(Option<String>, Vec<IndexWrite>)> {
+pub(crate) fn place(bucket: Granted<'_>, new: New) -> Result<(Option<String>, Change)> {
     let key = new.record.key.clone();
-    let old = view.current(bucket.id, &key)?;
+    let (version, writes) = placed(&bucket, new)?;
+    Ok((version, bucket.change_object(Action::ObjectWrite, &key, writes)?))
+}
+
+/// The same as rows, for a change that is more than this.
+pub(crate) fn placed(bucket: &Granted<'_>, mut new: New) -> Result<(Option<String>, Vec<IndexWrite>)> {
+    let key = new.record.key.clone();
+    let old = bucket.current(&key)?;
     let object_row = rows::object(bucket.id, &key);
     let mut writes = Vec::new();
     if bucket.versioning == Versioning::Off {
@@ -69,7 +73,7 @@ pub(crate) fn place(
     }
     let newest = match &old {
         Some(old) => Some(old.record.seq),
-        None => view.newest_place(bucket.id, &key)?,
+        None => bucket.newest_place(&key)?,
     };
     new.settle(bucket, newest);
     let becomes_null = new.record.version == versions::NULL;
@@ -84,7 +88,7 @@ pub(crate) fn place(
             writes.push(null_at(bucket.id, &key, old.seq));
             writes.push(IndexWrite::put(rows::version(bucket.id, &key, old.seq), record::encode(&old, &inline)));
         }
-    } else if becomes_null && let Some(null) = view.listed(bucket, &key, versions::NULL, None)? {
+    } else if becomes_null && let Some(null) = bucket.listed(&key, versions::NULL, None)? {
         writes.extend(View::discard(&null.record));
         writes.push(IndexWrite::remove(rows::version(bucket.id, &key, null.record.seq)));
     }
@@ -100,11 +104,7 @@ pub(crate) fn place(
 }
 
 /// What must be written to remove one version for good.
-pub(crate) fn remove_version(
-    view: &View<'_>,
-    bucket: &BucketRecord,
-    removed: &ObjectRecord,
-) -> S3Result<Vec<IndexWrite>> {
+pub(crate) fn remove_version(bucket: &Granted<'_>, removed: &ObjectRecord) -> Result<Vec<IndexWrite>> {
     let key = &removed.key;
     let object_row = rows::object(bucket.id, key);
     let mut writes = View::discard(removed);
@@ -116,8 +116,8 @@ pub(crate) fn remove_version(
     if removed.version == versions::NULL {
         writes.push(IndexWrite::remove(rows::null(bucket.id, key)));
     }
-    if view.newest_place(bucket.id, key)? == Some(removed.seq) {
-        let next = view.next_version(bucket.id, key, Some(removed.seq))?;
+    if bucket.newest_place(key)? == Some(removed.seq) {
+        let next = bucket.next_version(key, Some(removed.seq))?;
         writes.push(match next.filter(|next| !next.record.delete_marker) {
             Some(next) => IndexWrite::put(object_row, record::encode(&next.record, &next.inline)),
             None => IndexWrite::remove(object_row),

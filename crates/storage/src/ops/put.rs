@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use s3s::{S3Request, S3Response, S3Result, dto};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer, asked, check_content, check_key,
@@ -14,13 +14,16 @@ use super::{
 use crate::{
     Storage,
     body::{Claims, Target, told_checksum},
+    call::Call,
+    error::Result,
     record::{Id, ObjectRecord},
 };
 
 pub(crate) async fn put_object(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     mut request: S3Request<dto::PutObjectInput>,
-) -> S3Result<S3Response<dto::PutObjectOutput>> {
+) -> Result<S3Response<dto::PutObjectOutput>> {
     let mut claims = Claims::from_headers(&request.headers, request.trailing_headers.take())?;
     let mut input = request.input;
     check_key(&input.key)?;
@@ -35,14 +38,15 @@ pub(crate) async fn put_object(
     let content = content!(input, request.extensions);
     check_content(&content)?;
     let asked = asked!(input);
-    let bucket = storage.look(|view| view.bucket(&input.bucket))?;
     let conditions = WriteConditions::of(&request.headers);
     // Whoever would be refused in the end is refused before the body is taken in.
-    storage.look(|view| {
-        conditions.check(&input.key, view.current(bucket.id, &input.key)?.as_ref().map(|found| &found.record))
+    let bucket = storage.look(|view| {
+        let bucket = view.grant(call)?;
+        conditions.check(&input.key, bucket.current(&input.key)?.as_ref().map(|found| &found.record))?;
+        Ok(bucket.known())
     })?;
     let object = Id::random(storage.ambient());
-    let decided = storage.decide(&bucket, object, asked).await?;
+    let decided = storage.decide(call, &bucket, object, asked).await?;
     let mut record = ObjectRecord::new(input.key, object, storage.now_millis(), decided.encryption.clone());
     record.content = content;
     record.tags = tags;
@@ -50,16 +54,17 @@ pub(crate) async fn put_object(
         Target { bucket: bucket.id, object, dek: record.dek(), md5_etag: decided.md5_etag(), may_inline: true };
     let mut written = storage.write_body(target, decided.key.clone(), input.body, claims).await?;
     record.complete(&written);
-    let told = storage.told(&bucket, &record.encryption);
+    let told = storage.told(call, &bucket, &record.encryption);
     let (etag, size) = (record.etag.clone(), record.size);
     let new = New::object(storage, record, std::mem::take(&mut written.inline), decided.key);
     let sum = told_checksum(written.checksum.as_ref());
+    let call = Arc::clone(call);
     let version = storage
         .transact_written(written, move |view| {
-            let bucket = view.same_bucket(&bucket)?;
-            let current = view.current(bucket.id, &new.record.key)?;
+            let bucket = view.grant_same(&call, &bucket)?;
+            let current = bucket.current(&new.record.key)?;
             conditions.check(&new.record.key, current.as_ref().map(|found| &found.record))?;
-            place(view, &bucket, new)
+            place(bucket, new)
         })
         .await?;
     answer(dto::PutObjectOutput {

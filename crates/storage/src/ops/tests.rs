@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use holdfast_core::Action;
 use http::{Extensions, HeaderMap, Method, Uri};
 use s3s::{S3Request, dto};
 
 use super::{bucket, complete, delete, multipart, put, tagging, versions};
 use crate::{
     Storage,
+    grant::Upkeep,
     record::{self, PartRecord, StreamRecord},
     rows, twins,
 };
@@ -43,7 +45,8 @@ async fn versioning(storage: &Arc<Storage>, status: &'static str) {
         expected_bucket_owner: None,
         mfa: None,
     };
-    versions::put_bucket_versioning(storage, request(input)).await.unwrap();
+    let call = twins::call("PutBucketVersioning", Action::BucketUpdate, None);
+    versions::put_bucket_versioning(storage, &call, request(input)).await.unwrap();
 }
 
 async fn put_object(storage: &Arc<Storage>, key: &str) -> Option<String> {
@@ -54,12 +57,14 @@ async fn put_object(storage: &Arc<Storage>, key: &str) -> Option<String> {
         body: Some(dto::StreamingBlob::from(body)),
         ..Default::default()
     };
-    put::put_object(storage, request(input)).await.unwrap().output.version_id
+    let call = twins::call("PutObject", Action::ObjectWrite, Some(key));
+    put::put_object(storage, &call, request(input)).await.unwrap().output.version_id
 }
 
 async fn created() -> (Arc<Storage>, Arc<twins::Counted>) {
     let (storage, _, index) = twins::storage();
-    bucket::create_bucket(&storage, "anonymous".into(), "b".into(), "").await.unwrap();
+    let call = twins::call("CreateBucket", Action::BucketCreate, None);
+    bucket::create_bucket(&storage, &call, "").await.unwrap();
     (storage, index)
 }
 
@@ -89,7 +94,8 @@ async fn delete_all(storage: &Arc<Storage>, versions: &[String]) {
         mfa: None,
         request_payer: None,
     };
-    let answer = delete::delete_objects(storage, request(input)).await.unwrap().output;
+    let call = twins::call("DeleteObjects", Action::ObjectDelete, None);
+    let answer = delete::delete_objects(storage, &call, request(input)).await.unwrap().output;
     assert_eq!((answer.deleted.unwrap().len(), answer.errors), (versions.len(), None));
 }
 
@@ -122,7 +128,8 @@ async fn a_commit_looks_at_a_few_rows_however_many_versions_there_are() {
         expected_bucket_owner: None,
         request_payer: None,
     };
-    tagging::put_object_tagging(&storage, request(input)).await.unwrap();
+    let call = twins::call("PutObjectTagging", Action::ObjectUpdate, Some("k"));
+    tagging::put_object_tagging(&storage, &call, request(input)).await.unwrap();
     small(&index, "tags of a version among many");
     index.reset();
     let middle = ids.split_off(VERSIONS / 2);
@@ -131,9 +138,10 @@ async fn a_commit_looks_at_a_few_rows_however_many_versions_there_are() {
     delete_all(&storage, &ids).await;
     small(&index, "a version among many is deleted");
     assert!(index.commits.load(Ordering::SeqCst) > VERSIONS, "one decision a version");
+    let reader = twins::call("GetObject", Action::ObjectRead, Some("k"));
     let found = storage.look(|view| {
-        let bucket = view.bucket("b")?;
-        Ok((view.current(bucket.id, "k")?.is_some(), versions::is_empty(view, &bucket)?))
+        let bucket = view.grant(&reader)?;
+        Ok((bucket.current("k")?.is_some(), versions::is_empty(&bucket)?))
     });
     assert_eq!(found.unwrap(), (false, true));
 }
@@ -148,10 +156,11 @@ async fn versions_from_before_ids_carried_their_places_are_found_in_one_walk() {
     // As a service of before wrote them: ids at random.
     let ids: Vec<String> = (0..VERSIONS).map(|number| format!("{number:032x}")).collect();
     let rename = ids.clone();
+    let writer = twins::call("PutObject", Action::ObjectWrite, Some("k"));
     let renamed = storage.transact(move |view| {
-        let bucket = view.bucket("b")?;
+        let bucket = view.grant(&writer)?;
         let (mut writes, mut names) = (Vec::new(), rename.into_iter());
-        view.versions_of(bucket.id, "k", None, |seq, value| {
+        bucket.versions_of("k", None, |seq, value| {
             let mut found = crate::view::decode_object(value)?;
             found.record.version = names.next().unwrap_or_default();
             let value = record::encode(&found.record, &found.inline);
@@ -161,17 +170,18 @@ async fn versions_from_before_ids_carried_their_places_are_found_in_one_walk() {
             writes.push(holdfast_core::IndexWrite::put(rows::version(bucket.id, "k", seq), value));
             Ok(std::ops::ControlFlow::Continue(()))
         })?;
-        Ok(((), writes))
+        Ok(((), bucket.change(Action::ObjectWrite, writes)?))
     });
     renamed.await.unwrap();
+    let reader = twins::call("GetObject", Action::ObjectRead, Some("k"));
     let read = |version: &str| {
-        storage.look(|view| view.object(&view.bucket("b")?, "k", Some(version)).map(|found| found.record.version))
+        storage.look(|view| view.grant(&reader)?.object("k", Some(version)).map(|found| found.record.version))
     };
     assert_eq!(read(&ids[77]).unwrap(), ids[77]);
     index.reset();
     delete_all(&storage, &ids).await;
     small(&index, "a version of before is deleted");
-    assert!(storage.look(|view| versions::is_empty(view, &view.bucket("b")?)).unwrap());
+    assert!(storage.look(|view| versions::is_empty(&view.grant(&reader)?)).unwrap());
 }
 
 #[tokio::test]
@@ -180,7 +190,9 @@ async fn uploads_of_many_parts_end_in_a_few_rows() {
     let (storage, index) = created().await;
     let create = || {
         let input = dto::CreateMultipartUploadInput { bucket: "b".into(), key: "m".into(), ..Default::default() };
-        multipart::create_multipart_upload(&storage, request(input))
+        let call = twins::call("CreateMultipartUpload", Action::ObjectWrite, Some("m"));
+        let storage = Arc::clone(&storage);
+        async move { multipart::create_multipart_upload(&storage, &call, request(input)).await }
     };
     let mut ended = Vec::new();
     for _ in 0..2 {
@@ -192,7 +204,7 @@ async fn uploads_of_many_parts_end_in_a_few_rows() {
             let part = PartRecord { v: 1, number, stream, etag, modified: 0, checksum: None };
             let row = rows::part(record::Id::parse(&id).unwrap(), number);
             let write = holdfast_core::IndexWrite::put(row, record::encode(&part, &[]));
-            storage.transact(move |_| Ok(((), vec![write]))).await.unwrap();
+            storage.transact(move |_| Ok(((), Upkeep::begin()?.change(vec![write])?))).await.unwrap();
         }
         ended.push(id);
     }
@@ -209,14 +221,16 @@ async fn uploads_of_many_parts_end_in_a_few_rows() {
         multipart_upload: Some(dto::CompletedMultipartUpload { parts: Some(parts.collect()) }),
         ..Default::default()
     };
-    complete::complete_multipart_upload(&storage, request(input)).await.unwrap();
+    let call = twins::call("CompleteMultipartUpload", Action::ObjectWrite, Some("m"));
+    complete::complete_multipart_upload(&storage, &call, request(input)).await.unwrap();
     let input = dto::AbortMultipartUploadInput {
         bucket: "b".into(),
         key: "m".into(),
         upload_id: ended[1].clone(),
         ..Default::default()
     };
-    multipart::abort_multipart_upload(&storage, request(input)).await.unwrap();
+    let call = twins::call("AbortMultipartUpload", Action::ObjectDelete, Some("m"));
+    multipart::abort_multipart_upload(&storage, &call, request(input)).await.unwrap();
     small(&index, "an upload of many parts ends");
     index.reset();
     put_object(&storage, "m").await;

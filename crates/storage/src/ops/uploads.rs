@@ -2,7 +2,8 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use s3s::{S3Request, S3Response, S3Result, dto};
+use holdfast_core::Action;
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer,
@@ -13,25 +14,27 @@ use super::{
 use crate::{
     Storage,
     body::told_checksum,
-    error::damaged,
+    call::Call,
+    error::{Result, damaged},
+    grant::Granted,
     record::{self, Id, UploadRecord},
     rows,
-    view::View,
 };
 
 pub(crate) async fn list_parts(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListPartsInput>,
-) -> S3Result<S3Response<dto::ListPartsOutput>> {
+) -> Result<S3Response<dto::ListPartsOutput>> {
     let input = request.input;
     let max = page_size("max-parts", input.max_parts)?;
     let marker = not_negative("part-number-marker", input.part_number_marker)?.unwrap_or(0);
     let (bucket, upload, mut parts) = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        let upload = view.upload(bucket.id, &input.key, &input.upload_id)?;
+        let bucket = view.grant(call)?;
+        let upload = bucket.upload(&input.key, &input.upload_id)?;
         // One more than asked for says that there is one.
-        let parts = view.parts(upload.id, u16::try_from(marker).unwrap_or(u16::MAX), max + 1)?;
-        Ok((bucket, upload, parts))
+        let parts = bucket.parts(&upload, u16::try_from(marker).unwrap_or(u16::MAX), max + 1)?;
+        Ok((bucket.read(Action::ObjectList)?, upload, parts))
     })?;
     let truncated = max > 0 && parts.len() > max;
     parts.truncate(max);
@@ -77,7 +80,7 @@ enum Entry {
 }
 
 /// Where the rows behind a marker begin, without the bucket: whether what it names is still there or not.
-fn behind_marker((key, upload): &(String, String), prefix: &str, delimiter: Option<&str>) -> S3Result<Vec<u8>> {
+fn behind_marker((key, upload): &(String, String), prefix: &str, delimiter: Option<&str>) -> Result<Vec<u8>> {
     if let Some(common) = common_prefix(key, prefix, delimiter) {
         return Ok(rows::after(common.as_bytes()));
     }
@@ -92,19 +95,18 @@ fn behind_marker((key, upload): &(String, String), prefix: &str, delimiter: Opti
 }
 
 fn entries(
-    view: &View<'_>,
-    bucket: Id,
+    bucket: &Granted<'_>,
     prefix: &str,
     delimiter: Option<&str>,
     mut from: Vec<u8>,
     max: usize,
-) -> S3Result<Vec<Entry>> {
-    let rows_of = rows::uploads(bucket);
+) -> Result<Vec<Entry>> {
+    let rows_of = rows::uploads(bucket.id);
     let all = [&rows_of[..], prefix.as_bytes()].concat();
     let mut entries = Vec::new();
     loop {
         let mut skip = None;
-        view.scan(&[&rows_of[..], &from].concat().max(all.clone()), &all, |_, value| {
+        bucket.scan(&[&rows_of[..], &from].concat().max(all.clone()), &all, |_, value| {
             if entries.len() == max {
                 return Ok(ControlFlow::Break(()));
             }
@@ -127,8 +129,9 @@ fn entries(
 
 pub(crate) async fn list_multipart_uploads(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListMultipartUploadsInput>,
-) -> S3Result<S3Response<dto::ListMultipartUploadsOutput>> {
+) -> Result<S3Response<dto::ListMultipartUploadsOutput>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
     let max = page_size("max-uploads", input.max_uploads)?;
@@ -137,9 +140,9 @@ pub(crate) async fn list_multipart_uploads(
     let delimiter = input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty());
     let from = behind_marker(&marker, &prefix, delimiter)?;
     let (bucket, mut entries) = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        let entries = if max == 0 { Vec::new() } else { entries(view, bucket.id, &prefix, delimiter, from, max + 1)? };
-        Ok((bucket, entries))
+        let bucket = view.grant(call)?;
+        let entries = if max == 0 { Vec::new() } else { entries(&bucket, &prefix, delimiter, from, max + 1)? };
+        Ok((bucket.read(Action::ObjectList)?, entries))
     })?;
     // One more than asked for says that there is one.
     let truncated = entries.len() > max;

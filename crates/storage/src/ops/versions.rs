@@ -2,8 +2,8 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use holdfast_core::IndexWrite;
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result, dto};
+use holdfast_core::{Action, IndexWrite};
+use s3s::{S3Request, S3Response, dto};
 
 use super::{
     answer,
@@ -12,30 +12,35 @@ use super::{
 };
 use crate::{
     Storage,
-    error::error,
-    record::{self, BucketRecord, Id, ObjectRecord, Versioning},
+    call::Call,
+    error::{Error, Result},
+    grant::Granted,
+    record::{self, ObjectRecord, Versioning},
     rows, versions,
-    view::{View, record_of},
+    view::record_of,
 };
 
 pub(crate) async fn put_bucket_versioning(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::PutBucketVersioningInput>,
-) -> S3Result<S3Response<dto::PutBucketVersioningOutput>> {
+) -> Result<S3Response<dto::PutBucketVersioningOutput>> {
     let input = request.input;
     let wanted = match input.versioning_configuration.status.as_ref().map(dto::BucketVersioningStatus::as_str) {
         Some("Enabled") => Versioning::Enabled,
         Some("Suspended") => Versioning::Suspended,
-        _ => return Err(error(S3ErrorCode::MalformedXML, "Status must be Enabled or Suspended")),
+        _ => return Err(Error::MalformedXml("Status must be Enabled or Suspended")),
     };
     if input.versioning_configuration.mfa_delete.is_some_and(|mfa| mfa.as_str() == "Enabled") {
         return Err(crate::error::not_implemented("MFA delete is not supported"));
     }
+    let call = Arc::clone(call);
     storage
         .transact(move |view| {
-            let mut bucket = view.bucket(&input.bucket)?;
-            bucket.versioning = wanted;
-            Ok(((), vec![IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]))]))
+            let bucket = view.grant(&call)?;
+            let record = record::BucketRecord { versioning: wanted, ..bucket.record() };
+            let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&record, &[]));
+            Ok(((), bucket.change(Action::BucketUpdate, vec![row])?))
         })
         .await?;
     answer(dto::PutBucketVersioningOutput {})
@@ -43,9 +48,10 @@ pub(crate) async fn put_bucket_versioning(
 
 pub(crate) async fn get_bucket_versioning(
     storage: &Arc<Storage>,
-    request: S3Request<dto::GetBucketVersioningInput>,
-) -> S3Result<S3Response<dto::GetBucketVersioningOutput>> {
-    let bucket = storage.look(|view| view.bucket(&request.input.bucket))?;
+    call: &Arc<Call>,
+    _: S3Request<dto::GetBucketVersioningInput>,
+) -> Result<S3Response<dto::GetBucketVersioningOutput>> {
+    let bucket = storage.look(|view| view.grant(call)?.read(Action::BucketRead))?;
     let status = match bucket.versioning {
         Versioning::Off => None,
         Versioning::Enabled => Some(dto::BucketVersioningStatus::from_static("Enabled")),
@@ -61,19 +67,19 @@ enum Line {
 }
 
 /// The first key at or behind `from`, from the version list and from objects that are in no list. `None` at the end.
-fn next_key(view: &View<'_>, bucket: Id, prefix: &str, from: &[u8]) -> S3Result<Option<String>> {
-    let first = |all: Vec<u8>, key_of: fn(&[u8]) -> Option<&str>| -> S3Result<Option<String>> {
+fn next_key(bucket: &Granted<'_>, prefix: &str, from: &[u8]) -> Result<Option<String>> {
+    let first = |all: Vec<u8>, key_of: fn(&[u8]) -> Option<&str>| -> Result<Option<String>> {
         let begin = [&all[..], from].concat();
         let all = [&all[..], prefix.as_bytes()].concat();
         let mut found = None;
-        view.scan(&begin.max(all.clone()), &all, |row, _| {
+        bucket.scan(&begin.max(all.clone()), &all, |row, _| {
             found = key_of(row).map(str::to_owned);
             Ok(ControlFlow::Break(()))
         })?;
         Ok(found)
     };
-    let objects = first(rows::objects(bucket), rows::key_of_object)?;
-    let versions = first(rows::versions(bucket), rows::key_of_version)?;
+    let objects = first(rows::objects(bucket.id), rows::key_of_object)?;
+    let versions = first(rows::versions(bucket.id), rows::key_of_version)?;
     Ok(match (objects, versions) {
         (Some(object), Some(version)) => Some(object.min(version)),
         (object, version) => object.or(version),
@@ -97,14 +103,14 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// The place behind which the listing goes on among the versions of the marker's key. A version that was deleted meanwhile leaves
     /// its place behind in its marker. If it does not, the key is listed from its beginning: rather twice than not at all.
-    fn place(&self, view: &View<'_>, bucket: Id) -> S3Result<Option<u64>> {
+    fn place(&self, bucket: &Granted<'_>) -> Result<Option<u64>> {
         match self.version_marker {
             None | Some((_, Some(_))) => Ok(self.version_marker.and_then(|(_, place)| place)),
             Some((version, None)) => {
-                if let Some(place) = view.places_of(bucket, self.key_marker, &[version])?.remove(version) {
+                if let Some(place) = bucket.places_of(self.key_marker, &[version])?.remove(version) {
                     return Ok(Some(place));
                 }
-                let current = view.current(bucket, self.key_marker)?;
+                let current = bucket.current(self.key_marker)?;
                 Ok(current.filter(|current| current.record.version == version).map(|current| current.record.seq))
             }
         }
@@ -112,18 +118,18 @@ impl Asked<'_> {
 }
 
 /// Up to one line more than asked for, which says that there is one.
-fn lines(view: &View<'_>, bucket: Id, asked: &Asked<'_>) -> S3Result<Vec<Line>> {
+fn lines(bucket: &Granted<'_>, asked: &Asked<'_>) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     let common = |key: &str| common_prefix(key, asked.prefix, asked.delimiter).map(str::to_owned);
     // A marker under a common prefix stands for all of it.
     let (mut from, mut place) = match (common(asked.key_marker), asked.version_marker) {
         (Some(common), _) => (rows::after(common.as_bytes()), None),
-        (None, Some(_)) => (asked.key_marker.as_bytes().to_vec(), asked.place(view, bucket)?),
+        (None, Some(_)) => (asked.key_marker.as_bytes().to_vec(), asked.place(bucket)?),
         (None, None) if asked.key_marker.is_empty() => (Vec::new(), None),
         (None, None) => (behind(asked.key_marker), None),
     };
     while lines.len() <= asked.max
-        && let Some(key) = next_key(view, bucket, asked.prefix, &from)?
+        && let Some(key) = next_key(bucket, asked.prefix, &from)?
     {
         if let Some(common) = common(&key) {
             from = rows::after(common.as_bytes());
@@ -131,12 +137,12 @@ fn lines(view: &View<'_>, bucket: Id, asked: &Asked<'_>) -> S3Result<Vec<Line>> 
             continue;
         }
         let behind_place = place.take().filter(|_| key == asked.key_marker);
-        let current = view.current(bucket, &key)?.map(|current| current.record).filter(|current| !current.listed);
+        let current = bucket.current(&key)?.map(|current| current.record).filter(|current| !current.listed);
         if let Some(current) = current.filter(|current| behind_place.is_none_or(|place| current.seq < place)) {
             lines.push(Line::Version(Box::new(current), true));
         }
-        let newest = view.newest_place(bucket, &key)?;
-        view.versions_of(bucket, &key, behind_place, |seq, value| {
+        let newest = bucket.newest_place(&key)?;
+        bucket.versions_of(&key, behind_place, |seq, value| {
             if lines.len() > asked.max {
                 return Ok(ControlFlow::Break(()));
             }
@@ -150,8 +156,9 @@ fn lines(view: &View<'_>, bucket: Id, asked: &Asked<'_>) -> S3Result<Vec<Line>> 
 
 pub(crate) async fn list_object_versions(
     storage: &Arc<Storage>,
+    call: &Arc<Call>,
     request: S3Request<dto::ListObjectVersionsInput>,
-) -> S3Result<S3Response<dto::ListObjectVersionsOutput>> {
+) -> Result<S3Response<dto::ListObjectVersionsOutput>> {
     let input = request.input;
     let encode = wants_url(input.encoding_type.as_ref())?;
     let prefix = input.prefix.clone().unwrap_or_default();
@@ -171,9 +178,9 @@ pub(crate) async fn list_object_versions(
     let delimiter = input.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty());
     let asked = Asked { prefix: &prefix, delimiter, key_marker: &key_marker, version_marker, max };
     let (bucket, mut lines) = storage.look(|view| {
-        let bucket = view.bucket(&input.bucket)?;
-        let lines = if max == 0 { Vec::new() } else { lines(view, bucket.id, &asked)? };
-        Ok((bucket, lines))
+        let bucket = view.grant(call)?;
+        let lines = if max == 0 { Vec::new() } else { lines(&bucket, &asked)? };
+        Ok((bucket.read(Action::ObjectList)?, lines))
     })?;
     let truncated = lines.len() > max;
     lines.truncate(max);
@@ -225,10 +232,10 @@ pub(crate) async fn list_object_versions(
 }
 
 /// Whether a bucket has no object and no version. An upload under way does not keep it.
-pub(crate) fn is_empty(view: &View<'_>, bucket: &BucketRecord) -> S3Result<bool> {
+pub(crate) fn is_empty(bucket: &Granted<'_>) -> Result<bool> {
     for prefix in [rows::objects(bucket.id), rows::versions(bucket.id)] {
         let mut any = false;
-        view.scan(&prefix, &prefix, |_, _| {
+        bucket.scan(&prefix, &prefix, |_, _| {
             any = true;
             Ok(ControlFlow::Break(()))
         })?;

@@ -1,9 +1,9 @@
 //! When a request was signed, and until when: forms that S3 takes and s3s does not, and codes that s3s has otherwise.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
-use s3s::{Body, S3ErrorCode, S3Result, dto};
+use s3s::{Body, dto};
 
-use crate::error::error;
+use crate::error::{Error, Result};
 
 /// How far a request's date may be from now.
 const SKEW_SECS_MAX: i64 = 15 * 60;
@@ -13,16 +13,15 @@ const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 ///
 /// # Errors
 /// `AccessDenied`: a date that cannot be read, a presigned URL of signature version 2 that has expired.
-pub(super) fn prepared(mut request: Request<Body>, now_secs: i64) -> S3Result<Request<Body>> {
-    let invalid = || error(S3ErrorCode::AccessDenied, "AWS authentication requires a valid Date or x-amz-date header");
+pub(super) fn prepared(mut request: Request<Body>, now_secs: i64) -> Result<Request<Body>> {
+    let invalid = || Error::DeniedBecause("AWS authentication requires a valid Date or x-amz-date header".into());
     let headers = request.headers();
     if is_signed_v2(headers) {
         // s3s does not look at the date of this one.
         let date = headers.get(&AMZ_DATE).or_else(|| headers.get(header::DATE));
         let at = date.and_then(|date| secs(date.to_str().ok()?)).ok_or_else(invalid)?;
         if (now_secs - at).abs() > SKEW_SECS_MAX {
-            let message = "The difference between the request time and the current time is too large.";
-            return Err(error(S3ErrorCode::RequestTimeTooSkewed, message));
+            return Err(Error::RequestTimeTooSkewed);
         }
         return Ok(request);
     }
@@ -36,7 +35,7 @@ pub(super) fn prepared(mut request: Request<Body>, now_secs: i64) -> S3Result<Re
         _ => {}
     }
     if expired(request.uri().query().unwrap_or_default(), now_secs) {
-        return Err(error(S3ErrorCode::AccessDenied, "Request has expired"));
+        return Err(Error::DeniedBecause("Request has expired".into()));
     }
     Ok(request)
 }

@@ -8,10 +8,10 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
-use s3s::{Body, S3ErrorCode, S3Result};
+use s3s::Body;
 
 use super::form_policy;
-use crate::error::{error, not_implemented};
+use crate::error::{Error, Result, not_implemented};
 
 /// The fields of a form before its file, headers of parts included, as sent and with the name of the file in its places.
 /// S3's bound is 20 KB.
@@ -39,7 +39,7 @@ impl Fields {
 
     /// # Errors
     /// `NotImplemented`: the form asks for what only other requests can have here.
-    pub(super) fn check(&self) -> S3Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         const UNKEPT: &[&str] = &["if-match", "if-none-match", "tagging"];
         match UNKEPT.iter().any(|name| self.0.contains_key(*name)) {
             true => Err(not_implemented("A field of this form is not supported")),
@@ -72,8 +72,8 @@ pub(super) fn is_form(method: &Method, headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// `MalformedPOSTRequest`: the form has no boundary, no file within the bound, or ends early. What [`form_policy::check`] says.
-pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i64) -> S3Result<Request<Body>> {
-    let malformed = || error(S3ErrorCode::MalformedPOSTRequest, "The body of your POST request is not well-formed");
+pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i64) -> Result<Request<Body>> {
+    let malformed = || Error::MalformedPost;
     let (mut parts, body) = request.into_parts();
     let boundary = boundary(&parts.headers).ok_or_else(malformed)?;
     let mut body = body;

@@ -2,10 +2,10 @@
 //! dates that are none, and asks for claims about the body to be in it.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use s3s::{S3Error, S3ErrorCode, S3Result, dto};
+use s3s::dto;
 use serde_json::Value;
 
-use crate::error::error;
+use crate::error::{Error, Result};
 
 /// Fields that need not be in a policy: what signs it, the file, and what is claimed of the file.
 const FREE: &[&str] = &[
@@ -20,12 +20,12 @@ const FREE: &[&str] = &[
 ];
 const FREE_PREFIXES: &[&str] = &["x-ignore-", "x-amz-checksum-"];
 
-fn denied(why: &str) -> S3Error {
-    error(S3ErrorCode::AccessDenied, format!("Invalid according to Policy: {why}"))
+fn denied(why: &str) -> Error {
+    Error::DeniedBecause(format!("Invalid according to Policy: {why}").into())
 }
 
-fn invalid(why: &str) -> S3Error {
-    error(S3ErrorCode::InvalidPolicyDocument, format!("Invalid Policy: {why}"))
+fn invalid(why: &str) -> Error {
+    Error::InvalidPolicyDocument(format!("Invalid Policy: {why}"))
 }
 
 /// One condition on a field. How long the file may be is s3s's to check, which has it.
@@ -40,7 +40,7 @@ struct Condition {
 ///
 /// # Errors
 /// `InvalidPolicyDocument`; `AccessDenied` for what the policy does not allow.
-pub(super) fn check(fields: &[(String, String)], bucket: &str, now_millis: i64) -> S3Result<Vec<String>> {
+pub(super) fn check(fields: &[(String, String)], bucket: &str, now_millis: i64) -> Result<Vec<String>> {
     let value = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let Some(policy) = value("policy") else { return Ok(Vec::new()) };
     let policy = BASE64.decode(policy.trim()).map_err(|_| invalid("it is not base64"))?;
@@ -64,7 +64,7 @@ pub(super) fn check(fields: &[(String, String)], bucket: &str, now_millis: i64) 
 }
 
 /// ISO 8601 in UTC: `2026-11-26T18:00:00.000Z`, with or without the fraction.
-fn check_expiration(policy: &Value, now_millis: i64) -> S3Result<()> {
+fn check_expiration(policy: &Value, now_millis: i64) -> Result<()> {
     let text = policy["expiration"].as_str().ok_or_else(|| invalid("Policy missing expiration."))?;
     let expiration = dto::Timestamp::parse(dto::TimestampFormat::DateTime, text)
         .ok()
@@ -78,7 +78,7 @@ fn check_expiration(policy: &Value, now_millis: i64) -> S3Result<()> {
     Ok(())
 }
 
-fn conditions(policy: &Value) -> S3Result<Vec<Condition>> {
+fn conditions(policy: &Value) -> Result<Vec<Condition>> {
     let listed = policy["conditions"].as_array().ok_or_else(|| invalid("Policy missing conditions."))?;
     let malformed = || invalid("Invalid Simple-Condition: value must be a string.");
     let mut out = Vec::with_capacity(listed.len());
@@ -115,7 +115,7 @@ mod tests {
         let policy = ("policy".to_owned(), BASE64.encode(policy));
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let fields: Vec<_> = fields.chain([policy]).collect();
-        check(&fields, "b", 1_700_000_000_000).map(drop).map_err(|error| error.code().as_str().to_owned())
+        check(&fields, "b", 1_700_000_000_000).map(drop).map_err(|error| error.told().code.to_owned())
     }
 
     #[test]

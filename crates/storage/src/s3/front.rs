@@ -2,7 +2,7 @@
 //!
 //! s3s is used twice. The outer one verifies the signature, over what was sent, and hands everything to [`Front`]. That settles what
 //! is asked for (`operations`, `headers`), by whom and of whose bucket, and gives the inner one a request without a signature
-//! which it reads and carries out: only what was resolved here runs, because an operation asks for the [`Resolved`] one.
+//! which it reads and carries out: only what was resolved here runs, because an operation asks for the [`Call`] that was made here.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use holdfast_crypto::md5::Md5;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri, header, uri::PathAndQuery};
 use s3s::{
-    Body, S3ErrorCode, S3Request, S3Response, S3Result,
+    Body, S3Request, S3Response, S3Result,
     dto::CopySource,
     path::{S3Path, parse_virtual_hosted_style},
     route::S3Route,
@@ -20,24 +20,24 @@ use s3s::{
 };
 
 use super::{
-    Caller, Hosts, Owners, XML_BYTES_MAX, headers, measured,
+    Hosts, INTERNAL, XML_BYTES_MAX,
+    authn::Directory,
+    first_look, headers,
     operations::{self, Operation, Place},
     scope::Wrong,
-    xml,
+    text_of, unattended, xml,
 };
 use crate::{
+    Storage,
     body::{Claims, check_claims, hasher, incomplete},
-    error::{error, invalid_argument, invalid_request},
+    call::{Act, Arrived, Call, Caller, Named},
+    error::{Error, Result, invalid_argument, invalid_request},
     ops,
-    view::on_behalf,
 };
 
-/// The operation that a request was found to ask for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Resolved(pub &'static str);
-
 pub(super) struct Front {
-    pub owners: Arc<Owners>,
+    pub storage: Arc<Storage>,
+    pub directory: Arc<Directory>,
     pub hosts: Arc<Hosts>,
     pub inner: S3Service,
 }
@@ -65,12 +65,20 @@ impl S3Route for Front {
 
     /// Every request has a caller; what he may is asked in `call`, which knows the bucket.
     async fn check_access(&self, request: &mut S3Request<Body>) -> S3Result<()> {
-        let caller = self.owners.caller(request.credentials.as_ref().map(|known| known.access_key.as_str()))?;
-        request.extensions.insert(caller);
+        let arrived: Arc<Arrived> = request.extensions.get().cloned().ok_or_else(unattended)?;
+        let caller = self.directory.caller(request.credentials.as_ref(), &arrived);
+        request.extensions.insert(caller.map_err(|error| arrived.refuse(error))?);
         Ok(())
     }
 
-    async fn call(&self, mut request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+    async fn call(&self, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+        let arrived: Arc<Arrived> = request.extensions.get().cloned().ok_or_else(unattended)?;
+        self.run(request, &arrived).await.map_err(|error| arrived.refuse(error))
+    }
+}
+
+impl Front {
+    async fn run(&self, mut request: S3Request<Body>, arrived: &Arrived) -> Result<S3Response<Body>> {
         self.check_scope(&request)?;
         let query = parsed(request.uri.query());
         let query = hoisted(query, &mut request.headers)?;
@@ -82,13 +90,14 @@ impl S3Route for Front {
         };
         let operation = operations::resolve(&request.method, place, &query, &request.headers)
             .map_err(|unkept| headers::refusal(unkept, &request.method))?;
+        let caller: Caller = request.extensions.remove().ok_or(Error::Denied)?;
+        let call = Call::new(arrived, caller, act_of(operation, &path, &request.headers));
         ops::conditions::supported(operation.name, &request.method, &request.headers)?;
         headers::check(&request.headers)?;
         if operation.marks.contains(&"list-type") && !query.iter().any(|pair| is(pair, "list-type", "2")) {
             return Err(invalid_argument("Invalid List Type specified in Request"));
         }
-        // A first look, which may refuse before the body is read. What counts is whose the bucket is when it is used.
-        self.owners.check(&request, operation, &path)?;
+        first_look(&self.storage, &call)?;
         drop_unreadable_conditions(&mut request);
         if let Some(expires) = request.headers.remove(header::EXPIRES) {
             let text = expires.to_str().map_err(|_| invalid_argument("The header Expires is not valid"))?;
@@ -98,12 +107,31 @@ impl S3Route for Front {
             read_xml(&mut request, operation).await?;
         }
         request.uri = unsigned(&request.uri, &query)?;
-        let name = operation.name;
-        let Caller(caller) = request.extensions.get().cloned().ok_or_else(super::denied)?;
-        match self.own(operation, path, query, &request) {
-            Some(work) => on_behalf(&caller, measured(name, work)).await,
-            None => self.carry_out(operation, request).await,
+        match self.own(&call, query, &request) {
+            Some(work) => work.await,
+            None => self.carry_out(operation, call, request).await,
         }
+    }
+}
+
+/// What a request was found to ask for.
+fn act_of(operation: &Operation, path: &S3Path, headers: &HeaderMap) -> Act {
+    let source = text_of(headers, "x-amz-copy-source").and_then(|source| match CopySource::parse(&source) {
+        Ok(CopySource::Bucket { bucket, key, .. }) => {
+            let owner = text_of(headers, "x-amz-source-expected-bucket-owner");
+            Some((Named { bucket: bucket.into(), owner }, key.into()))
+        }
+        _ => None,
+    });
+    Act {
+        operation: operation.name,
+        action: operation.action,
+        bucket: Named {
+            bucket: path.get_bucket_name().unwrap_or_default().to_owned(),
+            owner: text_of(headers, "x-amz-expected-bucket-owner"),
+        },
+        key: path.get_object_key().map(str::to_owned),
+        source: source.filter(|_| operation.copies),
     }
 }
 
@@ -131,7 +159,7 @@ fn is_checksum_of_nothing(name: &str, value: &str) -> bool {
 ///
 /// # Errors
 /// A header that is there already, with another value.
-fn hoisted(query: Vec<(String, String)>, headers: &mut HeaderMap) -> S3Result<Vec<(String, String)>> {
+fn hoisted(query: Vec<(String, String)>, headers: &mut HeaderMap) -> Result<Vec<(String, String)>> {
     let mut kept = Vec::with_capacity(query.len());
     let bodiless = query.iter().any(|(name, value)| is_checksum_of_nothing(&name.to_ascii_lowercase(), value));
     for (name, value) in query {
@@ -156,10 +184,10 @@ fn hoisted(query: Vec<(String, String)>, headers: &mut HeaderMap) -> S3Result<Ve
 }
 
 /// The address without the signature and without what was moved to the headers.
-fn unsigned(uri: &Uri, query: &[(String, String)]) -> S3Result<Uri> {
+fn unsigned(uri: &Uri, query: &[(String, String)]) -> Result<Uri> {
     let encoded = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
     let address = if query.is_empty() { uri.path().to_owned() } else { format!("{}?{encoded}", uri.path()) };
-    let invalid = |_| error(S3ErrorCode::InvalidURI, "Couldn't parse the specified URI");
+    let invalid = |_| Error::InvalidUri;
     PathAndQuery::try_from(address).map(Uri::from).map_err(invalid)
 }
 
@@ -185,11 +213,11 @@ fn drop_unreadable_conditions(request: &mut S3Request<Body>) {
 }
 
 /// Reads a body of XML whole, checks what was claimed of it, and makes it what s3s reads.
-async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> S3Result<()> {
+async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> Result<()> {
     let read = request.input.store_all_limited(XML_BYTES_MAX).await;
     let body = read.map_err(|cause| match cause.is::<s3s::S3Error>() {
         true => incomplete(cause),
-        false => error(S3ErrorCode::MaxMessageLengthExceeded, "Your request was too big."),
+        false => Error::XmlTooLong,
     })?;
     // The checksums of this one are of the object that it makes.
     let claims = match operation.name {
@@ -207,7 +235,7 @@ async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> S3Res
     check_claims(&claims, md5.as_ref(), checksum)?;
     let malformed = || {
         let message = "The XML you provided was not well-formed or did not validate against our published schema";
-        error(S3ErrorCode::MalformedXML, message)
+        Error::MalformedXml(message)
     };
     let text = std::str::from_utf8(&body).map_err(|_| malformed())?;
     if !xml::has_only(text, operation.elements) {
@@ -223,9 +251,9 @@ async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> S3Res
 }
 
 impl Front {
-    fn path(&self, request: &S3Request<Body>) -> S3Result<S3Path> {
+    fn path(&self, request: &S3Request<Body>) -> Result<S3Path> {
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let invalid = |_| error(S3ErrorCode::InvalidURI, "Couldn't parse the specified URI");
+        let invalid = |_| Error::InvalidUri;
         let decoded =
             percent_encoding::percent_decode_str(request.uri.path()).decode_utf8().map_err(|_| invalid(()))?;
         // The outer s3s has read this path already, and answered where it is none.
@@ -234,56 +262,57 @@ impl Front {
 
     /// The region and the service that were signed for are these. A wrong region is told with the right one, by which SDKs
     /// find it.
-    fn check_scope(&self, request: &S3Request<Body>) -> S3Result<()> {
+    fn check_scope(&self, request: &S3Request<Body>) -> Result<()> {
         let presigned = request.uri.query().is_some_and(|query| query.contains("X-Amz-Signature="));
         let region = request.region.as_ref().map(s3s::region::Region::as_str);
-        Wrong { presigned }.check(region, request.service.as_deref(), &self.owners.storage.config.region)
+        Wrong { presigned }.check(region, request.service.as_deref(), &self.storage.config.region)
     }
 
     /// Operations whose bodies s3s 0.14 does not know, or not all of; [`read_xml`] has read them.
     fn own<'a>(
         &'a self,
-        operation: &Operation,
-        path: S3Path,
+        call: &Arc<Call>,
         query: Vec<(String, String)>,
         request: &S3Request<Body>,
-    ) -> Option<BoxFuture<'a, S3Result<S3Response<Body>>>> {
-        let storage = &self.owners.storage;
+    ) -> Option<BoxFuture<'a, Result<S3Response<Body>>>> {
+        let (storage, call) = (&self.storage, Arc::clone(call));
         let body = request.input.bytes().unwrap_or_default();
         let text = move || std::str::from_utf8(&body).unwrap_or_default().to_owned();
-        let Caller(caller) = request.extensions.get()?;
-        let caller = caller.clone();
-        match (operation.name, path) {
-            ("CreateBucket", S3Path::Bucket { bucket }) => {
-                Some(Box::pin(async move { ops::bucket::create_bucket(storage, caller, bucket.into(), &text()).await }))
+        match call.act.operation {
+            "CreateBucket" => Some(Box::pin(async move { ops::bucket::create_bucket(storage, &call, &text()).await })),
+            "PutBucketEncryption" => {
+                Some(Box::pin(
+                    async move { ops::bucket_encryption::put_bucket_encryption(storage, &call, &text()).await },
+                ))
             }
-            ("PutBucketEncryption", S3Path::Bucket { bucket }) => Some(Box::pin(async move {
-                ops::bucket_encryption::put_bucket_encryption(storage, bucket.into(), &text()).await
-            })),
-            ("GetBucketEncryption", S3Path::Bucket { bucket }) => {
-                Some(Box::pin(ops::bucket_encryption::get_bucket_encryption(storage, bucket.into())))
+            "GetBucketEncryption" => {
+                Some(Box::pin(async move { ops::bucket_encryption::get_bucket_encryption(storage, &call).await }))
             }
-            ("UpdateObjectEncryption", S3Path::Object { bucket, key }) => Some(Box::pin(async move {
+            "UpdateObjectEncryption" => Some(Box::pin(async move {
                 let version = query.into_iter().find_map(|(name, value)| (name == "versionId").then_some(value));
-                let what = (bucket.into(), key.into(), version);
-                ops::encrypt::update_object_encryption(storage, what, &text()).await
+                ops::encrypt::update_object_encryption(storage, &call, version, &text()).await
             })),
             _ => None,
         }
     }
 
-    async fn carry_out(&self, operation: &Operation, request: S3Request<Body>) -> S3Result<S3Response<Body>> {
+    async fn carry_out(
+        &self,
+        operation: &Operation,
+        call: Arc<Call>,
+        request: S3Request<Body>,
+    ) -> Result<S3Response<Body>> {
         let mut inner = http::Request::new(request.input);
         *inner.method_mut() = request.method;
         *inner.uri_mut() = request.uri;
         *inner.headers_mut() = request.headers;
         inner.headers_mut().remove(header::AUTHORIZATION);
         *inner.extensions_mut() = request.extensions;
-        inner.extensions_mut().insert(Resolved(operation.name));
+        inner.extensions_mut().insert(call);
         if let Some(trailers) = request.trailing_headers {
             inner.extensions_mut().insert(trailers);
         }
-        let failed = |_| error(S3ErrorCode::InternalError, "We encountered an internal error. Please try again.");
+        let failed = |_| Error::Internal(INTERNAL);
         let (parts, mut body) = self.inner.call(inner).await.map_err(failed)?.into_parts();
         // What lies ready is XML of s3s; objects are streams.
         if let Some(bytes) = body.bytes() {
@@ -297,25 +326,5 @@ impl Front {
         response.headers = parts.headers;
         response.extensions = parts.extensions;
         Ok(response)
-    }
-}
-
-impl Owners {
-    /// Whether the bucket that a request names is the caller's, and the one that he expects; and so the source of a copy.
-    fn check(&self, request: &S3Request<Body>, operation: &Operation, path: &S3Path) -> S3Result<()> {
-        let Some(caller) = request.extensions.get::<Caller>() else { return Err(super::denied()) };
-        // Creating answers for itself whose the name is.
-        if let Some(bucket) = path.get_bucket_name()
-            && operation.name != "CreateBucket"
-        {
-            self.check_bucket(caller, bucket, request.headers.get("x-amz-expected-bucket-owner"))?;
-        }
-        let Some(source) = request.headers.get("x-amz-copy-source").and_then(|value| value.to_str().ok()) else {
-            return Ok(());
-        };
-        if let Ok(CopySource::Bucket { bucket, .. }) = CopySource::parse(source) {
-            self.check_bucket(caller, &bucket, request.headers.get("x-amz-source-expected-bucket-owner"))?;
-        }
-        Ok(())
     }
 }

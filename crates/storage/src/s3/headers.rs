@@ -1,10 +1,9 @@
 //! Headers whose values ask for something: what is so anyway is taken, what is not kept is refused as S3 refuses it.
 
 use http::{HeaderMap, Method};
-use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use super::operations::Unkept;
-use crate::error::{custom, error, invalid_argument, invalid_request, not_implemented};
+use crate::error::{Error, Result, invalid_argument, invalid_request, not_implemented};
 
 /// What is so anyway: a bucket and all in it are its owner's.
 const OWNERS_ACLS: &[&[u8]] = &[b"private", b"bucket-owner-full-control", b"bucket-owner-read"];
@@ -29,21 +28,21 @@ const NOT_KEPT: &str = "A header you provided implies functionality that is not 
 ///
 /// # Errors
 /// As a bucket of S3's answers that has no ACLs, no object lock, one storage class.
-pub(super) fn check(headers: &HeaderMap) -> S3Result<()> {
+pub(super) fn check(headers: &HeaderMap) -> Result<()> {
     let named = |prefix: &str| headers.keys().any(|name| name.as_str().starts_with(prefix));
     let other =
         |name: &str, kept: &[&[u8]]| headers.get_all(name).iter().any(|value| !kept.contains(&value.as_bytes()));
     if other("x-amz-acl", OWNERS_ACLS) || named("x-amz-grant-") {
-        return Err(error(S3ErrorCode::AccessControlListNotSupported, "The bucket does not allow ACLs"));
+        return Err(Error::AclsNotSupported);
     }
     if named("x-amz-object-lock-") {
         return Err(invalid_request("Bucket is missing Object Lock Configuration"));
     }
     if other("x-amz-storage-class", &[b"STANDARD"]) {
-        return Err(error(S3ErrorCode::InvalidStorageClass, "The storage class you specified is not valid"));
+        return Err(Error::InvalidStorageClass);
     }
     if other("x-amz-security-token", &[b""]) {
-        return Err(error(S3ErrorCode::InvalidToken, "The provided token is malformed or otherwise invalid."));
+        return Err(Error::InvalidToken);
     }
     for name in ["x-amz-sdk-checksum-algorithm", "x-amz-checksum-algorithm"] {
         for algorithm in headers.get_all(name) {
@@ -60,7 +59,7 @@ pub(super) fn check(headers: &HeaderMap) -> S3Result<()> {
     Ok(())
 }
 
-fn check_algorithm(algorithm: &[u8]) -> S3Result<()> {
+fn check_algorithm(algorithm: &[u8]) -> Result<()> {
     let algorithm = algorithm.to_ascii_uppercase();
     if UNKEPT_ALGORITHMS.contains(&algorithm.as_slice()) {
         return Err(not_implemented(
@@ -77,16 +76,14 @@ fn check_algorithm(algorithm: &[u8]) -> S3Result<()> {
 }
 
 /// How a request that runs as no operation is refused.
-pub(super) fn refusal(unkept: Unkept, method: &Method) -> S3Error {
+pub(super) fn refusal(unkept: Unkept, method: &Method) -> Error {
     match unkept {
         Unkept::Operation
             if [Method::GET, Method::HEAD, Method::PUT, Method::POST, Method::DELETE].contains(method) =>
         {
             not_implemented("This operation is not supported")
         }
-        Unkept::Operation => {
-            error(S3ErrorCode::MethodNotAllowed, "The specified method is not allowed against this resource.")
-        }
+        Unkept::Operation => Error::MethodNotAllowed,
         Unkept::Query("versionId") => invalid_argument("This operation does not accept a version-id."),
         Unkept::Query(_) => not_implemented("A query parameter of this request is not supported for the operation"),
         Unkept::Header(name) => match name.strip_prefix("x-amz-server-side-encryption") {
@@ -105,10 +102,8 @@ const PRESIGNED_SECS_MAX: i64 = 7 * 24 * 60 * 60;
 ///
 /// # Errors
 /// As S3's for `X-Amz-Expires`; signature version 2 has no bound there and gets the same here.
-pub(super) fn check_lifetime(query: &str, now_secs: i64) -> S3Result<()> {
-    let malformed = |message: &str| {
-        Err(custom("AuthorizationQueryParametersError", http::StatusCode::BAD_REQUEST, message.to_owned()))
-    };
+pub(super) fn check_lifetime(query: &str, now_secs: i64) -> Result<()> {
+    let malformed = |message| Err(Error::AuthorizationQuery(message));
     let value = |name: &str| {
         form_urlencoded::parse(query.as_bytes()).find_map(|(known, value)| (known == name).then(|| value.into_owned()))
     };

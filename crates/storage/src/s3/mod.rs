@@ -1,5 +1,6 @@
 //! The S3 protocol, on the s3s crate: it reads requests, checks signatures and writes XML; what is done is in `ops`.
 
+pub(crate) mod authn;
 mod dates;
 mod form;
 mod form_policy;
@@ -7,29 +8,31 @@ mod front;
 mod headers;
 mod operations;
 mod scope;
-mod xml;
+pub(crate) mod xml;
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
+use authn::{Directory, Secrets};
+use holdfast_core::Action;
 use http::{HeaderMap, HeaderValue, Method, header};
 use metrics::{counter, histogram};
 use s3s::{
-    Body, S3Error, S3ErrorCode, S3Request, S3Response, S3Result,
+    Body, S3Request, S3Response, S3Result,
     access::{S3Access, S3AccessContext},
-    auth::{S3Auth, SecretKey},
     config::{S3Config, StaticConfigProvider},
     dto::*,
     host::{S3Host, VirtualHost},
     path::S3Path,
     service::{S3Service, S3ServiceBuilder},
 };
+use serde::Deserialize;
 
 use crate::{
     Storage,
-    error::{error, finished, not_implemented},
+    call::{Act, Arrived, Call, Caller, Named},
+    error::{Error, Result, not_implemented},
     ops,
-    view::on_behalf,
 };
 
 /// A credential of the service.
@@ -95,54 +98,84 @@ impl S3 {
     }
 
     /// What s3s does not see of a signature is seen here.
-    fn prepared(&self, request: http::Request<Body>, now_secs: i64) -> S3Result<http::Request<Body>> {
+    fn prepared(&self, request: http::Request<Body>, now_secs: i64) -> Result<http::Request<Body>> {
         scope::check_region(request.uri(), request.headers(), &self.storage.config.region)?;
         scope::check_signed(request.uri(), request.headers())?;
         headers::check_lifetime(request.uri().query().unwrap_or_default(), now_secs)?;
         scope::with_covered_headers(request).and_then(|request| dates::prepared(request, now_secs))
     }
 
-    /// Answers a request, whose id the answer tells.
-    pub async fn call(&self, request: http::Request<Body>, request_id: &str) -> http::Response<Body> {
+    /// Answers a request, whose id the answer tells; `source` is where it came from.
+    pub async fn call(
+        &self,
+        mut request: http::Request<Body>,
+        request_id: &str,
+        source: Option<SocketAddr>,
+    ) -> http::Response<Body> {
+        let began = Instant::now();
+        let arrived = Arrived::new(request_id, source);
+        request.extensions_mut().insert(Arc::clone(&arrived));
+        let result = self.answer(request, &arrived).await;
+        let operation = arrived.call().map_or(UNRESOLVED, |call| call.act.operation);
+        if let (Err(error), Some(call)) = (&result, arrived.call()) {
+            let Caller { principal, access_key, source, request_id } = &call.caller;
+            let (outcome, reason) = (error.outcome().as_str(), error.reason());
+            tracing::debug!(%principal, access_key, ?source, request_id, operation, outcome, reason, "a request is refused");
+        }
+        let mut answer = result.unwrap_or_else(|error| error.response(request_id));
+        if let Ok(id) = HeaderValue::try_from(request_id) {
+            answer.headers_mut().insert("x-amz-request-id", id);
+        }
+        let outcome = match answer.status() {
+            status if status.is_success() => "ok",
+            status if status.is_server_error() => "failed",
+            _ => "refused",
+        };
+        counter!("holdfast_storage_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
+        histogram!("holdfast_storage_request_duration_seconds", "operation" => operation)
+            .record(began.elapsed().as_secs_f64());
+        answer
+    }
+
+    async fn answer(&self, request: http::Request<Body>, arrived: &Arrived) -> Result<http::Response<Body>> {
         let now_millis = self.storage.now_millis();
-        let is_form = form::is_form(request.method(), request.headers());
-        let prepared = if is_form {
+        let answer = if form::is_form(request.method(), request.headers()) {
             let bucket = self.bucket_of(&request);
-            form::prepared(request, &bucket, now_millis).await
+            self.forms.call(form::prepared(request, &bucket, now_millis).await?).await
         } else {
-            self.prepared(request, now_millis / 1000)
+            self.outer.call(self.prepared(request, now_millis / 1000)?).await
         };
-        let answer = match prepared {
-            Ok(request) if is_form => self.forms.call(request).await,
-            Ok(request) => self.outer.call(request).await,
-            Err(error) => Ok(refused(&error)),
-        };
-        let answer = answer.unwrap_or_else(|_| {
-            refused(&error(S3ErrorCode::InternalError, "We encountered an internal error. Please try again."))
-        });
-        finished(answer, request_id)
+        match (arrived.refused(), answer) {
+            (Some(error), _) => Err(error),
+            (None, Ok(answer)) if answer.status().is_success() => Ok(answer),
+            (None, Ok(answer)) => Err(refused_by_s3s(&answer)),
+            (None, Err(_)) => Err(Error::Internal(INTERNAL)),
+        }
     }
 }
 
-/// An error as s3s writes it.
-fn refused(error: &S3Error) -> http::Response<Body> {
-    use quick_xml::escape::partial_escape as escape;
-    let (code, message) = (escape(error.code().as_str()), escape(error.message().unwrap_or_default()));
-    let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    );
-    let mut answer = http::Response::new(Body::from(body));
-    *answer.status_mut() = error.status_code().unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    *answer.headers_mut() = error.headers().cloned().unwrap_or_default();
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-    answer
+/// The operation of a request that was refused before anybody knew what it asks for.
+const UNRESOLVED: &str = "unresolved";
+const INTERNAL: &str = "We encountered an internal error. Please try again.";
+
+/// What s3s says by itself of a request that it cannot read, or whose signature does not hold.
+fn refused_by_s3s(answer: &http::Response<Body>) -> Error {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Body {
+        code: String,
+        message: String,
+    }
+    let body = answer.body().bytes().unwrap_or_default();
+    let body: Body =
+        std::str::from_utf8(&body).ok().and_then(|text| quick_xml::de::from_str(text).ok()).unwrap_or_default();
+    Error::Protocol { code: body.code, status: answer.status(), message: body.message }
 }
 
 /// The service, over a storage and for those who have these keys.
 #[must_use]
 pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
-    let keys: HashMap<String, AccessKey> = keys.into_iter().map(|key| (key.id.clone(), key)).collect();
-    let keys = Arc::new(keys);
+    let directory = Arc::new(Directory::new(keys));
     let hosts = Arc::new(Hosts(storage.config.host_domains.clone()));
     let builder = |config: S3Config| {
         let mut builder = S3ServiceBuilder::new(Door(Arc::clone(storage)));
@@ -153,106 +186,101 @@ pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
         builder.set_host(HostParser(Arc::clone(&hosts)));
         builder
     };
-    let owners = Arc::new(Owners { storage: Arc::clone(storage), keys: Arc::clone(&keys) });
+    let forms_only = || FormsOnly { storage: Arc::clone(storage), directory: Arc::clone(&directory) };
     let mut of_any_age = S3Config::default();
     of_any_age.presigned_url_max_skew_time_secs = u32::MAX;
     let mut forms = builder(of_any_age);
-    forms.set_auth(Keys(Arc::clone(&keys)));
-    forms.set_access(FormsOnly(Arc::clone(&owners)));
+    forms.set_auth(Secrets(Arc::clone(&directory)));
+    forms.set_access(forms_only());
     let mut outer = builder(S3Config::default());
-    outer.set_auth(Keys(keys));
+    outer.set_auth(Secrets(Arc::clone(&directory)));
     // Nothing comes past the route.
-    outer.set_access(FormsOnly(Arc::clone(&owners)));
+    outer.set_access(forms_only());
     let inner = builder(S3Config::default()).build();
-    outer.set_route(front::Front { owners, hosts: Arc::clone(&hosts), inner });
-    S3 { outer: outer.build(), forms: forms.build(), hosts, storage: Arc::clone(storage) }
+    let storage = Arc::clone(storage);
+    outer.set_route(front::Front { storage: Arc::clone(&storage), directory, hosts: Arc::clone(&hosts), inner });
+    S3 { outer: outer.build(), forms: forms.build(), hosts, storage }
 }
 
-struct Keys(Arc<HashMap<String, AccessKey>>);
-
-#[async_trait]
-impl S3Auth for Keys {
-    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        let known = self.0.get(access_key).ok_or_else(|| {
-            error(S3ErrorCode::InvalidAccessKeyId, "The AWS access key ID you provided does not exist in our records.")
-        })?;
-        Ok(SecretKey::from(known.secret.as_str()))
-    }
-}
-
-/// The principal behind a request.
-#[derive(Clone)]
-pub(crate) struct Caller(pub String);
-
-fn denied() -> S3Error {
-    error(S3ErrorCode::AccessDenied, "Access Denied")
-}
-
-/// A bucket is its owner's, and nobody else's.
-struct Owners {
-    storage: Arc<Storage>,
-    keys: Arc<HashMap<String, AccessKey>>,
-}
-
-impl Owners {
-    fn caller(&self, access_key: Option<&str>) -> S3Result<Caller> {
-        let key = access_key.and_then(|id| self.keys.get(id)).ok_or_else(denied)?;
-        Ok(Caller(key.principal.clone()))
-    }
-
-    /// A bucket that is there is the caller's, and of the owner that he expects.
-    fn check_bucket(&self, caller: &Caller, bucket: &str, expected: Option<&HeaderValue>) -> S3Result<()> {
-        let Some(bucket) = self.storage.look(|view| view.find_bucket(bucket))? else { return Ok(()) };
-        if bucket.owner != caller.0 || expected.is_some_and(|expected| expected != bucket.owner.as_str()) {
-            return Err(denied());
+/// A first look at whose the buckets of a request are, which may refuse before a body is read. What counts is whose they are when they
+/// are used.
+fn first_look(storage: &Storage, call: &Call) -> Result<()> {
+    // That a bucket is missing, the operation says in its own way.
+    let refused = |granted: Result<crate::grant::Granted<'_>>| match granted {
+        Ok(_) | Err(Error::NoSuchBucket) => Ok(()),
+        Err(error) => Err(error),
+    };
+    storage.look(|view| {
+        // Creating answers for itself whose the name is.
+        if !call.act.bucket.bucket.is_empty() && call.act.action != Action::BucketCreate {
+            refused(view.grant(call))?;
         }
-        Ok(())
-    }
+        match call.act.source {
+            Some(_) => refused(view.grant_source(call)),
+            None => Ok(()),
+        }
+    })
+}
+
+fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    // What cannot be read is the name of nobody.
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 /// POST forms are the one kind of request that s3s carries out without [`front::Front`].
-struct FormsOnly(Arc<Owners>);
+struct FormsOnly {
+    storage: Arc<Storage>,
+    directory: Arc<Directory>,
+}
 
-#[async_trait]
-impl S3Access for FormsOnly {
-    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+impl FormsOnly {
+    fn admit(&self, context: &mut S3AccessContext<'_>, arrived: &Arrived) -> Result<()> {
         let (S3Path::Bucket { bucket }, "PostObject") = (context.s3_path(), context.s3_op().name()) else {
-            return Err(denied());
+            return Err(Error::Denied);
         };
         let bucket = bucket.to_string();
-        let caller = self.0.caller(context.credentials().map(|credentials| credentials.access_key.as_str()))?;
+        let caller = self.directory.caller(context.credentials(), arrived)?;
         let fields: form::Fields = context.extensions_mut().remove().unwrap_or_default();
         fields.check()?;
         if let Some((region, service)) = fields.scope() {
             let wrong = scope::Wrong { presigned: false };
-            wrong.check(Some(&region), Some(&service), &self.0.storage.config.region)?;
+            wrong.check(Some(&region), Some(&service), &self.storage.config.region)?;
         }
         let form::Fields(fields) = fields;
-        self.0.check_bucket(&caller, &bucket, fields.get("x-amz-expected-bucket-owner"))?;
-        let operation = operations::resolve(&Method::PUT, operations::Place::Object, &[], &fields)
-            .map_err(|unkept| headers::refusal(unkept, &Method::PUT))?;
+        let operation = operations::resolve(&Method::PUT, operations::Place::Object, &[], &fields);
+        let act = Act {
+            operation: "PutObject",
+            action: Action::ObjectWrite,
+            bucket: Named { bucket, owner: text_of(&fields, "x-amz-expected-bucket-owner") },
+            // s3s reads it, with the rest of the form.
+            key: None,
+            source: None,
+        };
+        let call = Call::new(arrived, caller, act);
+        first_look(&self.storage, &call)?;
+        let operation = operation.map_err(|unkept| headers::refusal(unkept, &Method::PUT))?;
+        if operation.name != call.act.operation {
+            return Err(not_implemented("This operation is not supported"));
+        }
         ops::conditions::supported(operation.name, &Method::PUT, &fields)?;
         headers::check(&fields)?;
-        context.extensions_mut().insert(caller);
+        context.extensions_mut().insert(call);
         context.extensions_mut().insert(form::Fields(fields));
-        context.extensions_mut().insert(front::Resolved(operation.name));
         Ok(())
     }
 }
 
-/// Counts and times an operation.
-async fn measured<T>(operation: &'static str, work: impl Future<Output = S3Result<T>>) -> S3Result<T> {
-    let started = Instant::now();
-    let result = work.await;
-    let outcome = match &result {
-        Ok(_) => "ok",
-        Err(error) if error.status_code().is_none_or(|status| status.is_server_error()) => "failed",
-        Err(_) => "refused",
-    };
-    counter!("holdfast_storage_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
-    histogram!("holdfast_storage_request_duration_seconds", "operation" => operation)
-        .record(started.elapsed().as_secs_f64());
-    result
+#[async_trait]
+impl S3Access for FormsOnly {
+    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let arrived: Arc<Arrived> = context.extensions_mut().get().cloned().ok_or_else(unattended)?;
+        self.admit(context, &arrived).map_err(|error| arrived.refuse(error))
+    }
+}
+
+/// A request that did not come through [`S3::call`].
+fn unattended() -> s3s::S3Error {
+    s3s::S3Error::with_message(s3s::S3ErrorCode::InternalError, INTERNAL)
 }
 
 struct Door(Arc<Storage>);
@@ -262,16 +290,19 @@ macro_rules! operations {
         #[async_trait]
         impl s3s::S3 for Door {
             $(async fn $name(&self, mut request: S3Request<$input>) -> S3Result<S3Response<$output>> {
-                // s3s reads the request anew: what it takes it for must be what it was found to ask for.
-                if request.extensions.get() != Some(&front::Resolved($operation)) {
-                    return Err(not_implemented("This operation is not supported"));
-                }
-                request.trailing_headers = request.trailing_headers.or_else(|| request.extensions.remove());
-                if let Some(fields) = request.extensions.remove::<form::Fields>() {
-                    fields.add_claims(&mut request.headers);
-                }
-                let Caller(caller) = request.extensions.get().cloned().ok_or_else(denied)?;
-                on_behalf(&caller, measured($operation, ops::$module::$name(&self.0, request))).await
+                let arrived: Arc<Arrived> = request.extensions.get().cloned().ok_or_else(unattended)?;
+                let work = async {
+                    // s3s reads the request anew: what it takes it for must be what it was found to ask for.
+                    let call: Option<Arc<Call>> = request.extensions.remove();
+                    let call = call.filter(|call| call.act.operation == $operation);
+                    let call = call.ok_or_else(|| not_implemented("This operation is not supported"))?;
+                    request.trailing_headers = request.trailing_headers.or_else(|| request.extensions.remove());
+                    if let Some(fields) = request.extensions.remove::<form::Fields>() {
+                        fields.add_claims(&mut request.headers);
+                    }
+                    ops::$module::$name(&self.0, &call, request).await
+                };
+                work.await.map_err(|error| arrived.refuse(error))
             })*
         }
     };

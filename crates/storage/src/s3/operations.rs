@@ -4,6 +4,7 @@
 //! have is refused, so that a request for something else never runs as the plain operation beneath it. Source of the names: the
 //! S3 model of botocore 1.44.8; `tests/s3/test_model.py` drives every operation and member of the model that is installed.
 
+use holdfast_core::Action;
 use http::Method;
 
 /// What a path names.
@@ -18,6 +19,8 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Operation {
     pub name: &'static str,
+    /// What a permit for it is for.
+    pub action: Action,
     pub method: Method,
     pub place: Place,
     /// Query names of [`MARKS`] that the request has: these and no others.
@@ -160,8 +163,14 @@ const HEADERS: &[&str] = &[
     "x-amz-write-offset-bytes",
 ];
 
-const fn row(name: &'static str, method: Method, place: Place, marks: &'static [&'static str]) -> Operation {
-    Operation { name, method, place, marks, copies: false, headers: &[], elements: &[] }
+const fn row(
+    name: &'static str,
+    action: Action,
+    method: Method,
+    place: Place,
+    marks: &'static [&'static str],
+) -> Operation {
+    Operation { name, action, method, place, marks, copies: false, headers: &[], elements: &[] }
 }
 
 impl Operation {
@@ -220,67 +229,73 @@ const COMPLETE: &[&str] = &[
 
 /// Every operation that is kept.
 static OPERATIONS: &[Operation] = &[
-    row("ListBuckets", Method::GET, Place::Service, &[]),
-    row("CreateBucket", Method::PUT, Place::Bucket, &[]).xml(CREATE_BUCKET).with(&[
+    row("ListBuckets", Action::BucketList, Method::GET, Place::Service, &[]),
+    row("CreateBucket", Action::BucketCreate, Method::PUT, Place::Bucket, &[]).xml(CREATE_BUCKET).with(&[
         CHECKSUMS,
         &["x-amz-acl", "x-amz-grant-full-control", "x-amz-grant-read", "x-amz-grant-read-acp", "x-amz-grant-write"],
         &["x-amz-grant-write-acp", "x-amz-bucket-object-lock-enabled", "x-amz-object-ownership"],
         &["x-amz-bucket-namespace"],
     ]),
-    row("DeleteBucket", Method::DELETE, Place::Bucket, &[]),
-    row("HeadBucket", Method::HEAD, Place::Bucket, &[]),
-    row("ListObjects", Method::GET, Place::Bucket, &[]),
-    row("ListObjectsV2", Method::GET, Place::Bucket, &["list-type"]),
-    row("ListObjectVersions", Method::GET, Place::Bucket, &["versions"]),
-    row("ListMultipartUploads", Method::GET, Place::Bucket, &["uploads"]),
-    row("GetBucketLocation", Method::GET, Place::Bucket, &["location"]),
-    row("GetBucketVersioning", Method::GET, Place::Bucket, &["versioning"]),
-    row("PutBucketVersioning", Method::PUT, Place::Bucket, &["versioning"])
+    row("DeleteBucket", Action::BucketDelete, Method::DELETE, Place::Bucket, &[]),
+    row("HeadBucket", Action::BucketRead, Method::HEAD, Place::Bucket, &[]),
+    row("ListObjects", Action::ObjectList, Method::GET, Place::Bucket, &[]),
+    row("ListObjectsV2", Action::ObjectList, Method::GET, Place::Bucket, &["list-type"]),
+    row("ListObjectVersions", Action::ObjectList, Method::GET, Place::Bucket, &["versions"]),
+    row("ListMultipartUploads", Action::ObjectList, Method::GET, Place::Bucket, &["uploads"]),
+    row("GetBucketLocation", Action::BucketRead, Method::GET, Place::Bucket, &["location"]),
+    row("GetBucketVersioning", Action::BucketRead, Method::GET, Place::Bucket, &["versioning"]),
+    row("PutBucketVersioning", Action::BucketUpdate, Method::PUT, Place::Bucket, &["versioning"])
         .xml(&["VersioningConfiguration", "Status", "MfaDelete"])
         .with(&[CHECKSUMS, &["x-amz-mfa"]]),
-    row("GetBucketEncryption", Method::GET, Place::Bucket, &["encryption"]),
-    row("PutBucketEncryption", Method::PUT, Place::Bucket, &["encryption"]).xml(ENCRYPTION).with(&[CHECKSUMS]),
-    row("DeleteBucketEncryption", Method::DELETE, Place::Bucket, &["encryption"]),
-    row("GetBucketTagging", Method::GET, Place::Bucket, &["tagging"]),
-    row("PutBucketTagging", Method::PUT, Place::Bucket, &["tagging"]).xml(TAGGING).with(&[CHECKSUMS]),
-    row("DeleteBucketTagging", Method::DELETE, Place::Bucket, &["tagging"]),
-    row("DeleteObjects", Method::POST, Place::Bucket, &["delete"]).xml(DELETE_OBJECTS).with(&[CHECKSUMS, DELETE]),
-    row("GetObject", Method::GET, Place::Object, &[]).with(&[CUSTOMER_KEY]),
-    row("HeadObject", Method::HEAD, Place::Object, &[]).with(&[CUSTOMER_KEY]),
-    row("GetObjectAttributes", Method::GET, Place::Object, &["attributes"]).with(&[CUSTOMER_KEY]),
-    row("GetObjectTagging", Method::GET, Place::Object, &["tagging"]),
-    row("PutObjectTagging", Method::PUT, Place::Object, &["tagging"]).xml(TAGGING).with(&[CHECKSUMS]),
-    row("DeleteObjectTagging", Method::DELETE, Place::Object, &["tagging"]),
-    row("PutObject", Method::PUT, Place::Object, &[]).with(&[CHECKSUMS, CUSTOMER_KEY, OBJECT]),
-    row("CopyObject", Method::PUT, Place::Object, &[]).copying().with(&[
+    row("GetBucketEncryption", Action::BucketRead, Method::GET, Place::Bucket, &["encryption"]),
+    row("PutBucketEncryption", Action::BucketUpdate, Method::PUT, Place::Bucket, &["encryption"])
+        .xml(ENCRYPTION)
+        .with(&[CHECKSUMS]),
+    row("DeleteBucketEncryption", Action::BucketUpdate, Method::DELETE, Place::Bucket, &["encryption"]),
+    row("GetBucketTagging", Action::BucketRead, Method::GET, Place::Bucket, &["tagging"]),
+    row("PutBucketTagging", Action::BucketUpdate, Method::PUT, Place::Bucket, &["tagging"])
+        .xml(TAGGING)
+        .with(&[CHECKSUMS]),
+    row("DeleteBucketTagging", Action::BucketUpdate, Method::DELETE, Place::Bucket, &["tagging"]),
+    row("DeleteObjects", Action::ObjectDelete, Method::POST, Place::Bucket, &["delete"])
+        .xml(DELETE_OBJECTS)
+        .with(&[CHECKSUMS, DELETE]),
+    row("GetObject", Action::ObjectRead, Method::GET, Place::Object, &[]).with(&[CUSTOMER_KEY]),
+    row("HeadObject", Action::ObjectRead, Method::HEAD, Place::Object, &[]).with(&[CUSTOMER_KEY]),
+    row("GetObjectAttributes", Action::ObjectRead, Method::GET, Place::Object, &["attributes"]).with(&[CUSTOMER_KEY]),
+    row("GetObjectTagging", Action::ObjectRead, Method::GET, Place::Object, &["tagging"]),
+    row("PutObjectTagging", Action::ObjectUpdate, Method::PUT, Place::Object, &["tagging"])
+        .xml(TAGGING)
+        .with(&[CHECKSUMS]),
+    row("DeleteObjectTagging", Action::ObjectUpdate, Method::DELETE, Place::Object, &["tagging"]),
+    row("PutObject", Action::ObjectWrite, Method::PUT, Place::Object, &[]).with(&[CHECKSUMS, CUSTOMER_KEY, OBJECT]),
+    row("CopyObject", Action::ObjectWrite, Method::PUT, Place::Object, &[]).copying().with(&[
         CUSTOMER_KEY,
         SOURCE,
         OBJECT,
         &["x-amz-checksum-algorithm", "x-amz-metadata-directive", "x-amz-tagging-directive"],
         &["x-amz-object-annotation-directive"],
     ]),
-    row("DeleteObject", Method::DELETE, Place::Object, &[]).with(&[DELETE]),
-    row("UpdateObjectEncryption", Method::PUT, Place::Object, &["encryption"])
+    row("DeleteObject", Action::ObjectDelete, Method::DELETE, Place::Object, &[]).with(&[DELETE]),
+    row("UpdateObjectEncryption", Action::ObjectUpdate, Method::PUT, Place::Object, &["encryption"])
         .xml(&["ObjectEncryption", "SSE-KMS", "SSEKMS", "KMSKeyArn", "BucketKeyEnabled"])
         .with(&[CHECKSUMS]),
-    row("CreateMultipartUpload", Method::POST, Place::Object, &["uploads"]).with(&[
+    row("CreateMultipartUpload", Action::ObjectWrite, Method::POST, Place::Object, &["uploads"]).with(&[
         CUSTOMER_KEY,
         OBJECT,
         &["x-amz-checksum-algorithm", "x-amz-checksum-type"],
     ]),
-    row("UploadPart", Method::PUT, Place::Object, &["uploadId"]).with(&[CHECKSUMS, CUSTOMER_KEY]),
-    row("UploadPartCopy", Method::PUT, Place::Object, &["uploadId"]).copying().with(&[
+    row("UploadPart", Action::ObjectWrite, Method::PUT, Place::Object, &["uploadId"]).with(&[CHECKSUMS, CUSTOMER_KEY]),
+    row("UploadPartCopy", Action::ObjectWrite, Method::PUT, Place::Object, &["uploadId"]).copying().with(&[
         CUSTOMER_KEY,
         SOURCE,
         &["x-amz-copy-source-range"],
     ]),
-    row("CompleteMultipartUpload", Method::POST, Place::Object, &["uploadId"]).xml(COMPLETE).with(&[
-        CHECKSUMS,
-        CUSTOMER_KEY,
-        &["x-amz-checksum-type", "x-amz-mp-object-size"],
-    ]),
-    row("AbortMultipartUpload", Method::DELETE, Place::Object, &["uploadId"]),
-    row("ListParts", Method::GET, Place::Object, &["uploadId"]).with(&[CUSTOMER_KEY]),
+    row("CompleteMultipartUpload", Action::ObjectWrite, Method::POST, Place::Object, &["uploadId"])
+        .xml(COMPLETE)
+        .with(&[CHECKSUMS, CUSTOMER_KEY, &["x-amz-checksum-type", "x-amz-mp-object-size"]]),
+    row("AbortMultipartUpload", Action::ObjectDelete, Method::DELETE, Place::Object, &["uploadId"]),
+    row("ListParts", Action::ObjectList, Method::GET, Place::Object, &["uploadId"]).with(&[CUSTOMER_KEY]),
 ];
 
 /// Query names of [`NARROWING`] that an operation has.

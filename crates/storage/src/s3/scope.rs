@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header, uri::PathAndQuery};
-use s3s::{Body, S3Error, S3ErrorCode, S3Result, region::Region};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
+use s3s::{Body, region::Region};
 
-use crate::error::{custom, error, invalid_argument, not_implemented, with_members};
+use crate::error::{Error, Result, invalid_argument, not_implemented};
 
 /// A wrong region or service, said as S3 does where the signature stands in a header and where it stands in the query.
 #[derive(Clone, Copy)]
@@ -14,18 +14,15 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    fn error(self, what: &str) -> S3Error {
-        let (code, begin) = match self.presigned {
-            true => ("AuthorizationQueryParametersError", "Error parsing the X-Amz-Credential parameter"),
-            false => ("AuthorizationHeaderMalformed", "The authorization header is malformed"),
-        };
-        custom(code, StatusCode::BAD_REQUEST, format!("{begin}; {what}"))
+    fn error(self, what: String, region: Option<&str>) -> Error {
+        Error::AuthorizationScope { presigned: self.presigned, what, region: region.map(str::to_owned) }
     }
 
     /// Whether a signature was made for S3 in this region.
-    pub(super) fn check(self, region: Option<&str>, service: Option<&str>, expected: &str) -> S3Result<()> {
+    pub(super) fn check(self, region: Option<&str>, service: Option<&str>, expected: &str) -> Result<()> {
         if let Some(service) = service.filter(|service| *service != "s3") {
-            return Err(self.error(&format!("incorrect service \"{service}\". This endpoint belongs to \"s3\".")));
+            let what = format!("incorrect service \"{service}\". This endpoint belongs to \"s3\".");
+            return Err(self.error(what, None));
         }
         match region.filter(|region| *region != expected) {
             None => Ok(()),
@@ -34,15 +31,14 @@ impl Wrong {
     }
 
     /// Tells the right region, too: SDKs learn it from here.
-    fn region(self, region: &str, expected: &str) -> S3Error {
-        let error = self.error(&format!("the region '{region}' is wrong; expecting '{expected}'"));
-        with_members(error, &[("Region", expected)])
+    fn region(self, region: &str, expected: &str) -> Error {
+        self.error(format!("the region '{region}' is wrong; expecting '{expected}'"), Some(expected))
     }
 }
 
 /// Refuses what is no name of a region, such as the `US` that s3cmd begins with, before s3s does, which has another error for it.
 /// A name that is one is looked at when the signature has been verified.
-pub(super) fn check_region(uri: &Uri, headers: &HeaderMap, expected: &str) -> S3Result<()> {
+pub(super) fn check_region(uri: &Uri, headers: &HeaderMap, expected: &str) -> Result<()> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let of_header = authorization
         .and_then(|text| text.strip_prefix("AWS4-HMAC-SHA256"))
@@ -70,7 +66,7 @@ const UNCOVERED_MARKS: &[&str] = &["attributes", "encryption"];
 
 /// Refuses a request with more than one signature, and headers that nobody signed: whoever has a presigned URL could ask for
 /// something else by them.
-pub(super) fn check_signed(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
+pub(super) fn check_signed(uri: &Uri, headers: &HeaderMap) -> Result<()> {
     let query: Vec<(Cow<'_, str>, Cow<'_, str>)> =
         form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).collect();
     let value = |wanted: &str| query.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_ref());
@@ -96,12 +92,11 @@ pub(super) fn check_signed(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
     if unsigned.is_empty() {
         return Ok(());
     }
-    let denied = error(S3ErrorCode::AccessDenied, "There were headers present in the request which were not signed");
-    Err(with_members(denied, &[("HeadersNotSigned", &unsigned.join(", "))]))
+    Err(Error::HeadersNotSigned(unsigned.join(", ")))
 }
 
 /// Moves the headers that stand in the query of a URL presigned by version 2 to where its signature covers them.
-pub(super) fn with_covered_headers(mut request: Request<Body>) -> S3Result<Request<Body>> {
+pub(super) fn with_covered_headers(mut request: Request<Body>) -> Result<Request<Body>> {
     let query = request.uri().query().unwrap_or_default();
     let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     let is_header = |name: &str| {
@@ -137,7 +132,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
             let checked = check_region(&uri.parse().unwrap(), &headers, "us-east-1");
-            checked.err().map(|error| error.code().as_str().to_owned())
+            checked.err().map(|error| error.told().code.to_owned())
         };
         let header = |region: &str| {
             format!("AWS4-HMAC-SHA256 Credential=A/K/20261126/{region}/s3/aws4_request,SignedHeaders=host,Signature=0")

@@ -21,7 +21,7 @@ pub(super) fn with_plain_characters(text: &str) -> Option<Cow<'_, str>> {
             rest = comment.split_once("-->")?.1;
         } else if let Some(data) = rest.strip_prefix("<![CDATA[") {
             let (data, after) = data.split_once("]]>")?;
-            out.push_str(&quick_xml::escape::partial_escape(data));
+            out.push_str(&escaped(data, is_markup));
             rest = after;
         } else if let Some(reference) = rest.strip_prefix("&#") {
             let (digits, after) = reference.split_once(';')?;
@@ -83,24 +83,51 @@ fn is_known(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{100000}'..)
 }
 
-/// Writes characters that XML cannot carry as they are as references, as S3 does: control characters, and the carriage
-/// return, which a reader would take for a line feed.
-pub(super) fn with_escaped_characters(body: Bytes) -> Bytes {
-    let is_plain = |character: char| matches!(character, '\t' | '\n' | ' '..='\u{fffd}' | '\u{10000}'..);
-    match std::str::from_utf8(&body) {
-        Ok(text) if !text.chars().all(is_plain) => {
-            let mut out = String::with_capacity(text.len() + 16);
-            for character in text.chars() {
-                if is_plain(character) {
-                    out.push(character);
-                } else {
-                    let _ = write!(out, "&#x{:X};", character as u32);
-                }
-            }
-            Bytes::from(out)
+/// Whether a character means something in XML.
+fn is_markup(character: char) -> bool {
+    matches!(character, '&' | '<' | '>')
+}
+
+/// Whether XML cannot carry a character as it is: control characters, and the carriage return, which a reader would take for a line feed.
+fn is_unfit(character: char) -> bool {
+    !matches!(character, '\t' | '\n' | ' '..='\u{fffd}' | '\u{10000}'..)
+}
+
+/// Text with references in the place of the characters that `which` names.
+fn escaped(text: &str, which: fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match character {
+            character if !which(character) => out.push(character),
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            character => drop(write!(out, "&#x{:X};", u32::from(character))),
         }
+    }
+    out
+}
+
+/// Writes characters that XML cannot carry as they are as references, as S3 does.
+pub(super) fn with_escaped_characters(body: Bytes) -> Bytes {
+    match std::str::from_utf8(&body) {
+        Ok(text) if text.chars().any(is_unfit) => Bytes::from(escaped(text, is_unfit)),
         _ => body,
     }
+}
+
+/// A document of one element with these members, those that are empty left out. What XML 1.0 cannot carry at all becomes a replacement
+/// character.
+pub(crate) fn element<'a>(name: &str, members: impl IntoIterator<Item = (&'static str, Cow<'a, str>)>) -> String {
+    let mut out = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?><{name}>");
+    for (member, value) in members.into_iter().filter(|(_, value)| !value.is_empty()) {
+        let is_none = |character: char| is_unfit(character) && character != '\r';
+        let value = value.replace(is_none, "\u{fffd}");
+        let which = |character| is_markup(character) || matches!(character, '\t' | '\n' | '\r');
+        let _ = write!(out, "<{member}>{}</{member}>", escaped(&value, which));
+    }
+    let _ = write!(out, "</{name}>");
+    out
 }
 
 /// The ETag of GetObjectAttributes stands there without the quotes that it has everywhere else.
@@ -151,6 +178,13 @@ mod tests {
         ] {
             assert_eq!(has_only(text, &["A", "B"]), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_element_carries_any_text() {
+        let members = [("Key", Cow::from("a<&>\r\n\u{1}\u{1f511}\"")), ("Message", Cow::from(""))];
+        let expected = "<Error><Key>a&lt;&amp;&gt;&#xD;&#xA;\u{fffd}\u{1f511}\"</Key></Error>";
+        assert!(element("Error", members).ends_with(expected));
     }
 
     #[test]
