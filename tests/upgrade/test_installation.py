@@ -12,7 +12,7 @@ from installation import LOGS, Installation, Ports, unpack
 
 FIXTURE = pathlib.Path(__file__).resolve().parents[1] / "fixtures/installation-v1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
-SAYS_SO: dict[str, str] = {}
+SAYS_SO: dict[str, str] = {"proxy": "the shared state was upgraded to version 2"}
 """By process, what it says in its log when it takes an installation of the first version for its own: once, and never again."""
 
 

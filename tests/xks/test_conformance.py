@@ -320,6 +320,7 @@ def test_the_log_tells_who_asked_for_what(blue, proxy):
     event = next(event for event in proxy.events() if event.get("client_request_id") == "cloudtrail-joins-on-this")
     assert event["operation"] == "Encrypt" and event["key"] == "orders" and event["version"] == "1" and event["status"] == 200
     assert event["reason"] == 'rule "the-account"' and event["caller"]["tenant"] == "blue"
+    assert int(event["context"].pop("generation")) > 0
     assert event["context"] == {"store": "blue", "hsm": "east", "awsPrincipalArn": "arn:aws:iam::123456789012:user/Alice", "kmsKeyArn": KMS_KEY,
                                 "kmsOperation": "GenerateDataKey", "kmsViaService": "ebs"}
 

@@ -171,6 +171,7 @@ def test_the_log_has_the_correlation_id(azure):
     azure.ok("kek/wrapkey", alg="A256KW", value=enc(b"k" * 32))
     event = azure.proxy.events()[-1]
     assert event["operation"] == "WrapKey" and event["client_request_id"] == "corr-1" and event["key"] == "kek"
+    assert int(event["context"].pop("generation")) > 0
     assert event["context"] == {"store": "azure", "hsm": "east", "poolName": "pool-1", "requestId": "r-1"}
     assert event["caller"]["oid"] == POOL and event["caller"]["tenant"] == "azure"
 

@@ -258,23 +258,6 @@ def test_the_plug_without_a_process(own, kms):
     own.verify_audit("command")
 
 
-def test_state_that_went_back_serves_nothing(own, kms):
-    """A thief of the disk, or an operator alone, puts an older file back to undo a kill switch."""
-    before = (own.state / "rows.shared").read_bytes()
-    own.kill("--all")
-    replacement = own.state / "rows.old"
-    replacement.write_bytes(before)
-    replacement.rename(own.state / "rows.shared")
-    time.sleep(0.3)
-    for client in kms:
-        assert client.raw("encrypt", client.encrypt_body()).status_code == 500
-    # Put right by a newer state: the switch again, and its lifting.
-    own.stop()
-    own.start("a")
-    own.start("b")
-    assert kms[0].raw("encrypt", kms[0].encrypt_body()).status_code == 200, "a restart cannot know: SECURITY.md says so"
-
-
 def test_damaged_state_serves_nothing(own, kms):
     good = (own.state / "rows.shared").read_bytes()
     for bad in (good[:-1], good[: len(good) // 2], b"", bytes([good[0] ^ 1]) + good[1:]):

@@ -1,6 +1,7 @@
 //! The secrets of one instance: born inside, sealed, never in clear on disk.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -30,6 +31,10 @@ pub struct InstanceSecrets {
     pub authority_certificate: Vec<u8>,
     /// Signs checkpoints of the audit log; P-384, canonical material.
     pub audit_key: SecretBytes,
+    /// Formats of which nothing older than this version is taken any more, by the number of the format
+    /// (`docs/formats/instance-state.md`). It lies here because whoever puts an old file in the place of a new one cannot undo it
+    /// without putting the instance's secrets back, too.
+    pub floors: BTreeMap<u8, u8>,
 }
 
 /// Why the instance does not open.
@@ -85,6 +90,7 @@ impl InstanceSecrets {
             authority_key,
             authority_certificate,
             audit_key: SecretBytes::copy_of(audit_key.expose_canonical()),
+            floors: BTreeMap::new(),
         })
     }
 
@@ -128,8 +134,9 @@ impl InstanceSecrets {
         file::write_private(path, &out).map_err(|source| InstanceError::File { path: path.into(), source })
     }
 
-    /// Fields in the order of their tags, 1 to 6: tag, length (4 bytes), content.
+    /// Fields in the order of their tags, 1 to 7: tag, length (4 bytes), content. The last is there if it is not empty.
     fn encode(&self) -> SecretBytes {
+        let floors: Vec<u8> = self.floors.iter().flat_map(|(format, version)| [*format, *version]).collect();
         let fields = [
             self.database_key.expose(),
             self.masking_key.expose(),
@@ -137,7 +144,9 @@ impl InstanceSecrets {
             self.authority_key.expose(),
             &self.authority_certificate,
             self.audit_key.expose(),
+            &floors,
         ];
+        let fields = &fields[..fields.len() - usize::from(floors.is_empty())];
         let mut out = Vec::with_capacity(fields.iter().map(|field| field.len() + 5).sum());
         for (tag, field) in (1_u8..).zip(fields) {
             out.push(tag);
@@ -162,8 +171,17 @@ impl InstanceSecrets {
             authority_key: field(4)?,
             authority_certificate: field(5)?.expose().to_vec(),
             audit_key: field(6)?,
+            floors: BTreeMap::new(),
         };
-        body.is_empty().then_some(secrets)
+        if body.is_empty() {
+            return Some(secrets);
+        }
+        let ([7, len @ ..], floors) = body.split_first_chunk::<5>()? else { return None };
+        let (pairs, []) = floors.as_chunks::<2>() else { return None };
+        if u32::from_be_bytes(*len) as usize != floors.len() || floors.is_empty() {
+            return None;
+        }
+        Some(Self { floors: pairs.iter().map(|[format, version]| (*format, *version)).collect(), ..secrets })
     }
 }
 

@@ -80,6 +80,7 @@ impl Opened {
             authority_key,
             authority_certificate,
             audit_key,
+            floors: _,
         } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();
         let keys = (tls_key, authority_key, authority_certificate);

@@ -175,6 +175,7 @@ pub(crate) async fn ask(
     let last = last.ok_or_else(|| Fault::unavailable("the service stopped before it was done"))?;
     match last.get("error").and_then(Value::as_str) {
         Some(error) if last["denied"] == true => Err(Fault::denied(error)),
+        Some(error) if last["unavailable"] == true => Err(Fault::unavailable(error)),
         Some(error) => Err(Fault::new(error)),
         None => Ok(last),
     }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
 use holdfast_core::StoreError;
 pub use memory::MemoryEngine;
-pub use shared::{FileStamp, SharedEngine};
+pub use shared::{FileStamp, SharedEngine, StateId};
 
 /// Name of a row: the record's kind, then an HMAC.
 pub type RowName = [u8; 33];

@@ -12,9 +12,11 @@ mod engine;
 mod group;
 mod index;
 mod sealed;
+mod slots;
 
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;
-pub use engine::{EmbeddedEngine, Engine, FileStamp, MemoryEngine, Row, RowName, RowWrite, SharedEngine};
+pub use engine::{EmbeddedEngine, Engine, FileStamp, MemoryEngine, Row, RowName, RowWrite, SharedEngine, StateId};
 pub use index::{EmbeddedIndex, MemoryIndex};
 pub use sealed::SealedStore;
+pub use slots::{SlotFile, SlotLayout, SlotRecord};

@@ -71,6 +71,11 @@ impl Shared {
     }
 }
 
+fn shared(directory: &std::path::Path) -> SharedEngine {
+    let key = SecretBytes::copy_of(&[2; 32]);
+    SharedEngine::new(directory, &key, PartitionId::from_bytes([1; 16]), "state", "test").unwrap()
+}
+
 fn sealed<E: Engine>(engine: E, instance: u8, key: u8) -> SealedStore<E> {
     let key = SecretBytes::copy_of(&[key; 32]);
     SealedStore::new(engine, PartitionId::from_bytes([instance; 16]), &key, Arc::new(Fixed)).unwrap()
@@ -123,13 +128,13 @@ fn embedded_engine_keeps_the_contract() {
 #[test]
 fn shared_engine_keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
-    block_on(contract(SharedEngine::new(directory.path())));
+    block_on(contract(shared(directory.path())));
 }
 
 #[test]
 fn processes_that_share_rows_see_each_others_commits_and_one_of_rivals_wins() {
     let directory = tempfile::tempdir().unwrap();
-    let (one, other) = (SharedEngine::new(directory.path()), SharedEngine::new(directory.path()));
+    let (one, other) = (shared(directory.path()), shared(directory.path()));
     assert_eq!(one.stamp().unwrap(), None);
     let (first, second) = (sealed(one.clone(), 1, 2), sealed(other.clone(), 1, 2));
     block_on(async {

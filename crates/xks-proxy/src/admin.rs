@@ -1,4 +1,4 @@
-//! What operators ask: proposals, verdicts, kill switches. Every one of them is an event.
+//! What operators ask: proposals and verdicts; kill switches are in `plug`. Every one of them is an event.
 
 use holdfast_core::{AuditEvent, AuditOutcome, Principal, StoreError, Write};
 use holdfast_crypto::secret::erase;
@@ -7,8 +7,8 @@ use crate::{
     XksProxy,
     authn::person,
     error::AdminError,
-    quorum::{self, BlindedSecret, Proposal, Status, kill_key, operators_key, proposal_key, secret_key},
-    state::{KillScope, KillSwitch, OperatorsRecord, encode, put},
+    quorum::{self, Act, BlindedSecret, Proposal, Status, operators_key, proposal_key, secret_key},
+    state::{OperatorsRecord, encode, put},
 };
 
 /// More open proposals are a mistake, or an attack.
@@ -16,7 +16,7 @@ const OPEN_PROPOSALS_MAX: usize = 64;
 /// Expired proposals are kept as long as there are fewer; the audit log has them all.
 const PROPOSALS_KEPT: usize = 256;
 /// Times that a change is tried when others change the same.
-const ATTEMPTS: usize = 8;
+pub(crate) const ATTEMPTS: usize = 8;
 
 impl XksProxy {
     /// The first operators, if there are none yet. True if they were put in.
@@ -36,6 +36,14 @@ impl XksProxy {
         self.note("Found", None, AuditOutcome::Allowed, None, context).await?;
         self.reload().await?;
         Ok(true)
+    }
+
+    /// The event of a start: it tells the log which state was found.
+    ///
+    /// # Errors
+    /// [`AdminError::Audit`].
+    pub async fn tell_start(&self) -> Result<(), AdminError> {
+        self.note("StateOpen", Some(Principal::system()), AuditOutcome::Allowed, None, Vec::new()).await
     }
 
     /// Hex id of the instance: every request names it.
@@ -198,6 +206,10 @@ impl XksProxy {
         let (yes, no) = current.count(&governed.operators);
         let (operators, threshold) = (governed.operators.operators.len(), governed.operators.threshold);
         if yes >= threshold {
+            if matches!(proposal.request().change, Act::Lift { .. }) && self.hear_kills(true).await? {
+                // What is lifted are the kills up to here, by their numbers: one that is pulled from now on stays in force.
+                return Err(AdminError::Store(StoreError::Conflict));
+            }
             return self.execute(&governed, current, record.version).await.map(|done| (done, true));
         }
         if operators - no >= threshold {
@@ -208,42 +220,6 @@ impl XksProxy {
         let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
         self.store.commit(vec![write, forget]).await?;
         Ok((current, true))
-    }
-
-    /// Pulls a kill switch: stored, in force in this process, and no request at work under the old state when it returns.
-    /// One person is enough. `by` says who.
-    ///
-    /// # Errors
-    /// [`AdminError`]; not if only the audit log fails, which the process's own log tells.
-    pub async fn kill(&self, scope: KillScope, by: &str, reason: &str) -> Result<(), AdminError> {
-        let known = match &scope {
-            KillScope::All => true,
-            KillScope::Store(name) => self.governed().policy.store(name).is_some(),
-            KillScope::Key(id) => self.governed().policy.keys().any(|key| key.id.as_str() == id),
-        };
-        if !known {
-            return Err(AdminError::Invalid(format!("the policy has no {scope}")));
-        }
-        let time = self.ambient.now().unix_millis();
-        let kill = KillSwitch { scope: scope.clone(), by: by.to_owned(), reason: reason.to_owned(), time };
-        let value = encode(&kill)?;
-        for _ in 0..ATTEMPTS {
-            let write = put(self.store.as_ref(), kill_key(&scope), Some(value.clone())).await?;
-            match self.store.commit(vec![write]).await {
-                Err(StoreError::Conflict) => continue,
-                other => other?,
-            }
-            self.reload().await?;
-            let context = vec![("scope", scope.to_string())];
-            let who = Some(person("this machine", by));
-            let noted = self.note("Kill", who, AuditOutcome::Allowed, Some(reason.to_owned()), context).await;
-            if let Err(error) = noted {
-                // The plug is out; that the log is broken must not look as if it were not.
-                tracing::error!(%error, %scope, by, "a kill switch was pulled, and the audit log could not be written");
-            }
-            return Ok(());
-        }
-        Err(AdminError::Store(StoreError::Conflict))
     }
 
     async fn refuse<T>(
@@ -270,8 +246,9 @@ impl XksProxy {
         principal: Option<Principal>,
         outcome: AuditOutcome,
         reason: Option<String>,
-        context: Vec<(&'static str, String)>,
+        mut context: Vec<(&'static str, String)>,
     ) -> Result<(), AdminError> {
+        context.push(("generation", self.governed().generation.to_string()));
         let event = AuditEvent {
             time: self.ambient.now(),
             operation,

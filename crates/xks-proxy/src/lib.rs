@@ -6,15 +6,18 @@
 
 mod admin;
 mod authn;
+mod beside;
 mod call;
 mod ekm;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
+mod plug;
 pub mod policy;
 pub mod quorum;
 mod reach;
+mod restore;
 mod service;
 pub mod state;
 mod using;
@@ -23,21 +26,23 @@ mod xks;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 pub use admin::KeyReport;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_id, is_secret_access_key};
+pub use beside::{Beside, Heard, PulledKill};
 pub use error::AdminError;
 pub use health::DeepHealth;
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError, TokenObject};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, TokenObject};
 use holdfast_wire::Quotas;
+pub use restore::{Acceptance, Restore, accept_restore, governors_of};
 pub use service::{Door, Peer};
-use state::Governed;
+use state::{Governed, KillSwitch};
 use tokio::sync::Semaphore;
 
 /// What the role stands on.
@@ -52,14 +57,11 @@ pub struct Seams {
     pub store: Arc<dyn Store>,
     /// The audit log.
     pub audit: Arc<dyn AuditSink>,
-    /// How many changes the stored state has seen: it never goes down, unless somebody puts an older state back.
-    pub generation: Generation,
+    /// What is known of the state beside it, and the road of kills.
+    pub beside: Arc<dyn Beside>,
     /// Clock and entropy.
     pub ambient: Arc<dyn Ambient>,
 }
-
-/// Tells the generation of the stored state.
-pub type Generation = Box<dyn Fn() -> Result<u64, StoreError> + Send + Sync>;
 
 /// Bounds on what requests may take.
 #[derive(Clone, Copy, Debug)]
@@ -96,11 +98,14 @@ pub struct XksProxy {
     store: Arc<dyn Store>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
-    generation: Generation,
-    newest: AtomicU64,
+    beside: Arc<dyn Beside>,
     governed: ArcSwap<Governed>,
-    /// The state went back to an older one, or cannot be read: nothing is done until it is mended.
-    untrusted: AtomicBool,
+    /// Up to which generation this process has remembered what it saw.
+    remembered: AtomicU64,
+    /// Kills that could not be written down: in force here all the same, until the process ends.
+    unwritten: Mutex<Vec<KillSwitch>>,
+    /// Why the state is not to be trusted: it went back to an older one, or cannot be read. Nothing is done until it is mended.
+    untrusted: ArcSwapOption<String>,
     limits: Limits,
     in_flight: Arc<Semaphore>,
     quotas: Quotas,
@@ -116,10 +121,9 @@ impl XksProxy {
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
-        let Seams { hsms, own_keys_only, health_keys, store, audit, generation, ambient } = seams;
-        let newest = AtomicU64::new(generation()?);
-        let governed = Governed::load(store.as_ref()).await?;
-        Ok(Arc::new(Self {
+        let Seams { hsms, own_keys_only, health_keys, store, audit, beside, ambient } = seams;
+        let governed = Governed::load(store.as_ref(), beside.as_ref()).await?;
+        let proxy = Arc::new(Self {
             instance,
             hsms,
             own_keys_only,
@@ -128,10 +132,11 @@ impl XksProxy {
             store,
             audit,
             ambient,
-            generation,
-            newest,
+            beside,
             governed: ArcSwap::from_pointee(governed),
-            untrusted: AtomicBool::new(false),
+            remembered: AtomicU64::new(0),
+            unwritten: Mutex::default(),
+            untrusted: ArcSwapOption::empty(),
             limits,
             in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
             quotas: Quotas::default(),
@@ -139,7 +144,9 @@ impl XksProxy {
             deep: Mutex::default(),
             fleet: AtomicUsize::new(1),
             reloading: tokio::sync::Mutex::new(()),
-        }))
+        });
+        proxy.remember(&proxy.governed()).await;
+        Ok(proxy)
     }
 
     /// The state in force.
@@ -164,12 +171,14 @@ impl XksProxy {
         let governed = match self.load().await {
             Ok(governed) => governed,
             Err(error) => {
-                self.distrust();
+                self.distrust(&error.to_string());
                 return Err(error);
             }
         };
+        // Before it is in force: whoever puts an older one back after this is found out, after a restart too.
+        self.remember(&governed).await;
         let old = self.governed.swap(Arc::new(governed));
-        self.untrusted.store(false, Ordering::Release);
+        self.untrusted.store(None);
         let drained = async {
             // Requests hold the state they were judged by for as long as they last.
             while Arc::strong_count(&old) > 1 {
@@ -182,21 +191,57 @@ impl XksProxy {
         Ok(())
     }
 
-    /// The stored state, unless it is older than one that was seen before: somebody's attempt to undo a change.
+    /// The stored state and the kills beside it, unless they are older than what is known.
     async fn load(&self) -> Result<Governed, AdminError> {
-        let generation = (self.generation)()?;
-        let newest = self.newest.fetch_max(generation, Ordering::AcqRel);
-        if generation < newest {
-            return Err(AdminError::Record(format!(
-                "THE STATE WENT BACK from generation {newest} to {generation}: nothing is served until it is put right"
-            )));
+        let mut governed = Governed::load(self.store.as_ref(), self.beside.as_ref()).await?;
+        for kill in self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            governed.kills.insert(kill.clone());
         }
-        Governed::load(self.store.as_ref()).await
+        Ok(governed)
     }
 
-    /// Refuses everything from now on: the state on disk is not to be trusted.
-    pub fn distrust(&self) {
-        self.untrusted.store(true, Ordering::Release);
+    /// Remembers what was seen of the state. A disk that has no room for it stops nothing: it is tried again each second.
+    async fn remember(&self, governed: &Governed) {
+        let generation = governed.generation;
+        if generation <= self.remembered.load(Ordering::Acquire) {
+            return;
+        }
+        let (beside, operators) = (Arc::clone(&self.beside), governed.operators.record());
+        let saw = tokio::task::spawn_blocking(move || beside.saw(generation, &operators)).await;
+        match saw {
+            Ok(Ok(())) => {
+                self.remembered.fetch_max(generation, Ordering::AcqRel);
+            }
+            Ok(Err(error)) => tracing::error!(%error, generation, "what was seen of the state could not be remembered"),
+            Err(error) => tracing::error!(%error, generation, "what was seen of the state could not be remembered"),
+        }
+    }
+
+    /// What is to be done once a second: remembering what could not be remembered, and seeing that kills get into log and state.
+    pub async fn tend_state(&self) {
+        let governed = self.governed();
+        self.remember(&governed).await;
+        drop(governed);
+        if let Err(error) = self.hear_kills(false).await {
+            tracing::warn!(%error, "kills are in force, and could not be taken into the state yet");
+        }
+    }
+
+    /// Refuses everything from now on: the state on disk is not to be trusted, and why.
+    pub fn distrust(&self, why: &str) {
+        self.untrusted.store(Some(Arc::new(why.to_owned())));
+    }
+
+    /// Why nothing is served, if that is so.
+    #[must_use]
+    pub fn distrusted(&self) -> Option<Arc<String>> {
+        self.untrusted.load_full()
+    }
+
+    /// Up to which generation this process has durably remembered what it saw.
+    #[must_use]
+    pub fn remembered(&self) -> u64 {
+        self.remembered.load(Ordering::Acquire)
     }
 
     /// How many processes serve this state.

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -77,6 +77,8 @@ impl XksProxy {
         // Held to the end: a change of state waits for those who were judged by the old one.
         let mut judged_by = None;
         let result = self.serve(door, &parts, body, peer, started, &mut trace, &mut judged_by).await;
+        // What the use was judged by: a state that is put back is found out by it.
+        trace.context.extend(judged_by.as_ref().map(|governed| ("generation", governed.generation.to_string())));
         let labels = [
             ("store", trace.store.clone().unwrap_or_else(|| "none".into())),
             ("operation", trace.operation.to_owned()),
@@ -163,7 +165,7 @@ impl XksProxy {
         if !self.quotas.admit(&store.name, store.requests_per_sec, started) {
             return Err(Refusal::Throttled("the quota of the external key store is used up"));
         }
-        if self.untrusted.load(Ordering::Acquire) {
+        if self.untrusted.load().is_some() {
             return Err(Refusal::Internal("the state on disk is not to be trusted".into()));
         }
         if let Some(kill) = governed.kills.of_store(&store.name) {

@@ -15,6 +15,7 @@ mod status;
 mod storage;
 mod token;
 mod xks;
+mod xks_kill;
 
 use std::path::PathBuf;
 

@@ -1,19 +1,19 @@
 //! `holdfast xks`: the proxy of an external key store.
 
 use std::{
-    collections::HashMap,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
 };
 
 use clap::{Args, Subcommand};
-use holdfast_core::AuditSink;
-use holdfast_xks_proxy::{policy::Policy, state::KillScope};
+use holdfast_xks_proxy::policy::Policy;
 use serde_json::Value;
 
-use super::quorum::{ScopeArgs, StateArg, any_process};
+use super::{
+    operator_key,
+    quorum::{OperatorArgs, ScopeArgs, StateArg, any_process},
+    xks_kill,
+};
 use crate::{
     control,
     fault::Fault,
@@ -21,15 +21,22 @@ use crate::{
     xks::{
         self, Sockets,
         config::Config,
-        control::{ControlRequest, Explain, running},
+        control::{ControlRequest, Explain},
+        restore,
     },
 };
 
-/// A process that does not answer in this time does not count as stopped.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
 #[derive(Subcommand)]
 pub(crate) enum XksCommand {
+    /// Accept a shared state that is older than what is known of it: one that was restored on purpose. As many operators
+    /// as a change takes type it, one after the other
+    AcceptRestore {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[command(flatten)]
+        operator: OperatorArgs,
+    },
     /// Say whether a caller may use a key, and which rule decides
     Explain(ExplainArgs),
     /// Say how the HSMs hold the keys of the policy
@@ -93,33 +100,34 @@ pub(crate) struct ExplainArgs {
 pub(crate) struct KillArgs {
     /// State directory of a running proxy
     #[arg(long, value_name = "DIR", required_unless_present = "config")]
-    state_dir: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// The configuration file: works whether a proxy runs or not
     #[arg(long, value_name = "FILE", conflicts_with = "state_dir")]
-    config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     #[command(flatten)]
-    scope: ScopeArgs,
+    pub scope: ScopeArgs,
     /// Why; for the audit log
     #[arg(long, default_value = "no reason was given")]
-    reason: String,
+    pub reason: String,
 }
 
 impl XksCommand {
     #[expect(clippy::print_stdout, reason = "the command's data")]
     pub(crate) async fn run(self) -> Result<(), Fault> {
         match self {
+            Self::AcceptRestore { config, operator } => accept_restore(&config, &operator).await,
             Self::Explain(args) => explain(args).await,
             Self::Keys { state, json } => keys(&state.state_dir, json).await,
-            Self::Kill(args) => kill(args).await,
+            Self::Kill(args) => xks_kill::kill(args).await,
             Self::Policy(state) => {
-                let process = any_process(&state.state_dir)?;
+                let process = any_process(&state.state_dir).await?;
                 let answer = control::ask(&process, &ControlRequest::Policy, |_| ()).await?;
                 print!("{}", answer["text"].as_str().unwrap_or_default());
                 Ok(())
             }
             Self::Serve { config } => serve(&config).await,
             Self::Status(state) => {
-                let process = any_process(&state.state_dir)?;
+                let process = any_process(&state.state_dir).await?;
                 let answer = control::ask(&process, &ControlRequest::Status, |_| ()).await?;
                 println!("{}", serde_json::to_string_pretty(&answer).map_err(Fault::new)?);
                 Ok(())
@@ -143,6 +151,23 @@ async fn serve(path: &Path) -> Result<(), Fault> {
 }
 
 #[expect(clippy::print_stdout, reason = "the command's data")]
+async fn accept_restore(config: &Path, operator: &OperatorArgs) -> Result<(), Fault> {
+    let config = Config::load(config)?;
+    let key = operator_key::load(&operator.key)?;
+    let heeded = restore::accept(&config, &operator.operator, &key).await?;
+    let restore = &heeded.restore;
+    println!("generation {} in the place of {}, of which {} knows", restore.found, restore.newest, restore.witness);
+    for (process, number) in &restore.lost_kills {
+        println!("kills of process {process} up to number {number} are gone, and are given up");
+    }
+    println!("accepted by {} ({} of {})", heeded.accepted_by.join(", "), heeded.accepted_by.len(), heeded.threshold);
+    if heeded.done {
+        println!("the restored state is in force; look at its credentials, operators and kill switches");
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
 async fn explain(args: ExplainArgs) -> Result<(), Fault> {
     let ExplainArgs { state_dir, policy, store, key, principal, operation, kms_key, via_service, .. } = args;
     let (source_vpc, source_vpce) = (args.source_vpc, args.source_vpce);
@@ -154,7 +179,7 @@ async fn explain(args: ExplainArgs) -> Result<(), Fault> {
             explain.ask(&policy)
         }
         (None, state_dir) => {
-            let process = any_process(&state_dir.unwrap_or_default())?;
+            let process = any_process(&state_dir.unwrap_or_default()).await?;
             control::ask(&process, &ControlRequest::Explain(explain), |_| ()).await?
         }
     };
@@ -169,7 +194,7 @@ async fn explain(args: ExplainArgs) -> Result<(), Fault> {
 
 #[expect(clippy::print_stdout, reason = "the command's data")]
 async fn keys(state_dir: &Path, json: bool) -> Result<(), Fault> {
-    let answer = control::ask(&any_process(state_dir)?, &ControlRequest::Keys, |_| ()).await?;
+    let answer = control::ask(&any_process(state_dir).await?, &ControlRequest::Keys, |_| ()).await?;
     if json {
         println!("{answer}");
         return Ok(());
@@ -188,76 +213,6 @@ async fn keys(state_dir: &Path, json: bool) -> Result<(), Fault> {
         println!("HSM user {hsm} can use {count} keys that the policy does not name for it");
     }
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "the command's data")]
-async fn kill(args: KillArgs) -> Result<(), Fault> {
-    let scope = args.scope.scope();
-    let config = args.config.as_deref().map(Config::load).transpose()?;
-    let state_dir = match (&config, args.state_dir) {
-        (Some(config), _) => config.state_dir.clone(),
-        (None, state_dir) => state_dir.unwrap_or_default(),
-    };
-    let started = Instant::now();
-    let processes = running(&state_dir);
-    let mut killed = false;
-    let mut silent = Vec::new();
-    // The first that answers stores it; then each says when it has stopped.
-    let request = || ControlRequest::Kill { scope: scope.clone(), reason: args.reason.clone() };
-    let mut others = processes.iter();
-    for process in others.by_ref() {
-        match tokio::time::timeout(KILL_TIMEOUT, control::ask(process, &request(), |_| ())).await {
-            Ok(Ok(_)) => {
-                killed = true;
-                break;
-            }
-            // Said by a process that runs: the request itself is wrong.
-            Ok(Err(fault)) if fault.code != 4 => return Err(fault),
-            Ok(Err(_)) | Err(_) => silent.push(process),
-        }
-    }
-    if !killed {
-        let Some(config) = &config else {
-            return Err(Fault::unavailable(format!("{}: no proxy answers", state_dir.display()))
-                .hint("give --config FILE to store the switch without one"));
-        };
-        kill_without_process(config, &scope, &args.reason).await?;
-    }
-    let mut asked = tokio::task::JoinSet::new();
-    for process in others {
-        let process = process.clone();
-        asked.spawn(async move {
-            let asked = control::ask(&process, &ControlRequest::Reload, |_| ());
-            (tokio::time::timeout(KILL_TIMEOUT, asked).await.is_ok_and(|answer| answer.is_ok()), process)
-        });
-    }
-    let mut stopped = usize::from(killed);
-    let mut unsure: Vec<String> = silent.iter().map(|process| process.display().to_string()).collect();
-    while let Some(Ok((done, process))) = asked.join_next().await {
-        if done {
-            stopped += 1;
-        } else {
-            unsure.push(process.display().to_string());
-        }
-    }
-    let millis = started.elapsed().as_secs_f64() * 1000.0;
-    println!("stopped: {scope}; {millis:.1} ms until the last of {stopped} processes refused");
-    if unsure.is_empty() {
-        return Ok(());
-    }
-    Err(Fault::unavailable(format!("these processes did not answer: {}", unsure.join(", ")))
-        .hint("the switch is stored, and they follow within a moment if they live: look, or kill them"))
-}
-
-/// Stores the switch where no process runs: none that starts later serves what it stops.
-async fn kill_without_process(config: &Config, scope: &KillScope, reason: &str) -> Result<(), Fault> {
-    let state = xks::open_state(config)?;
-    let (audit, _alive) = xks::open_command_audit(&state, config).await?;
-    let proxy = state.open_proxy(config, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut HashMap::new()).await?;
-    let by = format!("local user {}", rustix::process::geteuid().as_raw());
-    let result = proxy.kill(scope.clone(), &by, reason).await.map_err(Fault::new);
-    let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-    result
 }
 
 /// The process of one HSM user; its standard input is a socket to the proxy.

@@ -151,8 +151,8 @@ impl Config {
             return Err("listen.host_names must name at least one host".into());
         }
         let silicon_root = raw.silicon.check()?;
-        if !is_name(&raw.state.process) || raw.state.process == super::COMMAND {
-            return Err("state.process has up to 64 letters, digits, '-' and '_', and is not \"command\"".into());
+        if !is_name(&raw.state.process) || super::COMMANDS.contains(&raw.state.process.as_str()) {
+            return Err("state.process has up to 64 letters, digits, '-' and '_', and is not \"command\" nor \"command-2\" to \"command-4\"".into());
         }
         let ekm_address = optional("listen.ekm_address", raw.listen.ekm_address)?;
         if ekm_address.is_some() != raw.tls.ekm_client_ca_file.is_some() {

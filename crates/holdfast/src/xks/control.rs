@@ -108,9 +108,12 @@ pub(crate) async fn carry_out(proxy: Arc<XksProxy>, process: String, request: Co
         ControlRequest::Keys => Ok(keys(&proxy).await),
         ControlRequest::Status => Ok(status(&proxy)),
     };
-    result.unwrap_or_else(
-        |error| json!({"done": false, "error": error.to_string(), "denied": matches!(error, AdminError::Denied(_))}),
-    )
+    result.unwrap_or_else(|error| {
+        // Who asked may ask another process of something that this one cannot do.
+        let unavailable = matches!(error, AdminError::Store(_) | AdminError::Record(_));
+        let denied = matches!(error, AdminError::Denied(_));
+        json!({"done": false, "error": error.to_string(), "denied": denied, "unavailable": unavailable})
+    })
 }
 
 async fn propose(
@@ -206,6 +209,10 @@ pub(crate) fn status(proxy: &XksProxy) -> Value {
         "done": true, "role": "xks-proxy", "version": env!("CARGO_PKG_VERSION"), "instance": proxy.instance_id(),
         "processes": proxy.fleet_size(), "hsms": hsms, "stores": stores, "kill_switches": kills,
         "operators": operators, "threshold": governed.operators.threshold,
+        "state": {
+            "generation": governed.generation, "remembered": proxy.remembered(), "kills_to_take_in": governed.pulled.len(),
+            "distrusted": proxy.distrusted().map(|why| why.to_string()),
+        },
     })
 }
 

@@ -2,7 +2,11 @@
 
 pub(crate) mod config;
 pub(crate) mod control;
+mod logged;
+mod opening;
+pub(crate) mod restore;
 mod watch_state;
+mod witness;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,12 +22,14 @@ use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
 use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog};
-use holdfast_xks_proxy::{ClientCertificate, Door, Peer, Seams, XksProxy};
+use holdfast_xks_proxy::{Beside, ClientCertificate, Door, Peer, Seams, XksProxy, governors_of};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
+use opening::Upgrade;
 use rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs, version};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use witness::{Places, Witness};
 
 use crate::{
     fault::Fault,
@@ -37,6 +43,8 @@ use crate::{
 
 /// Name of the process that a command is when it changes the state by itself.
 pub(crate) const COMMAND: &str = "command";
+/// What it is called while others of that name run, or are stopped.
+const COMMANDS: &[&str] = &[COMMAND, "command-2", "command-3", "command-4"];
 /// What the state's rows lie in; tells an instance from an empty directory.
 const RECORDS: &str = "rows.shared";
 
@@ -73,26 +81,15 @@ pub(crate) struct State {
     opened: Opened,
     engine: SharedEngine,
     store: Arc<dyn Store>,
+    places: Arc<Places>,
+    upgrade: Option<Upgrade>,
 }
+
+pub(crate) use opening::open_state;
 
 /// Directory of one process.
 pub(crate) fn process_dir(state_dir: &Path, process: &str) -> PathBuf {
     state_dir.join("processes").join(process)
-}
-
-/// Opens the shared state, or founds it.
-pub(crate) fn open_state(config: &Config) -> Result<State, Fault> {
-    instance::create_private_dir(&config.state_dir).map_err(|error| Fault::file(&config.state_dir, error))?;
-    // Two processes that start at once must not found two instances.
-    let path = config.state_dir.join("open.lock");
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let lock = lock.map_err(|error| Fault::file(&path, error))?;
-    lock.lock().map_err(|error| Fault::file(&path, error))?;
-    let opened = instance::open(&config.state_dir, &config.silicon_root, RECORDS)?;
-    let engine = SharedEngine::new(&config.state_dir);
-    let key = &opened.secrets.database_key;
-    let store = SealedStore::new(engine.clone(), opened.instance, key, Arc::clone(&opened.ambient));
-    Ok(State { engine, store: Arc::new(store.map_err(Fault::new)?), opened })
 }
 
 /// Takes a process's name; it is free again when the file is closed.
@@ -112,6 +109,7 @@ impl State {
     pub(crate) async fn open_proxy(
         &self,
         config: &Config,
+        process: &str,
         audit: Arc<dyn AuditSink>,
         pins: &mut HashMap<String, watch::Sender<Pin>>,
     ) -> Result<Arc<XksProxy>, Fault> {
@@ -138,20 +136,23 @@ impl State {
             hsms.insert(user.name.clone(), hsm);
         }
         let ambient = Arc::clone(&self.opened.ambient);
-        let engine = self.engine.clone();
-        let generation = Box::new(move || engine.generation());
+        let known = self.places.known().map_err(Fault::new)?;
+        let (_, heard) = governors_of(self.store.as_ref()).await.map_err(Fault::new)?;
+        let (_, lost) = self.places.pulled(&heard, &known.kills).map_err(Fault::new)?;
+        opening::judge_kills(&lost)?;
+        let witness = Witness::open(&self.places, process, self.engine.clone(), known.kills);
+        let beside: Arc<dyn Beside> = Arc::new(witness.map_err(Fault::new)?);
         let own_keys_only =
             config.hsms.iter().filter(|user| user.own_keys_only).map(|user| user.name.clone()).collect();
         let health_keys =
             config.hsms.iter().filter_map(|user| Some((user.name.clone(), user.health_key.clone()?))).collect();
-        let seams =
-            Seams { hsms, own_keys_only, health_keys, store: Arc::clone(&self.store), audit, generation, ambient };
+        let seams = Seams { hsms, own_keys_only, health_keys, store: Arc::clone(&self.store), audit, beside, ambient };
         XksProxy::open(seams, self.opened.instance, config.limits).await.map_err(Fault::new)
     }
 
     /// Builds every part, wires them, and serves; under `identity`, if another role's is to be shown.
     pub(crate) async fn run(
-        self,
+        mut self,
         config: &Config,
         sockets: Sockets,
         metrics: PrometheusHandle,
@@ -164,7 +165,7 @@ impl State {
         let ambient = Arc::clone(&self.opened.ambient);
         // How far each process's log had come lies apart: it changes every second, and the shared state should not.
         let marks = SealedStore::new(
-            SharedEngine::new(&directory),
+            self.places.process_rows(&config.process).map_err(Fault::new)?,
             self.opened.instance,
             &secrets.database_key,
             Arc::clone(&ambient),
@@ -179,10 +180,13 @@ impl State {
             &ambient,
         )
         .await?;
+        self.conclude_upgrade(&config.state_dir, audit.as_ref()).await?;
         let mut pins = HashMap::new();
-        let proxy = self.open_proxy(config, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
+        let proxy =
+            self.open_proxy(config, &config.process, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
         found(&proxy, config).await?;
-        let State { opened, engine, .. } = self;
+        proxy.tell_start().await.map_err(Fault::new)?;
+        let State { opened, engine, places, .. } = self;
         let keys = (opened.secrets.tls_key, opened.secrets.authority_key, opened.secrets.authority_certificate);
         let names = config.host_names.clone();
         let identity = match identity {
@@ -212,6 +216,7 @@ impl State {
         let watcher = watch_state::Watcher {
             proxy: Arc::clone(&proxy),
             engine,
+            places,
             processes: config.state_dir.join("processes"),
             pins,
             identity,
@@ -329,22 +334,36 @@ impl Running {
     }
 }
 
+/// A name for a command: none that a stopped one holds keeps it from its work.
+pub(crate) fn take_command_name(config: &Config) -> Result<(&'static str, PathBuf, File), Fault> {
+    let mut refused = None;
+    for name in COMMANDS {
+        let directory = process_dir(&config.state_dir, name);
+        instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
+        match take_name(&directory, name) {
+            Ok(alive) => return Ok((name, directory, alive)),
+            Err(fault) => refused = Some(fault),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Fault::unavailable("a command has no name")))
+}
+
 /// An audit log of nothing but what a command does by itself: see `holdfast xks kill --config`.
-pub(crate) async fn open_command_audit(state: &State, config: &Config) -> Result<(Arc<AuditLog>, File), Fault> {
-    let directory = process_dir(&config.state_dir, COMMAND);
-    instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
-    let alive = take_name(&directory, COMMAND)?;
+pub(crate) async fn open_command_audit(
+    state: &State,
+    config: &Config,
+    process: &str,
+    directory: &Path,
+) -> Result<Arc<AuditLog>, Fault> {
     let ambient: &Arc<dyn Ambient> = &state.opened.ambient;
     let secrets = &state.opened.secrets;
     let marks = SealedStore::new(
-        SharedEngine::new(&directory),
+        state.places.process_rows(process).map_err(Fault::new)?,
         state.opened.instance,
         &secrets.database_key,
         Arc::clone(ambient),
     );
-    let marks = marks.map_err(Fault::new)?;
-    let audit = directory.join("audit");
-    let (audit, _) =
-        open_audit(&config.audit, audit, &marks, state.opened.instance, &secrets.audit_key, ambient).await?;
-    Ok((audit, alive))
+    let (marks, audit) = (marks.map_err(Fault::new)?, directory.join("audit"));
+    let opened = open_audit(&config.audit, audit, &marks, state.opened.instance, &secrets.audit_key, ambient).await;
+    opened.map(|(audit, _)| audit)
 }

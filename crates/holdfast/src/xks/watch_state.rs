@@ -7,17 +7,22 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::Ambient;
+use holdfast_core::{Ambient, StoreError};
 use holdfast_pkcs11::Pin;
 use holdfast_store::{FileStamp, SharedEngine};
 use holdfast_xks_proxy::XksProxy;
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
+use super::witness::Places;
 use crate::server::tls::{Renewal, TlsIdentity};
 
-/// A change is noticed after this time even if nobody tells of it; looking costs one `stat`.
+/// A change is noticed after this time even if nobody tells of it; looking costs a `stat` of each process's files.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
+/// Looks after a change that read again, whatever the files' times say: two changes within one tick of the kernel's clock look alike.
+const SETTLING_LOOKS: u32 = 4;
+/// Looks after which everything is read again, whatever the files' times say.
+const LOOKS_TO_READ: u32 = 40;
 const SECOND: Duration = Duration::from_secs(1);
 const DEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// The first look at the keys waits for the HSMs to get ready.
@@ -26,6 +31,7 @@ const INSPECTION_DELAY: Duration = Duration::from_secs(2);
 pub(super) struct Watcher {
     pub proxy: Arc<XksProxy>,
     pub engine: SharedEngine,
+    pub places: Arc<Places>,
     pub processes: PathBuf,
     pub pins: HashMap<String, watch::Sender<Pin>>,
     pub identity: Arc<TlsIdentity>,
@@ -40,9 +46,9 @@ async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
 impl Watcher {
     /// Starts everything; the tasks end when `stopped` turns true.
     pub(super) fn start(self, stopped: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
-        let Self { proxy, engine, processes, pins, identity, ambient } = self;
+        let Self { proxy, engine, places, processes, pins, identity, ambient } = self;
         hand_out_pins(&proxy, &pins);
-        let mut tasks = vec![tokio::spawn(follow(Arc::clone(&proxy), engine, pins, stopped.clone()))];
+        let mut tasks = vec![tokio::spawn(follow(Arc::clone(&proxy), Look { engine, places }, pins, stopped.clone()))];
         for name in proxy.hsms_with_health_key() {
             tasks.push(tokio::spawn(check_deeply(Arc::clone(&proxy), name, stopped.clone())));
         }
@@ -52,34 +58,63 @@ impl Watcher {
     }
 }
 
+/// Where changes show: the state, and the kills beside it.
+struct Look {
+    engine: SharedEngine,
+    places: Arc<Places>,
+}
+
+/// What a look saw.
+type Stamps = (Option<FileStamp>, Vec<(String, Option<FileStamp>)>);
+
+impl Look {
+    fn stamps(&self) -> Result<Stamps, StoreError> {
+        Ok((self.engine.stamp()?, self.places.kill_stamps()))
+    }
+}
+
 /// Takes each new state into force, whoever made it.
 async fn follow(
     proxy: Arc<XksProxy>,
-    engine: SharedEngine,
+    look: Look,
     pins: HashMap<String, watch::Sender<Pin>>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let mut seen: Option<FileStamp> = None;
+    let mut seen: Option<Stamps> = None;
     let mut complained_of = None;
+    let (mut settling, mut looks) = (0, 0);
     while !stops(&mut stopped, WATCH_INTERVAL).await {
-        let stamp = match engine.stamp() {
-            Ok(stamp) if stamp == seen => continue,
-            Ok(stamp) => stamp,
+        looks += 1;
+        let stamps = match look.stamps() {
+            Ok(stamps) => Some(stamps),
             Err(error) => {
                 tracing::error!(%error, "the shared state cannot be looked at");
-                proxy.distrust();
+                proxy.distrust(&error.to_string());
+                seen = None;
                 continue;
             }
         };
+        if stamps != seen {
+            settling = SETTLING_LOOKS;
+        } else if settling == 0 && looks < LOOKS_TO_READ {
+            continue;
+        } else {
+            settling = settling.saturating_sub(1);
+        }
+        looks = 0;
         match proxy.reload().await {
             Ok(()) => {
-                seen = stamp;
+                if complained_of.take().is_some() {
+                    tracing::warn!("the shared state is to be trusted again");
+                }
+                seen = stamps;
                 hand_out_pins(&proxy, &pins);
             }
             Err(error) => {
                 // Tried again, since the disk may only have failed for a moment; said once for each state.
-                if complained_of != Some(stamp) {
-                    complained_of = Some(stamp);
+                seen = None;
+                if complained_of != stamps {
+                    complained_of = stamps;
                     tracing::error!(%error, "the shared state is not to be trusted: nothing is served");
                 }
             }
@@ -163,20 +198,25 @@ async fn every_second(
             return;
         }
         proxy.report_throttled().await;
+        proxy.tend_state().await;
         renewal.when_due();
     }
+}
+
+/// Whether a process runs, or is stopped, under the name of this directory.
+pub(super) fn lives(process: &Path) -> bool {
+    let file = std::fs::OpenOptions::new().write(true).open(process.join("alive.lock"));
+    // Whoever holds it lives; it is let go at once if nobody did.
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
 /// Processes whose name is taken.
 pub(super) fn alive(processes: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(processes).into_iter().flatten().flatten();
-    let taken = |path: &PathBuf| {
-        let file = std::fs::OpenOptions::new().write(true).open(path.join("alive.lock"));
-        // Whoever holds it lives; it is let go at once if nobody did.
-        file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
-    };
-    let serves = |path: &PathBuf| path.file_name().is_some_and(|name| name != super::COMMAND);
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(serves).filter(taken).collect();
+    let command =
+        |path: &PathBuf| super::COMMANDS.iter().any(|name| path.file_name().is_some_and(|found| found == *name));
+    let serving = entries.map(|entry| entry.path()).filter(|path| !command(path) && lives(path));
+    let mut found: Vec<PathBuf> = serving.collect();
     found.sort();
     found
 }

@@ -1,103 +1,303 @@
 //! A small engine that several processes of one machine share (`docs/formats/shared-rows.md`).
 //!
 //! All rows lie in one file, which each commit writes anew and puts in the place of the old one, under a lock. That is slow,
-//! and right for hundreds of rows that change a few times a day: policies, credentials, kill switches.
+//! and right for hundreds of rows that change a few times a day: policies, credentials, kill switches. The whole file is
+//! authenticated: who has no key can bring back a state that once was, and nothing else. What brings one back is found out
+//! by what is known here of newer ones: [`SharedEngine::expect`].
+
+mod format;
+mod lock;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
-use holdfast_core::StoreError;
-use holdfast_crypto::kdf;
+pub use format::StateId;
+use format::{FileKey, State, Unreadable, decode_v1};
+use holdfast_core::{PartitionId, StoreError};
+use holdfast_crypto::{CryptoError, SecretBytes};
+use lock::RowsLock;
 
 use super::{Engine, Row, RowName, RowWrite, Rows, apply};
 
-const MAGIC: &[u8; 5] = b"HFSR\x01";
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Rows in one file, shared by processes.
 #[derive(Clone)]
-pub struct SharedEngine {
+pub struct SharedEngine(Arc<Inner>);
+
+struct Inner {
     directory: PathBuf,
+    key: FileKey,
+    holder: String,
+    newest: Mutex<Newest>,
+    #[cfg(test)]
+    faults: Mutex<tests::Faults>,
 }
 
-/// Tells one state of the file from another, cheaply.
+/// The newest state that is known of.
+#[derive(Clone)]
+struct Newest {
+    id: StateId,
+    /// Whether the tag is known, too, and not the number alone.
+    tag_known: bool,
+    /// Who knows of it; for people.
+    witness: String,
+    /// The next commit's number is above this.
+    above: u64,
+}
+
+/// Tells one state of a file from another, cheaply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FileStamp(u64, u64, i64, i64);
 
+impl FileStamp {
+    /// Of the file at `path`; `None` if there is none. By the time of the inode's change, which cannot be set by hand.
+    ///
+    /// # Errors
+    /// Whatever else than that it is not there.
+    pub fn of(path: &Path) -> io::Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(data) => Ok(Some(Self(data.ino(), data.size(), data.ctime(), data.ctime_nsec()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Points in a commit, where tests let it fail or crash.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    Locked,
+    Created,
+    Written,
+    Synced,
+    Renamed,
+}
+
 impl SharedEngine {
-    /// Uses `directory`, which exists.
-    #[must_use]
-    pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.into() }
+    /// Uses `directory`, which exists. `place` says which of the instance's files of this kind it is; `holder` is the name
+    /// of this process for people.
+    ///
+    /// # Errors
+    /// [`CryptoError`] if the database key is not one.
+    pub fn new(
+        directory: &Path,
+        database_key: &SecretBytes,
+        instance: PartitionId,
+        place: &str,
+        holder: &str,
+    ) -> Result<Self, CryptoError> {
+        Ok(Self(Arc::new(Inner {
+            directory: directory.into(),
+            key: FileKey::new(database_key, instance, place)?,
+            holder: holder.to_owned(),
+            newest: Mutex::new(Newest { id: StateId::default(), tag_known: false, witness: "nobody".into(), above: 0 }),
+            #[cfg(test)]
+            faults: Mutex::default(),
+        })))
     }
 
     fn file(&self) -> PathBuf {
-        self.directory.join("rows.shared")
+        self.0.directory.join("rows.shared")
     }
 
-    /// Which state the file is in. Two equal stamps mean that nothing was committed between.
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.0.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which state the file is in. Two equal stamps mean that nothing was committed between, or a moment ago.
     ///
     /// # Errors
     /// [`StoreError::Failed`].
     pub fn stamp(&self) -> Result<Option<FileStamp>, StoreError> {
-        match fs::metadata(self.file()) {
-            Ok(data) => Ok(Some(FileStamp(data.ino(), data.size(), data.mtime(), data.mtime_nsec()))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(&error)),
+        FileStamp::of(&self.file()).map_err(|error| failed(&error))
+    }
+
+    /// The state that lies there.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if it is older than one that is known of; [`StoreError::Damaged`].
+    pub fn state(&self) -> Result<StateId, StoreError> {
+        Ok(self.load()?.id)
+    }
+
+    /// How many commits there have been.
+    ///
+    /// # Errors
+    /// As [`SharedEngine::state`].
+    pub fn generation(&self) -> Result<u64, StoreError> {
+        Ok(self.state()?.generation)
+    }
+
+    /// What somebody else knows: nothing older is taken any more, here. `tag`, where it is known, tells two states of one
+    /// number apart.
+    pub fn expect(&self, generation: u64, tag: Option<[u8; 32]>, witness: &str) {
+        let mut newest = self.newest();
+        if generation > newest.id.generation {
+            let id = StateId { generation, tag: tag.unwrap_or_default() };
+            *newest = Newest { id, tag_known: tag.is_some(), witness: witness.to_owned(), above: newest.above };
         }
     }
 
-    /// How many commits there have been. It never goes back unless the file is put back.
+    /// Takes the state that lies there, however old: operators have accepted it. The next commit is newer than all that is
+    /// known of.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if another state than `accepted` lies there; [`StoreError::Damaged`].
+    pub fn accept(&self, accepted: &StateId) -> Result<(), StoreError> {
+        if self.read_file()?.id != *accepted {
+            return Err(StoreError::Conflict);
+        }
+        let mut newest = self.newest();
+        let above = newest.above.max(newest.id.generation);
+        *newest = Newest { id: *accepted, tag_known: true, witness: "this process".into(), above };
+        Ok(())
+    }
+
+    /// What lies there, without a look at what is known of newer ones: for those who say what is wrong.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Failed`].
+    pub fn found(&self) -> Result<StateId, StoreError> {
+        Ok(self.read_file()?.id)
+    }
+
+    /// Writes a file of version 1 anew, as version 2. True if there was one. Only before version 2 is in force: a file of
+    /// version 1 proves nothing.
     ///
     /// # Errors
     /// [`StoreError::Failed`], [`StoreError::Damaged`].
-    pub fn generation(&self) -> Result<u64, StoreError> {
-        Ok(self.load()?.0)
+    pub fn upgrade(&self) -> Result<bool, StoreError> {
+        let _lock = self.lock()?;
+        let Some(bytes) = self.read_bytes()? else { return Ok(false) };
+        let Some((generation, rows)) = decode_v1(&bytes) else { return Ok(false) };
+        let (bytes, id) = self.0.key.encode(generation + 1, &rows);
+        self.replace(&bytes).map_err(|error| failed(&error))?;
+        self.saw(id);
+        Ok(true)
     }
 
-    fn load(&self) -> Result<(u64, Rows), StoreError> {
+    fn lock(&self) -> Result<RowsLock, StoreError> {
+        let lock = RowsLock::take(&self.0.directory.join("rows.lock"), &self.0.holder)?;
+        self.step(Step::Locked).map_err(|error| failed(&error))?;
+        Ok(lock)
+    }
+
+    fn read_bytes(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let file = match File::open(self.file()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, Rows::new())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| failed(&error))?,
         };
         let mut bytes = Vec::new();
-        file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
-        decode(&bytes).ok_or(StoreError::Damaged)
+        file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+        Ok(Some(bytes))
+    }
+
+    fn read_file(&self) -> Result<State, StoreError> {
+        let Some(bytes) = self.read_bytes()? else {
+            return Ok(State { id: StateId::default(), rows: Rows::new() });
+        };
+        self.0.key.decode(&bytes).map_err(|why| match why {
+            Unreadable::Damaged => StoreError::Damaged,
+            Unreadable::Version1 => StoreError::Failed(format!(
+                "{} is of version 1, which nothing protects: it is read once, at the upgrade, and never again",
+                self.file().display()
+            )),
+        })
+    }
+
+    fn load(&self) -> Result<State, StoreError> {
+        // Before the file is opened: what is known by now was in its place by now.
+        let known = self.newest().clone();
+        let state = self.read_file()?;
+        known.admits(&state.id)?;
+        self.saw(state.id);
+        Ok(state)
+    }
+
+    fn saw(&self, id: StateId) {
+        let mut newest = self.newest();
+        if id.generation > newest.id.generation || (id.generation == newest.id.generation && !newest.tag_known) {
+            let above = newest.above;
+            *newest = Newest { id, tag_known: true, witness: "this process".into(), above };
+        }
     }
 
     fn store(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
-        let lock = self.directory.join("rows.lock");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock);
-        let lock = lock.map_err(|error| failed(&error))?;
-        // Released when the file is closed, by a crash too.
-        lock.lock().map_err(|error| failed(&error))?;
-        let (generation, mut rows) = self.load()?;
+        let _lock = self.lock()?;
+        let State { id, mut rows } = self.load()?;
         apply(&mut rows, batch)?;
-        let bytes = encode(generation + 1, &rows);
+        let generation = id.generation.max(self.newest().above) + 1;
+        let (bytes, id) = self.0.key.encode(generation, &rows);
         if bytes.len() as u64 > BYTES_MAX {
             return Err(StoreError::Failed("the shared state is full".into()));
         }
-        self.replace(&bytes).map_err(|error| failed(&error))
+        self.replace(&bytes).map_err(|error| failed(&error))?;
+        self.saw(id);
+        Ok(())
     }
 
     fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.directory.join("rows.new");
+        let temporary = self.0.directory.join("rows.new");
+        let renamed = self.write_new(&temporary, bytes).and_then(|()| fs::rename(&temporary, self.file()));
+        if let Err(error) = renamed {
+            // It takes room that a full disk may need, and is not to be found by anybody.
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
+        self.step(Step::Renamed)?;
+        File::open(&self.0.directory)?.sync_all()
+    }
+
+    fn write_new(&self, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
         // Left by a crash: never complete, never in use; we hold the lock.
-        match fs::remove_file(&temporary) {
+        match fs::remove_file(temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+        self.step(Step::Created)?;
         file.write_all(bytes)?;
+        self.step(Step::Written)?;
         file.sync_all()?;
-        fs::rename(&temporary, self.file())?;
-        File::open(&self.directory)?.sync_all()
+        self.step(Step::Synced)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests fail here")]
+    fn step(&self, _: Step) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn step(&self, step: Step) -> io::Result<()> {
+        self.0.faults.lock().unwrap_or_else(PoisonError::into_inner).at(step)
+    }
+}
+
+impl Newest {
+    fn admits(&self, found: &StateId) -> Result<(), StoreError> {
+        let Self { id: known, witness, .. } = self;
+        let older = found.generation < known.generation;
+        let other = found.generation == known.generation && self.tag_known && found.tag != known.tag;
+        if !older && !other {
+            return Ok(());
+        }
+        let what = if other { "ANOTHER STATE OF THE SAME NUMBER" } else { "AN OLDER STATE" };
+        Err(StoreError::Failed(format!(
+            "{what} WAS PUT IN THE PLACE OF THE SHARED STATE: rows.shared is at generation {}, and {witness} has seen {}. \
+             Nothing is served under it. If it was restored on purpose, operators say so with: holdfast xks accept-restore",
+            found.generation, known.generation
+        )))
     }
 }
 
@@ -105,42 +305,10 @@ fn failed(error: &io::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
-fn encode(generation: u64, rows: &Rows) -> Vec<u8> {
-    let mut out = MAGIC.to_vec();
-    out.extend_from_slice(&generation.to_be_bytes());
-    for (name, (version, sealed)) in rows {
-        out.extend_from_slice(name);
-        out.extend_from_slice(&version.to_be_bytes());
-        out.extend_from_slice(&(sealed.len() as u32).to_be_bytes());
-        out.extend_from_slice(sealed);
-    }
-    let digest = kdf::sha256(&[&out]);
-    out.extend_from_slice(&digest);
-    out
-}
-
-fn decode(bytes: &[u8]) -> Option<(u64, Rows)> {
-    let (body, digest) = bytes.split_last_chunk::<32>()?;
-    if kdf::sha256(&[body]) != *digest {
-        return None;
-    }
-    let (generation, mut rest) = body.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
-    let mut rows = Rows::new();
-    while !rest.is_empty() {
-        let (name, after) = rest.split_first_chunk::<33>()?;
-        let (version, after) = after.split_first_chunk::<8>()?;
-        let (len, after) = after.split_first_chunk::<4>()?;
-        let (sealed, after) = after.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-        rows.insert(*name, (u64::from_be_bytes(*version), sealed.to_vec()));
-        rest = after;
-    }
-    Some((u64::from_be_bytes(*generation), rows))
-}
-
 #[async_trait]
 impl Engine for SharedEngine {
     async fn read(&self, name: &RowName) -> Result<Option<Row>, StoreError> {
-        let (_, mut rows) = self.load()?;
+        let mut rows = self.load()?.rows;
         Ok(rows.remove(name).map(|(version, sealed)| Row { name: *name, version, sealed }))
     }
 
@@ -149,8 +317,7 @@ impl Engine for SharedEngine {
         kind: u8,
         visit: &mut (dyn FnMut(Row) -> Result<(), StoreError> + Send),
     ) -> Result<(), StoreError> {
-        let (_, rows) = self.load()?;
-        let of_kind = rows.into_iter().filter(|(name, _)| name[0] == kind);
+        let of_kind = self.load()?.rows.into_iter().filter(|(name, _)| name[0] == kind);
         of_kind.map(|(name, (version, sealed))| Row { name, version, sealed }).try_for_each(visit)
     }
 
@@ -158,34 +325,5 @@ impl Engine for SharedEngine {
         let engine = self.clone();
         let stored = tokio::task::spawn_blocking(move || engine.store(batch)).await;
         stored.map_err(|error| StoreError::Failed(error.to_string()))?
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_flipped_bit_and_every_truncation_is_refused() {
-        let rows = Rows::from([([1; 33], (7, b"sealed".to_vec())), ([2; 33], (1, Vec::new()))]);
-        let bytes = encode(3, &rows);
-        assert_eq!(decode(&bytes), Some((3, rows)));
-        for at in 0..bytes.len() * 8 {
-            let mut changed = bytes.clone();
-            changed[at / 8] ^= 1 << (at % 8);
-            assert_eq!(decode(&changed), None, "bit {at}");
-        }
-        for len in 0..bytes.len() {
-            assert_eq!(decode(&bytes[..len]), None, "length {len}");
-        }
-    }
-
-    /// A file of the first version; it must be readable for ever.
-    #[test]
-    fn golden_file() {
-        let golden = include_bytes!("../../tests/golden/rows-v1.shared");
-        let rows = Rows::from([([1; 33], (7, b"sealed".to_vec())), ([2; 33], (1, Vec::new()))]);
-        assert_eq!(decode(golden), Some((3, rows.clone())));
-        assert_eq!(encode(3, &rows), golden);
     }
 }

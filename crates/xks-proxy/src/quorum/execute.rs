@@ -146,6 +146,10 @@ pub(crate) fn kill_key(scope: &crate::state::KillScope) -> RecordKey {
     RecordKey::new(kind::KILL, text.into_bytes())
 }
 
+pub(crate) fn heard_key() -> RecordKey {
+    key_of(kind::HEARD, &[])
+}
+
 pub(crate) fn proposal_key(id: &str) -> RecordKey {
     key_of(kind::PROPOSAL, &[id])
 }

@@ -6,5 +6,5 @@ mod proposal;
 
 pub use act::{Act, KeyUse};
 pub use execute::BlindedSecret;
-pub(crate) use execute::{check, kill_key, operators_key, proposal_key, secret_key};
+pub(crate) use execute::{check, heard_key, kill_key, operators_key, proposal_key, secret_key};
 pub use proposal::{Proposal, Request, Status, Verdict, statement};

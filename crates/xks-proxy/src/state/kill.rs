@@ -4,6 +4,9 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
+use super::{decode, encode};
+use crate::error::AdminError;
+
 /// What a kill switch stops.
 #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "name")]
@@ -37,6 +40,24 @@ pub struct KillSwitch {
     pub reason: String,
     /// When; Unix milliseconds.
     pub time: i64,
+}
+
+impl KillSwitch {
+    /// As it is stored.
+    ///
+    /// # Errors
+    /// [`AdminError::Record`].
+    pub fn encode(&self) -> Result<Vec<u8>, AdminError> {
+        encode(self)
+    }
+
+    /// As it was stored.
+    ///
+    /// # Errors
+    /// [`AdminError::Record`].
+    pub fn decode(value: &[u8]) -> Result<Self, AdminError> {
+        decode(value)
+    }
 }
 
 /// All that are pulled.

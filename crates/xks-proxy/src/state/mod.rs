@@ -5,14 +5,16 @@ mod record;
 
 use std::{collections::HashMap, sync::Arc};
 
-use holdfast_core::{RecordKey, Store, Write};
+use holdfast_core::{RecordKey, Store, StoreError, Write};
 use holdfast_crypto::SecretBytes;
 pub use kill::{KillScope, KillSwitch, Kills};
-pub(crate) use record::{CallerMeta, CredentialMeta, PinMeta, PolicyRecord};
+pub(crate) use record::decode;
+use record::split_secret;
+pub(crate) use record::{CallerMeta, CredentialMeta, HeardRecord, PinMeta, PolicyRecord};
 pub use record::{Operator, OperatorRecord, Operators, OperatorsRecord};
-use record::{decode, split_secret};
 
 use crate::{
+    Beside, Heard, PulledKill,
     authn::{Credential, EnrolledCaller},
     error::AdminError,
     policy::Policy,
@@ -29,9 +31,13 @@ pub(crate) mod kind {
     pub(crate) const PROPOSAL: u8 = 6;
     pub(crate) const PROPOSAL_SECRET: u8 = 7;
     pub(crate) const CALLER: u8 = 8;
+    pub(crate) const HEARD: u8 = 9;
 }
 
 pub(crate) use record::{encode, encode_with_secret};
+
+/// Times that a state is read when it changes under the reader.
+const READS: usize = 8;
 
 /// One state of everything that quorum governs.
 pub struct Governed {
@@ -41,8 +47,14 @@ pub struct Governed {
     pub credentials: HashMap<String, Vec<Arc<Credential>>>,
     /// PINs by HSM user.
     pub pins: HashMap<String, Arc<SecretBytes>>,
-    /// Kill switches that are pulled.
+    /// Kill switches that are pulled, whether the state has taken them in or not.
     pub kills: Kills,
+    /// Which kills the state has taken in.
+    pub heard: Heard,
+    /// Those that it has not.
+    pub pulled: Vec<PulledKill>,
+    /// Which state this is.
+    pub generation: u64,
     /// Who approves changes.
     pub operators: Operators,
     /// Callers that can be proved, by access key id.
@@ -56,19 +68,47 @@ impl Governed {
     ///
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
-    pub(crate) async fn load(store: &dyn Store) -> Result<Self, AdminError> {
+    pub(crate) async fn load(store: &dyn Store, beside: &dyn Beside) -> Result<Self, AdminError> {
+        for _ in 0..READS {
+            let generation = beside.generation()?;
+            let mut governed = Self::read(store).await?;
+            // Of one piece: nothing was committed between the first look and the last.
+            if beside.generation()? == generation {
+                governed.generation = generation;
+                governed.pulled = beside.pulled(&governed.heard)?;
+                for pulled in &governed.pulled {
+                    governed.kills.insert(pulled.kill.clone());
+                }
+                return Ok(governed);
+            }
+        }
+        Err(AdminError::Store(StoreError::Busy))
+    }
+
+    /// Reads the state alone, without what lies beside it.
+    pub(crate) async fn read(store: &dyn Store) -> Result<Self, AdminError> {
         let mut governed = Self {
             policy: Policy::default(),
             credentials: HashMap::new(),
             pins: HashMap::new(),
             kills: Kills::default(),
+            heard: Heard::new(),
+            pulled: Vec::new(),
+            generation: 0,
             operators: Operators::default(),
             callers: HashMap::new(),
             proposals: Vec::new(),
         };
-        for kind in
-            [kind::OPERATORS, kind::POLICY, kind::CREDENTIAL, kind::PIN, kind::KILL, kind::PROPOSAL, kind::CALLER]
-        {
+        for kind in [
+            kind::OPERATORS,
+            kind::POLICY,
+            kind::CREDENTIAL,
+            kind::PIN,
+            kind::KILL,
+            kind::PROPOSAL,
+            kind::CALLER,
+            kind::HEARD,
+        ] {
             let mut result = Ok(());
             store
                 .scan(kind, &mut |mut record| {
@@ -111,6 +151,7 @@ impl Governed {
                 let caller = EnrolledCaller { principal_arn: meta.principal_arn, secret };
                 self.callers.insert(meta.access_key_id, caller);
             }
+            kind::HEARD => self.heard = decode::<HeardRecord>(value)?.heard,
             _ => {}
         }
         Ok(())

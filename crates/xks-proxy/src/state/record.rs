@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_crypto::{SecretBytes, VerifyingKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::error::AdminError;
+use crate::{Heard, error::AdminError};
 
 /// The envelope of every record's JSON.
 #[derive(Deserialize, Serialize)]
@@ -63,6 +63,12 @@ pub(crate) struct CredentialMeta {
 #[derive(Deserialize, Serialize)]
 pub(crate) struct PinMeta {
     pub hsm: String,
+}
+
+/// Up to which number each process's kills are in the state.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct HeardRecord {
+    pub heard: Heard,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -141,6 +147,16 @@ impl OperatorsRecord {
 }
 
 impl Operators {
+    /// As they are written.
+    #[must_use]
+    pub fn record(&self) -> OperatorsRecord {
+        let written = |operator: &Operator| OperatorRecord {
+            name: operator.name.clone(),
+            public_key: STANDARD.encode(operator.key.spki()),
+        };
+        OperatorsRecord { threshold: self.threshold, operators: self.operators.iter().map(written).collect() }
+    }
+
     /// The operator of a name.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Operator> {
@@ -172,6 +188,14 @@ mod tests {
         let kill: crate::state::KillSwitch = decode(golden).unwrap();
         assert_eq!(kill.scope, crate::state::KillScope::Store("s".into()));
         assert_eq!(encode(&kill).unwrap(), golden);
+    }
+
+    #[test]
+    fn golden_heard() {
+        let golden = br#"{"v":1,"heard":{"a":3,"command":1}}"#;
+        let record: HeardRecord = decode(golden).unwrap();
+        assert_eq!(record.heard, Heard::from([("a".into(), 3), ("command".into(), 1)]));
+        assert_eq!(encode(&record).unwrap(), golden);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -17,6 +18,7 @@ use holdfast_xks_proxy::{
     state::KillScope,
 };
 use serde_json::Value;
+use tokio::time::timeout;
 
 use change::{Asked, Change};
 
@@ -75,10 +77,10 @@ pub(crate) struct StateArg {
 pub(crate) struct OperatorArgs {
     /// Your name as an operator
     #[arg(long, value_name = "NAME")]
-    operator: String,
+    pub operator: String,
     /// Your private key: Ed25519 or P-256, PKCS #8, PEM
     #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Args)]
@@ -121,12 +123,25 @@ impl ScopeArgs {
     }
 }
 
-/// The control directory of a running process; any will do.
-pub(crate) fn any_process(state_dir: &Path) -> Result<PathBuf, Fault> {
-    running(state_dir).into_iter().next().ok_or_else(|| {
-        Fault::unavailable(format!("{}: no proxy runs on this state", state_dir.display()))
-            .hint("give the directory of [state] in its configuration; of `holdfast dev`: DATA_DIR/xks")
-    })
+/// A process that does not say who it is in this time may be stopped: another one is asked.
+const HELLO_MAX: Duration = Duration::from_secs(1);
+
+/// The control directory of a running process; any that answers will do.
+pub(crate) async fn any_process(state_dir: &Path) -> Result<PathBuf, Fault> {
+    let mut silent = Vec::new();
+    for process in running(state_dir) {
+        let hello = timeout(HELLO_MAX, control::ask(&process, &ControlRequest::Hello, |_| ())).await;
+        if hello.is_ok_and(|hello| hello.is_ok()) {
+            return Ok(process);
+        }
+        silent.push(process.display().to_string());
+    }
+    if !silent.is_empty() {
+        let why = format!("these processes have taken the state, and do not answer: {}", silent.join(", "));
+        return Err(Fault::unavailable(why).hint("are they stopped? let them go on, or end them"));
+    }
+    Err(Fault::unavailable(format!("{}: no proxy runs on this state", state_dir.display()))
+        .hint("give the directory of [state] in its configuration; of `holdfast dev`: DATA_DIR/xks"))
 }
 
 impl QuorumCommand {
@@ -166,7 +181,7 @@ async fn send(
 }
 
 async fn propose(state: &StateArg, operator: &OperatorArgs, hours: u16, change: Change) -> Result<(), Fault> {
-    let process = any_process(&state.state_dir)?;
+    let process = any_process(&state.state_dir).await?;
     let key = operator_key::load(&operator.key)?;
     let Asked { act, secret, handover } = change::read(change)?;
     if let (Some((path, access_key_id)), Some(secret), Act::CredentialAdd { store, .. }) = (&handover, &secret, &act) {
@@ -229,7 +244,7 @@ async fn find(process: &Path, id: &str) -> Result<Value, Fault> {
 
 #[expect(clippy::print_stderr, reason = "a question to the person at the terminal")]
 async fn decide(args: DecideArgs, approve: bool) -> Result<(), Fault> {
-    let process = any_process(&args.state.state_dir)?;
+    let process = any_process(&args.state.state_dir).await?;
     let key = operator_key::load(&args.operator.key)?;
     let proposal = find(&process, &args.id).await?;
     let text = proposal["text"].as_str().unwrap_or_default();
@@ -267,7 +282,7 @@ fn readable(act: &Act) -> Result<String, Fault> {
 
 #[expect(clippy::print_stdout, reason = "the command's data")]
 async fn show(state: &StateArg, id: Option<&str>, json: bool) -> Result<(), Fault> {
-    let process = any_process(&state.state_dir)?;
+    let process = any_process(&state.state_dir).await?;
     match id {
         None => {
             let all = proposals(&process).await?;

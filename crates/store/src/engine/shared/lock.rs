@@ -1,0 +1,58 @@
+//! The lock that commits take, which nobody waits for without end.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use holdfast_core::StoreError;
+
+/// Longest wait. A commit takes a few milliseconds; whoever holds the lock longer is stopped, or its disk hangs.
+const WAIT_MAX: Duration = Duration::from_secs(3);
+/// Between two looks.
+const WAIT_STEP: Duration = Duration::from_millis(5);
+/// The holder's name, padded: always the same bytes of the file, so that no room is needed for it.
+const HOLDER_BYTES: usize = 128;
+
+/// Held until it is dropped; by a crash, too, it is let go.
+pub(super) struct RowsLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl RowsLock {
+    /// Takes the lock for `holder`.
+    pub(super) fn take(path: &Path, holder: &str) -> Result<Self, StoreError> {
+        let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(path).map_err(failed)?;
+        let started = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+                Err(TryLockError::WouldBlock) if started.elapsed() < WAIT_MAX => thread::sleep(WAIT_STEP),
+                Err(TryLockError::WouldBlock) => return Err(held(path, &file)),
+            }
+        }
+        let mut name = format!("process {:?}, pid {}", holder, std::process::id()).into_bytes();
+        name.resize(HOLDER_BYTES, b' ');
+        // For people only: a disk that has no room for it must not stop a change.
+        let _ = file.write_all_at(&name, 0);
+        Ok(Self(file))
+    }
+}
+
+fn held(path: &Path, file: &File) -> StoreError {
+    let mut name = [0; HOLDER_BYTES];
+    let read = file.read_at(&mut name, 0).unwrap_or(0);
+    let name = String::from_utf8_lossy(&name[..read]);
+    let name = if name.trim().is_empty() { "a process that left no name" } else { name.trim() };
+    StoreError::Failed(format!(
+        "{} has been held for more than {} s by {name}: is it stopped? Let it go on, or end it; nothing was written",
+        path.display(),
+        WAIT_MAX.as_secs()
+    ))
+}
