@@ -65,8 +65,9 @@ tenant = "{TENANT}"
         self.process.send_signal(how)
         self.process.wait(30)
 
-    def token(self) -> str:
-        form = {"grant_type": "client_credentials", "client_id": ADMIN[0], "client_secret": self.secrets["admin"],
+    def token(self, name: str = "admin") -> str:
+        client_id, _ = {"admin": ADMIN, "storage": STORAGE, "kms": KMS}[name]
+        form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": self.secrets[name],
                 "scope": "https://managedhsm.azure.net/.default"}
         answer = requests.post(f"{self.authority}/{TENANT}/oauth2/v2.0/token", data=form, verify=self.data_dir / "ca.pem", timeout=10)
         return answer.json()["access_token"]

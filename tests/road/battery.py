@@ -128,12 +128,14 @@ class Battery:
             self.open.append(half)
 
     def settle(self) -> None:
-        """Waits until nothing of what was abandoned is at work any more: the log grows no further."""
+        """Waits until nothing of what was abandoned is at work any more, and the log grows no further."""
         count, calm = -1, 0
         while calm < 4:
             time.sleep(0.25)
+            lines = self.dialect.metrics().splitlines()
+            at_work = any(line.startswith("holdfast_requests_abandoned{") and not line.endswith(" 0") for line in lines)
             now = self.dialect.size_of_log()
-            count, calm = now, calm + 1 if now == count else 0
+            count, calm = now, calm + 1 if now == count and not at_work else 0
         for stream in self.open:
             stream.close()
 
@@ -142,9 +144,9 @@ class Battery:
     def check_events(self, told: dict, when: str, cuts: list[Cut]) -> None:
         found = collections.defaultdict(dict)
         for number, event in enumerate(self.dialect.events()):
-            # A change that was drained twice, for it was not known whether it had been, is one: readers go by its revision.
+            # A change that was told twice, for it was not known whether it had been, is one.
             if (mark := self.dialect.mark_of(event)) is not None:
-                found[mark][event.get("revision") or f"line {number}"] = event
+                found[mark][self.dialect.change_of(event) or f"line {number}"] = event
         for cut in cuts:
             self.check_cut(cut, list(found[cut.mark].values()), told, when)
 

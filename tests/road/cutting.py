@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 HOW = ("reset", "close", "half")
 """How a connection is cut: by a reset; closed; the sending side closed, so that what was sent certainly arrives."""
+SECONDS_TO_BE_READ = 0.3
+"""What was sent until then was read: the service had all that it needs to judge too early."""
 
 
 class Request(NamedTuple):
@@ -112,3 +114,21 @@ def status_of(data: bytes) -> int | None:
         return 200 if data.endswith(b"\n") and json.loads(data.splitlines()[-1]).get("done") else None
     words = data[:16].split(b" ")
     return int(words[1]) if len(words) > 2 and words[0] == b"HTTP/1.1" else None
+
+
+@contextlib.contextmanager
+def half_sent(door: Door, request: Request):
+    """Half of the body is there while the block runs; `answer()` sends the rest, and gives status and body."""
+    with door.connect() as stream:
+        half = len(request.body) // 2
+        stream.sendall(request.head + request.body[:half])
+        time.sleep(SECONDS_TO_BE_READ)
+
+        def answer() -> tuple[int, bytes]:
+            # Who is refused before his body is there may hear it at once.
+            with contextlib.suppress(ConnectionError):
+                stream.sendall(request.body[half:])
+            response = http.client.HTTPResponse(stream, method=request.head.split(b" ", 1)[0].decode())
+            response.begin()
+            return response.status, response.read()
+        yield answer

@@ -202,6 +202,9 @@ class KeyVault:
         self.door.restarted()
         self.token = self.hsm.token()
 
+    def metrics(self) -> str:
+        return self.ask("GET", "/metrics").body.decode()
+
     def size_of_log(self) -> int:
         return sum(path.stat().st_size for path in (self.hsm.data_dir / "audit").glob("*.jsonl"))
 
@@ -211,6 +214,10 @@ class KeyVault:
 
     def mark_of(self, event: dict) -> str | None:
         return event.get("client_request_id") or None
+
+    def change_of(self, event: dict):
+        """The change that it tells of, by its number."""
+        return event.get("revision")
 
     def more_faults(self) -> list[str]:
         return []

@@ -7,13 +7,14 @@ import os
 import ssl
 import time
 
+import requests
+from authority import Authority
 from battery import Operation
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cutting import Answer, Door, Request
+from pool import POOL, VERSION, Azure, enc
 from proxy import Kms, Proxy, free_port
 from softhsm import MODULE, PIN, SoftHsm
-from pool import POOL, VERSION, Azure, enc
-from authority import Authority
 
 SOFTWARE = '[[hsms]]\nname = "east"\nsoftware_insecure = true\n'
 STORE = '[[stores]]\nname = "{0}"\npath_prefix = "/{0}"\nregion = "us-east-1"\nmode = "trust-provider"\nrequests_per_sec = 100000\nkeys = {1}\n'
@@ -43,6 +44,9 @@ class OfProxy:
     def logs(self):
         return sorted((self.proxy.state / "processes" / "a" / "audit").glob("*.jsonl"))
 
+    def metrics(self) -> str:
+        return requests.get(f"http://127.0.0.1:{self.proxy.metrics['a']}/metrics", timeout=30).text
+
     def size_of_log(self) -> int:
         return sum(path.stat().st_size for path in self.logs)
 
@@ -51,6 +55,10 @@ class OfProxy:
 
     def mark_of(self, event: dict) -> str | None:
         return event.get("client_request_id")
+
+    def change_of(self, event: dict):
+        """The change that it tells of, by its number."""
+        return event.get("revision")
 
     def more_faults(self) -> list[str]:
         return []
@@ -287,3 +295,9 @@ class QuorumSwitches(Quorum):
         # Those that are to be lifted were pulled before.
         mark = super().mark_of(event)
         return None if event["operation"] == "Kill" and (mark in self.pulled or event["reason"] == "again") else mark
+
+    def change_of(self, event: dict):
+        # A kill is told by whoever sees first that it is not told yet: process and number tell that it is one.
+        if event["operation"] == "Kill":
+            return event["context"]["process"], event["context"]["number"]
+        return super().change_of(event)
