@@ -97,3 +97,54 @@ def test_a_stop_waits_for_work_whose_client_is_gone(own):
     assert [(event["operation"], event["outcome"]) for event in events(own, "slow")] == [("KeyCreate", "allowed")]
     own.start()
     assert Rest(own, own.token())("GET", "/keys/slow").status_code == 200
+
+
+ADMINISTRATOR = "a290e904-7015-4bba-90c8-60543313cdb4"
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_who_is_removed_while_his_request_waits_is_refused(tmp_path, removed):
+    """The head of alice's request is looked at; then she is removed; then her body comes."""
+    server = Server(tmp_path, "--client", "alice", "--client", "bob").start()
+    root, alice = Rest(server, server.token()), Rest(server, server.token("alice"))
+    path = "/providers/Microsoft.Authorization/roleAssignments"
+
+    def administrator(client):
+        return {"properties": {"roleDefinitionId": ADMINISTRATOR, "principalId": server.env[f"HOLDFAST_{client}_OBJECT_ID"]}}
+    hers, theirs = (f"{digit * 8}-{digit * 4}-4{digit * 3}-8{digit * 3}-{digit * 12}" for digit in "12")
+    root.ok("PUT", f"{path}/{hers}", administrator("ALICE"), status=201)
+    body = json.dumps(administrator("BOB")).encode()
+    with connected(server) as tls:
+        head, body = request("PUT", f"{path}/{theirs}", alice.token, body).split(b"\r\n\r\n")
+        tls.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n" + body[:10])
+        assert tls.recv(100).startswith(b"HTTP/1.1 100 "), "what the head says was looked at, and let by"
+        if removed:
+            root.ok("DELETE", f"{path}/{hers}")
+        tls.sendall(body[10:])
+        answer = tls.recv(10_000).decode()
+    assert answer.startswith("HTTP/1.1 403 " if removed else "HTTP/1.1 201 "), answer
+    assert root("GET", f"{path}/{theirs}").status_code == (404 if removed else 200)
+    server.stop()
+    exported = server.holdfast("audit", "export", "--log", server.data_dir / "audit").stdout
+    ours = [event for event in map(json.loads, exported.splitlines()) if event.get("path", "").endswith(theirs)]
+    told = [(event["operation"], event["outcome"], event["status"]) for event in ours if event["operation"] == "RoleAssignmentCreate"]
+    assert told == [("RoleAssignmentCreate", "denied", 403) if removed else ("RoleAssignmentCreate", "allowed", 201)]
+
+
+def test_strangers_do_not_fill_the_log(own):
+    """Who shows no token is counted; who is known and may not is told of each time."""
+    rest = Rest(own, own.token())
+    asked = 400
+    with connected(own) as tls:
+        for _ in range(asked):
+            tls.sendall(b"GET /keys/strange?api-version=7.5 HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while b"(Activity ID" not in answer:
+                answer += tls.recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 401 ")
+    rest("GET", "/keys/strange")
+    own.stop()
+    denied = [event for event in events(own, "strange") if event["outcome"] == "denied"]
+    assert all("caller" not in event and event["status"] == 401 for event in denied)
+    assert sum(int(event.get("context", {}).get("count", 1)) for event in denied) == asked
+    assert len(denied) < asked / 4

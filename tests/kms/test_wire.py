@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import ssl
+import time
 
 import pytest
 import requests
@@ -77,7 +78,12 @@ def test_stale_and_early_signatures(caller, body, offset, taken):
 ])
 def test_mutilated_headers(caller, service, body, change, code):
     assert_refused(caller.send(body, change(caller.signed("Encrypt", body))), code)
-    event = service.events()[-1]
+    # What is refused to nobody that is known is counted, and told when the second is over.
+    for _ in range(60):
+        event = service.events()[-1]
+        if event["error"] == code:
+            break
+        time.sleep(0.05)
     assert (event["outcome"], event["error"]) == ("denied", code)
 
 
@@ -161,7 +167,7 @@ def test_a_secret_is_nowhere_in_the_log(service, kms, symmetric):
     kms.decrypt(CiphertextBlob=blob, EncryptionContext={"name": "a-context-value-that-is-hashed"})
     text = service.log.read_text() + json.dumps(service.events())
     assert marker.decode() not in text and "a-context-value-that-is-hashed" not in text
-    events = service.events()[-2:]
+    events = [event for event in service.events() if "caller" in event][-2:]
     assert [event["operation"] for event in events] == ["Encrypt", "Decrypt"]
     assert all(event["key"] == symmetric and len(event["context"]["encryption-context-sha256"]) == 64 for event in events)
 

@@ -19,16 +19,25 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
     ("holdfast-engine", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-enclave", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-store", &["holdfast-core", "holdfast-crypto"], &[]),
-    ("holdfast-kms", &["holdfast-core", "holdfast-crypto", "holdfast-wire"], &["holdfast-engine", "holdfast-store"]),
+    (
+        "holdfast-kms",
+        &["holdfast-core", "holdfast-crypto", "holdfast-service", "holdfast-wire"],
+        &["holdfast-engine", "holdfast-store"],
+    ),
     ("holdfast-wire", &["holdfast-core", "holdfast-crypto"], &[]),
+    ("holdfast-service", &["holdfast-core", "holdfast-crypto", "holdfast-wire"], &[]),
     (
         "holdfast-managed-hsm",
-        &["holdfast-core", "holdfast-crypto", "holdfast-wire"],
+        &["holdfast-core", "holdfast-crypto", "holdfast-service", "holdfast-wire"],
         &["holdfast-engine", "holdfast-store"],
     ),
     ("holdfast-pkcs11", &["holdfast-core", "holdfast-crypto"], &[]),
     ("holdfast-storage", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
-    ("holdfast-xks-proxy", &["holdfast-core", "holdfast-crypto", "holdfast-wire"], &["holdfast-store"]),
+    (
+        "holdfast-xks-proxy",
+        &["holdfast-core", "holdfast-crypto", "holdfast-service", "holdfast-wire"],
+        &["holdfast-store"],
+    ),
     (
         "holdfast",
         &[

@@ -197,6 +197,7 @@ pub trait Policy {
 
 /// Proof that one action on one resource was allowed.
 #[derive(Debug)]
+#[must_use = "a permit that nothing is done with was asked for in vain, or what it is for is done without it"]
 pub struct Permit {
     action: Action,
     resource: Resource,

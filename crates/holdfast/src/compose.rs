@@ -37,6 +37,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 pub(crate) struct Running {
     shutdown: watch::Sender<bool>,
     servers: Vec<JoinHandle<()>>,
+    role: Arc<ManagedHsm>,
     audit: Arc<AuditLog>,
     marks: JoinHandle<AuditMarks>,
     identity: Arc<TlsIdentity>,
@@ -164,10 +165,10 @@ impl Opened {
             stopped.clone(),
         )));
         let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
-        servers.push(tokio::spawn(maintain(role, renewal, stopped.clone())));
+        servers.push(tokio::spawn(maintain(Arc::clone(&role), renewal, stopped.clone())));
         let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
-        Ok(Running { shutdown, servers, audit, marks, identity, ambient })
+        Ok(Running { shutdown, servers, role, audit, marks, identity, ambient })
     }
 }
 
@@ -281,6 +282,7 @@ impl Running {
         for server in self.servers {
             let _ = server.await;
         }
+        self.role.finish().await;
         close_audit(self.audit, self.marks).await;
         tracing::info!("stopped");
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::{KeyName, Permit, Resource, Timestamp};
+use holdfast_service::Trace;
 use http::request::Parts;
 use serde::Deserialize;
 
@@ -29,7 +30,7 @@ const NAME_CHARS_MAX: usize = 512;
 const GRANT_TOKENS_MAX: usize = 10;
 
 /// What an operation learns that the audit log wants.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Told {
     pub key: Option<String>,
     pub material: Option<String>,
@@ -54,6 +55,9 @@ pub(crate) struct Call<'a> {
     /// The resource on whose behalf a service asks.
     pub source_arn: Option<&'a str>,
     pub request_id: &'a str,
+    /// Gives the event of a change to who commits it.
+    #[expect(dead_code, reason = "changes are committed without their event so far")]
+    pub trace: &'a Trace,
     pub now: Timestamp,
     pub told: &'a mut Told,
 }
@@ -199,7 +203,13 @@ impl<'a> Call<'a> {
         Ok(permit)
     }
 
-    /// The same, for a key that is not there yet: its policy is not asked.
+    /// The same, used up by an operation that no call to the HSM stands behind.
+    pub(crate) fn allowed_apart(&mut self, action: KmsAction, resource: &str, with: With<'_>) -> Result<(), ApiError> {
+        let permit = self.permit_apart(action, resource, with)?;
+        Ok(permit.spend(action.core(), &Resource::Keys)?)
+    }
+
+    /// A permit for a key that is not there yet: its policy is not asked.
     pub(crate) fn permit_new(&mut self, action: KmsAction, name: &KeyName, with: With<'_>) -> Result<Permit, ApiError> {
         let permit = self.ask(action, "*", None, with, |ask, _| ask.permit_on(Resource::Key(name.clone())))?;
         self.told.rule = Some(permit.rule().to_owned());

@@ -55,6 +55,7 @@ pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
     let (parts, ()) = http::Request::new(()).into_parts();
     let body = bytes::Bytes::copy_from_slice(body);
     let mut told = Told::default();
+    let trace = holdfast_service::Trace::automatic("fuzz".into(), operation.name(), "/");
     let mut call = Call {
         kms,
         operation,
@@ -64,7 +65,8 @@ pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
         region,
         source: None,
         source_arn: None,
-        request_id: "fuzz",
+        request_id: trace.request_id(),
+        trace: &trace,
         now: kms.ambient.now(),
         told: &mut told,
     };

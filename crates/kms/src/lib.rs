@@ -4,7 +4,7 @@
 //! store behind a proxy, or a Managed HSM. Data under a reference key is encrypted twice, first under material of the service's own,
 //! then by the other side, so that neither alone can read it.
 //!
-//! Reading order: [`Kms::handle`] (`service`: the life of a request), `call` (what an operation has at hand: the key named, the permit),
+//! Reading order: [`Kms::handle`], `dialect` (the stages of a request), `call` (what an operation has at hand: the key named, the permit),
 //! `ops` (what is done), `authz` with `policy` and `grants` (who may), `keys`, `usage` and `blob` (what is kept, what is given out), `stores` (custom
 //! key stores), `error` (what is told). `client` is the dialect from the other side, for storage.
 //!
@@ -18,6 +18,7 @@ mod blob;
 mod call;
 mod client;
 mod context;
+mod dialect;
 mod error;
 mod explain;
 mod facts;
@@ -47,11 +48,11 @@ pub use error::ApiError;
 pub use explain::{Explanation, Question as ExplainQuestion};
 use grants::Grants;
 use holdfast_core::{Ambient, AuditSink, EvidenceVerifier, Hsm, HsmAdmin, Store, StoreError};
+use holdfast_service::Spine;
 use keys::{KeyRing, KeyRingLimits};
 pub use names::is_account;
 use stores::KeyStores;
 pub use stores::{HsmCluster, KekMaker, LinkFault, ProxyAccess, StoreLimits};
-use tokio::sync::Semaphore;
 use usage::Usage;
 
 /// What the role stands on.
@@ -129,7 +130,7 @@ pub struct Kms {
     ambient: Arc<dyn Ambient>,
     evidence: Option<Arc<dyn EvidenceVerifier>>,
     limits: Limits,
-    in_flight: Semaphore,
+    spine: Spine,
 }
 
 impl Kms {
@@ -146,6 +147,7 @@ impl Kms {
         let grants = Grants::open(Arc::clone(&store)).await?;
         let usage = Usage::open(Arc::clone(&store)).await?;
         let stores = KeyStores::open(store, Arc::clone(&ambient), proxies, clusters, limits.stores).await?;
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), Some(limits.in_flight_max));
         Ok(Self {
             regions: regions.into_iter().map(Into::into).collect(),
             directory,
@@ -160,7 +162,7 @@ impl Kms {
             ambient,
             evidence,
             limits,
-            in_flight: Semaphore::new(limits.in_flight_max),
+            spine,
         })
     }
 

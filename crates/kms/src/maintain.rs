@@ -46,8 +46,8 @@ impl Kms {
         self.watch_stores().await;
     }
 
-    /// Writes down when keys were last used; also for the end of the service.
-    pub async fn write_usage(&self) {
+    /// Writes down when keys were last used.
+    pub(crate) async fn write_usage(&self) {
         if let Err(error) = self.usage.flush().await {
             tracing::warn!(%error, "the last use of keys could not be written; it is tried again");
         }

@@ -1,11 +1,12 @@
 //! Role: wire-compatible with Azure Key Vault Managed HSM.
 //!
 //! Reading order: [`route`](Route) (path to operation), `wire` (Key Vault's words), `authn` (tokens to principals), `rbac`
-//! (principals to permits), `ops` (what is done), `error` (what is told). [`ManagedHsm::handle`] strings them together.
+//! (principals to permits), `ops` (what is done), `error` (what is told), `dialect` (the stages of a request, in their order).
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
 
 mod authn;
 mod client;
+mod dialect;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -27,6 +28,7 @@ pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
 pub use client::{KekClient, ServiceIdentity};
 pub use error::ApiError;
 use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
+use holdfast_service::Spine;
 use keys::{KeyRing, KeyRingLimits};
 use ops::Settings;
 pub use rbac::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
@@ -118,6 +120,7 @@ pub struct ManagedHsm {
     store: Arc<dyn Store>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
+    spine: Spine,
 }
 
 impl ManagedHsm {
@@ -157,7 +160,23 @@ impl ManagedHsm {
             open_keys_max: limits.open_keys_max,
         };
         let keys = KeyRing::open(Arc::clone(&store), Arc::clone(&hsm), Arc::clone(&ambient), ring_limits).await?;
-        Ok(Self { authenticator, hosts, rbac, keys, settings, retention, limits, hsm, admin, store, audit, ambient })
+        // Connections bound how many requests are at work: each has one.
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), None);
+        Ok(Self {
+            authenticator,
+            hosts,
+            rbac,
+            keys,
+            settings,
+            retention,
+            limits,
+            hsm,
+            admin,
+            store,
+            audit,
+            ambient,
+            spine,
+        })
     }
 
     /// How many keys there are, soft-deleted ones included.

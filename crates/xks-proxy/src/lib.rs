@@ -1,13 +1,14 @@
 //! Role: the customer's proxy of an external key store, in front of any HSM.
 //!
 //! Reading order: `xks` and `ekm` (the two dialects: route, wire, operations, errors), [`policy`] (who may use which key),
-//! `authn` (who asks), `service` (the life of a request), [`state`] and [`quorum`] (what is governed, and how it is changed),
+//! `authn` (who asks), `dialect` (the stages of a request), [`state`] and [`quorum`] (what is governed, and how it is changed),
 //! `health`. The role sees HSMs, store and audit log through the seams of `holdfast-core` only.
 
 mod admin;
 mod authn;
 mod beside;
 mod call;
+mod dialect;
 mod ekm;
 mod error;
 #[cfg(fuzzing)]
@@ -39,11 +40,11 @@ pub use beside::{Beside, Heard, PulledKill};
 pub use error::AdminError;
 pub use health::DeepHealth;
 use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, TokenObject};
+use holdfast_service::Spine;
 use holdfast_wire::Quotas;
 pub use restore::{Acceptance, Restore, accept_restore, governors_of};
 pub use service::{Door, Peer};
 use state::{Governed, KillSwitch};
-use tokio::sync::Semaphore;
 
 /// What the role stands on.
 pub struct Seams {
@@ -107,7 +108,7 @@ pub struct XksProxy {
     /// Why the state is not to be trusted: it went back to an older one, or cannot be read. Nothing is done until it is mended.
     untrusted: ArcSwapOption<String>,
     limits: Limits,
-    in_flight: Arc<Semaphore>,
+    spine: Spine,
     quotas: Quotas,
     replays: ProofReplays,
     deep: Mutex<BTreeMap<String, DeepHealth>>,
@@ -123,6 +124,7 @@ impl XksProxy {
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
         let Seams { hsms, own_keys_only, health_keys, store, audit, beside, ambient } = seams;
         let governed = Governed::load(store.as_ref(), beside.as_ref()).await?;
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), Some(limits.in_flight_max));
         let proxy = Arc::new(Self {
             instance,
             hsms,
@@ -138,7 +140,7 @@ impl XksProxy {
             unwritten: Mutex::default(),
             untrusted: ArcSwapOption::empty(),
             limits,
-            in_flight: Arc::new(Semaphore::new(limits.in_flight_max)),
+            spine,
             quotas: Quotas::default(),
             replays: ProofReplays::default(),
             deep: Mutex::default(),

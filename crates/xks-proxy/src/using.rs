@@ -31,7 +31,7 @@ pub(crate) struct Use<'a> {
 }
 
 /// What the audit log is told of a use.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Told {
     /// The rule that allowed it.
     pub rule: Option<String>,

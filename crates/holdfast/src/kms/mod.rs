@@ -177,7 +177,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
-        self.role.write_usage().await;
+        self.role.finish().await;
         close_audit(self.audit, self.marks).await;
     }
 }

@@ -330,6 +330,7 @@ impl Running {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.proxy.finish().await;
         close_audit(self.audit, self.marks).await;
     }
 }

@@ -59,7 +59,7 @@ fn own_name(call: &Call<'_>, name: Option<&str>) -> Result<(AliasName, String), 
 
 /// A change of an alias must be allowed on the alias, by the caller's policies, and on the key.
 fn allowed(call: &mut Call<'_>, action: KmsAction, arn: &str, key: &KeyEntry) -> Result<(), ApiError> {
-    call.permit_apart(action, arn, With::default())?;
+    call.allowed_apart(action, arn, With::default())?;
     call.allowed(action, key, With::default())
 }
 
@@ -133,7 +133,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             call.told.key = Some(key.arn.clone());
             allowed(call, KmsAction::DeleteAlias, &arn, &key)?;
         }
-        None => drop(call.permit_apart(KmsAction::DeleteAlias, &arn, With::default())?),
+        None => call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?,
     }
     aliases.remove(&changing, &name, &alias).await?;
     nothing()
@@ -142,7 +142,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
     let count = limit(request.limit, 50, 100)?;
-    call.permit_apart(KmsAction::ListAliases, "*", With::default())?;
+    call.allowed_apart(KmsAction::ListAliases, "*", With::default())?;
     let target = match request.key_id.as_deref() {
         None => None,
         Some(key_id) => Some(call.named_without_alias("keyId", Some(key_id))?.id),

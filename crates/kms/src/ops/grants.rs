@@ -388,7 +388,7 @@ pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     // Of oneself everybody may ask.
     if !call.identity.parties().contains(&retiring) {
-        call.permit_apart(KmsAction::ListRetirableGrants, "*", With::default())?;
+        call.allowed_apart(KmsAction::ListRetirableGrants, "*", With::default())?;
         let account = principal.and_then(|arn| arn.split(':').nth(4));
         if account != Some(call.account()) {
             return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));

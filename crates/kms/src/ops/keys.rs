@@ -111,7 +111,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let facts = create_facts(&request, &wanted);
     let with = With { tags: Some(&wanted.tags), more: &facts, ..With::default() };
     if !wanted.tags.is_empty() {
-        call.permit_apart(KmsAction::TagResource, "*", with)?;
+        call.allowed_apart(KmsAction::TagResource, "*", with)?;
     }
     let id = KeyId::new(call.kms.ambient.random(), wanted.multi_region);
     let name = id.name().ok_or_else(|| ApiError::internal("a key id that is no name"))?;
@@ -338,7 +338,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         violations.one_of(Some(owner), "resourceOwners", &["SELF", "OTHER_ACCOUNTS_VIA_RAM"]);
     }
     violations.finish()?;
-    call.permit_apart(KmsAction::ListKeys, "*", With::default())?;
+    call.allowed_apart(KmsAction::ListKeys, "*", With::default())?;
     // Nothing is shared between accounts but by key policies, and those keys nobody lists.
     let own = owners.iter().any(|owner| owner == "SELF");
     let listing = Listing::of(call, &[if own { "SELF" } else { "" }]);

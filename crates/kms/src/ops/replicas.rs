@@ -52,9 +52,9 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let facts = [("kms:replicaregion", vec![region.to_string()])];
     let permit = call.permit(KmsAction::ReplicateKey, &key, With { more: &facts, ..With::default() })?;
     let with = With { tags: Some(&tags), ..With::default() };
-    call.permit_apart(KmsAction::CreateKey, "*", with)?;
+    call.allowed_apart(KmsAction::CreateKey, "*", with)?;
     if !tags.is_empty() {
-        call.permit_apart(KmsAction::TagResource, "*", with)?;
+        call.allowed_apart(KmsAction::TagResource, "*", with)?;
     }
     must_be_primary(&key)?;
     call.must_be_enabled(&key)?;

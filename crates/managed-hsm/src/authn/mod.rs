@@ -65,6 +65,16 @@ struct Verified {
     issuer: usize,
 }
 
+/// A token that was verified, and may have ended since.
+pub(crate) struct Presented(Arc<Verified>);
+
+impl Presented {
+    /// Whom it named when it was verified.
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.0.principal
+    }
+}
+
 /// Verifies access tokens of configured issuers.
 pub struct Authenticator {
     issuers: Vec<Issuer>,
@@ -87,8 +97,22 @@ impl Authenticator {
         Self { issuers, audiences, verified: Cache::new(VERIFIED_TOKENS), ambient }
     }
 
+    /// Whom a token names that was verified a while ago: it may have expired since, or its issuer have withdrawn the key.
+    pub(crate) async fn confirm(
+        &self,
+        presented: Presented,
+        header: Option<&http::HeaderValue>,
+    ) -> Result<Principal, Rejection> {
+        let Presented(verified) = presented;
+        token::check_times(verified.not_before, verified.expires, self.ambient.now())?;
+        if verified.generation == self.issuers[verified.issuer].generation() {
+            return Ok(verified.principal.clone());
+        }
+        Ok(self.authenticate(header).await?.principal().clone())
+    }
+
     /// Verifies the value of an `Authorization` header.
-    pub(crate) async fn authenticate(&self, header: Option<&http::HeaderValue>) -> Result<Principal, Rejection> {
+    pub(crate) async fn authenticate(&self, header: Option<&http::HeaderValue>) -> Result<Presented, Rejection> {
         let header = header.ok_or(Rejection::NoToken)?.to_str().map_err(|_| bad("the header is not ASCII"))?;
         let (scheme, token) = header.split_once(' ').ok_or(Rejection::NoToken)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -103,13 +127,12 @@ impl Authenticator {
         if let Some(known) = self.verified.get(&fingerprint) {
             token::check_times(known.not_before, known.expires, now)?;
             if known.generation == self.issuers[known.issuer].generation() {
-                return Ok(known.principal.clone());
+                return Ok(Presented(known));
             }
         }
-        let verified = self.verify(token, now).await?;
-        let principal = verified.principal.clone();
-        self.verified.insert(fingerprint, Arc::new(verified));
-        Ok(principal)
+        let verified = Arc::new(self.verify(token, now).await?);
+        self.verified.insert(fingerprint, Arc::clone(&verified));
+        Ok(Presented(verified))
     }
 
     async fn verify(&self, token: &str, now: Timestamp) -> Result<Verified, Rejection> {

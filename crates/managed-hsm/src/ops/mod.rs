@@ -14,7 +14,8 @@ mod settings;
 
 use bytes::Bytes;
 pub(crate) use deleted::purge_for_good;
-use holdfast_core::{KeyVersionId, Permit};
+use holdfast_core::{AuditEvent, KeyVersionId, Permit};
+use holdfast_service::{Told, Trace};
 use http::StatusCode;
 pub(crate) use rotate::rotate_by_itself;
 use serde::Serialize;
@@ -29,14 +30,28 @@ pub(crate) struct Call<'a> {
     pub query: &'a Query,
     /// `https://HOST[:PORT]` of the name the client used.
     pub base_url: &'a str,
+    /// Gives the event of a change to who commits it.
+    #[expect(dead_code, reason = "changes are committed without their event so far")]
+    pub trace: &'a Trace,
     pub facts: &'a mut Facts,
 }
 
-/// What an operation learns that the audit log wants.
-#[derive(Default)]
+/// What is learnt of a request that the audit log wants.
+#[derive(Clone, Default)]
 pub(crate) struct Facts {
+    pub key: Option<String>,
     pub version: Option<KeyVersionId>,
     pub algorithm: Option<String>,
+    pub rule: Option<String>,
+}
+
+impl Told for Facts {
+    fn tell(&mut self, event: &mut AuditEvent) {
+        event.key = self.key.take();
+        event.key_version = self.version.map(|version| version.to_string());
+        event.algorithm = self.algorithm.take();
+        event.reason = self.rule.take();
+    }
 }
 
 /// A successful answer.

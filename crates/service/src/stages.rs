@@ -1,0 +1,121 @@
+//! What a request is on its way. None of these can be made elsewhere:
+//!
+//! ```compile_fail
+//! let request = holdfast_service::Request { head: unreachable!(), body: bytes::Bytes::new() };
+//! ```
+//! ```compile_fail
+//! let recorded = holdfast_service::Recorded(Ok::<(), ()>(()));
+//! ```
+
+use std::{net::SocketAddr, time::Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, request::Parts};
+
+/// The head of a request. Nothing of what it says is proved.
+pub struct Head {
+    parts: Parts,
+    source: Option<SocketAddr>,
+    started: Instant,
+}
+
+impl Head {
+    pub(crate) fn new(parts: Parts, source: Option<SocketAddr>) -> Self {
+        Self { parts, source, started: Instant::now() }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The header lines.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    /// A header's value, if it is text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Path, without query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.parts.uri.path()
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn source(&self) -> Option<SocketAddr> {
+        self.source
+    }
+
+    /// When it was there.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+/// A request that is there as a whole, its body read within its bounds.
+pub struct Request<'a> {
+    head: &'a Head,
+    body: Bytes,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(head: &'a Head, body: Bytes) -> Self {
+        Self { head, body }
+    }
+
+    /// The head.
+    #[must_use]
+    pub fn head(&self) -> &'a Head {
+        self.head
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+}
+
+/// What an operation that succeeded gives back.
+pub enum Done<R> {
+    /// Something was used or read. The event is still to be written, and the answer waits for it.
+    Told(R),
+}
+
+impl<R> Done<R> {
+    pub(crate) fn reply(&self) -> &R {
+        match self {
+            Self::Told(reply) => reply,
+        }
+    }
+
+    pub(crate) fn into_reply(self) -> R {
+        match self {
+            Self::Told(reply) => reply,
+        }
+    }
+}
+
+/// An outcome that the log knows: its event is durable, or it is of those that are only counted.
+pub struct Recorded<T>(T);
+
+impl<T> Recorded<T> {
+    pub(crate) fn new(outcome: T) -> Self {
+        Self(outcome)
+    }
+
+    /// What may be told now.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}

@@ -1,0 +1,193 @@
+//! Callers who are nobody that is known: what they are refused is told to the log, but they do not fill the disk.
+//!
+//! Within a second the first refusal of a kind (address, operation, code, reason) is written at once. What repeats is counted, and told
+//! in one event when the second is over: the last of its kind, with `count` in its context. The number of events of a kind is thus the sum
+//! of their counts, 1 where there is none. Somebody who varies what he asks is counted by address; many addresses are counted together.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use holdfast_core::{AuditEvent, AuditSink};
+
+/// How long refusals are counted together.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Kinds that are told apart within a window, all addresses together: what it holds in memory, and the events that it makes at most.
+const KINDS_MAX: usize = 128;
+/// Kinds that are told apart of one address.
+const KINDS_OF_ADDRESS_MAX: usize = 32;
+
+/// Refusals that are counted together.
+#[derive(Eq, Hash, PartialEq)]
+struct Kind {
+    /// `None`: of many.
+    address: Option<IpAddr>,
+    /// `None`: of several kinds.
+    what: Option<(&'static str, Option<&'static str>, Option<String>)>,
+}
+
+struct Counted {
+    count: u64,
+    last: AuditEvent,
+}
+
+#[derive(Default)]
+struct Window {
+    began: Option<Instant>,
+    /// `None`: written at once, and not repeated so far.
+    kinds: HashMap<Kind, Option<Counted>>,
+    of_address: HashMap<Option<IpAddr>, usize>,
+    /// Somebody tells the log when the window is over.
+    awaited: bool,
+}
+
+/// Refusals of this second.
+pub(crate) struct Strangers {
+    audit: Arc<dyn AuditSink>,
+    window: Mutex<Window>,
+}
+
+/// An address as it is counted: who has one of IPv6 has a network of them.
+fn counted_as(address: SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+    }
+}
+
+impl Window {
+    /// Gives the event back if it is to be written at once. The other: whether the log is now to be told later.
+    fn note(&mut self, event: AuditEvent, source: Option<SocketAddr>, now: Instant) -> (Option<AuditEvent>, bool) {
+        // What is counted is told by whoever waits for the end of the window, who then begins a new one.
+        if !self.awaited && self.began.is_none_or(|began| now.duration_since(began) >= WINDOW) {
+            *self = Self { began: Some(now), ..Self::default() };
+        }
+        let address = source.map(counted_as);
+        let kind = Kind { address, what: Some((event.operation, event.error_code, event.reason.clone())) };
+        if !self.kinds.contains_key(&kind) {
+            let of_address = self.of_address.entry(address).or_default();
+            if self.kinds.len() < KINDS_MAX && *of_address < KINDS_OF_ADDRESS_MAX {
+                *of_address += 1;
+                self.kinds.insert(kind, None);
+                return (Some(event), false);
+            }
+        }
+        self.count(kind, event);
+        (None, !std::mem::replace(&mut self.awaited, true))
+    }
+
+    fn count(&mut self, kind: Kind, mut event: AuditEvent) {
+        let of_several = Kind { address: kind.address, what: None };
+        let kind = if self.kinds.contains_key(&kind) {
+            kind
+        } else if self.of_address.get(&kind.address).is_some_and(|kinds| *kinds > 0) {
+            of_several
+        } else {
+            event.source = None;
+            Kind { address: None, what: None }
+        };
+        let counted = self.kinds.entry(kind).or_default();
+        let count = counted.as_ref().map_or(1, |counted| counted.count + 1);
+        *counted = Some(Counted { count, last: event });
+    }
+}
+
+impl Strangers {
+    pub(crate) fn new(audit: Arc<dyn AuditSink>) -> Self {
+        Self { audit, window: Mutex::default() }
+    }
+
+    /// Counts a refusal. Gives it back if it is to be written at once.
+    pub(crate) fn note(self: &Arc<Self>, event: AuditEvent, source: Option<SocketAddr>) -> Option<AuditEvent> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let (event, later) = window.note(event, source, Instant::now());
+        drop(window);
+        if later {
+            let this = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(WINDOW).await;
+                this.flush().await;
+            });
+        }
+        event
+    }
+
+    /// Tells the log what was counted.
+    pub(crate) async fn flush(&self) {
+        let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(PoisonError::into_inner));
+        for Counted { count, mut last } in window.kinds.into_values().flatten() {
+            last.context.push(("count", count.to_string()));
+            if let Err(error) = self.audit.append(last).await {
+                tracing::error!(%error, count, "refusals of callers who are not known are missing from the audit log");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_core::{AuditOutcome, Timestamp};
+    use http::StatusCode;
+
+    use super::*;
+    use crate::{Told, Trace};
+
+    #[derive(Clone, Default)]
+    struct Nothing;
+
+    impl Told for Nothing {
+        fn tell(&mut self, _: &mut AuditEvent) {}
+    }
+
+    fn refusal(reason: &str) -> AuditEvent {
+        let trace = Trace::automatic("id".into(), "Do", "/");
+        let mut event = trace.event(Timestamp::default(), &Nothing, StatusCode::UNAUTHORIZED);
+        event.outcome = AuditOutcome::Denied;
+        event.reason = Some(reason.into());
+        event
+    }
+
+    fn from(address: [u8; 4]) -> Option<SocketAddr> {
+        Some(SocketAddr::from((address, 9)))
+    }
+
+    #[test]
+    fn however_much_it_varies_it_is_bounded_and_counted() {
+        let (mut window, now) = (Window::default(), Instant::now());
+        let (mut at_once, mut asked) = (0, 0);
+        for address in 0..=255 {
+            for reason in 0..100 {
+                asked += 1;
+                at_once +=
+                    usize::from(window.note(refusal(&reason.to_string()), from([10, 0, 0, address]), now).0.is_some());
+            }
+        }
+        assert!((KINDS_MAX / 2..=KINDS_MAX).contains(&at_once), "{at_once}");
+        assert!(window.kinds.len() <= KINDS_MAX + 1 + KINDS_MAX / KINDS_OF_ADDRESS_MAX, "{}", window.kinds.len());
+        let counted: u64 = window.kinds.values().flatten().map(|counted| counted.count).sum();
+        assert_eq!(at_once as u64 + counted, asked);
+    }
+
+    #[test]
+    fn a_second_is_over_when_it_is_over() {
+        let (mut window, now) = (Window::default(), Instant::now());
+        assert!(window.note(refusal("a"), from([1; 4]), now).0.is_some());
+        assert!(window.note(refusal("b"), from([1; 4]), now).0.is_some(), "another reason is another kind");
+        assert!(window.note(refusal("a"), from([1; 4]), now + WINDOW).0.is_some(), "nothing waits to be told");
+        let (event, later) = window.note(refusal("a"), from([1; 4]), now + WINDOW);
+        assert!(event.is_none() && later);
+        let (event, later) = window.note(refusal("a"), from([1; 4]), now + WINDOW * 3);
+        assert!(event.is_none() && !later, "it is told already that something is to be told");
+    }
+
+    #[test]
+    fn a_network_is_one_address() {
+        let parse = |text: &str| counted_as(text.parse().unwrap());
+        assert_eq!(parse("[2001:db8::1]:1"), parse("[2001:db8::ffff:2]:2"));
+        assert_ne!(parse("[2001:db8::1]:1"), parse("[2001:db8:0:1::1]:1"));
+        assert_eq!(parse("[::ffff:10.0.0.1]:1"), parse("10.0.0.1:7"));
+    }
+}
