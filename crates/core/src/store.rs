@@ -1,6 +1,10 @@
-//! The seam behind which state is durable.
+//! The seam behind which state is durable, and the life of a change: rows and event in one transaction, then memory, then the answer.
+
+use std::sync::Weak;
 
 use async_trait::async_trait;
+
+use crate::AuditEvent;
 
 /// Names a record: its kind and, within the kind, its id. Neither is visible in the engine's files.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -41,6 +45,63 @@ pub struct Write {
     pub value: Option<Vec<u8>>,
 }
 
+/// Which change of a store: they are numbered from 1 without a gap. 0 is the store before any.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Revision(pub u64);
+
+impl std::fmt::Display for Revision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is to happen as one: these rows are written, and the log tells this event. Neither is without the other.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The rows.
+    pub writes: Vec<Write>,
+    /// What the log tells of it.
+    pub event: AuditEvent,
+}
+
+/// Proof that a change happened: its rows and its event are durable, and every projection of this process has applied it.
+///
+/// Only [`Store::commit`] makes one:
+/// ```compile_fail
+/// let done = holdfast_core::Committed { revision: holdfast_core::Revision(1) };
+/// ```
+#[derive(Debug, Eq, PartialEq)]
+#[must_use = "whoever changed something says so in the answer, and writes no second event"]
+pub struct Committed {
+    revision: Revision,
+}
+
+impl Committed {
+    /// Which change it was.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+}
+
+/// A row as a commit left it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Changed {
+    /// Which record.
+    pub key: RecordKey,
+    /// Its version now; 0 if it was removed.
+    pub version: u64,
+    /// Its content now; `None` if it was removed.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Memory that is a function of the store: an index of keys, the roles, the grants. It is changed by commits alone, in their order, and never
+/// by the request that asks for a commit.
+pub trait Projection: Send + Sync {
+    /// Takes in what a commit wrote. Called on the thread that commits: it must be quick and wait for nobody.
+    fn apply(&self, changes: &[Changed]);
+}
+
 /// What can go wrong in a store.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum StoreError {
@@ -50,12 +111,27 @@ pub enum StoreError {
     /// A record does not open: it was changed, swapped, or belongs to another instance.
     #[error("a stored record does not open: it was changed, swapped or restored from elsewhere")]
     Damaged,
+    /// The rows are not those of the last commit. A store tells it when it is opened.
+    #[error(
+        "the store is not what its last commit (change {revision}) left: rows were changed, removed or put back; restore the store of one \
+         moment, or set `accept_loss = true` in [audit] once to go on with these rows and record that"
+    )]
+    NotWhole {
+        /// The change that it says it has come to.
+        revision: Revision,
+    },
     /// The engine failed; whether the batch was written is not known.
     #[error("the store failed: {0}")]
     Failed(String),
     /// Too many writes are queued. Nothing was written.
     #[error("the store has no capacity left")]
     Busy,
+    /// The audit log cannot be written, and as many events wait for it as may. Nothing was written.
+    #[error("the audit log cannot be written: {waiting} events of changes wait for it")]
+    Unrecorded {
+        /// How many wait.
+        waiting: usize,
+    },
 }
 
 /// Durable records. A returned commit is on disk.
@@ -73,9 +149,34 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Damaged`], [`StoreError::Failed`].
     async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
 
-    /// Writes all or nothing, and returns when it is durable.
+    /// Writes all or nothing: rows, and the event of the change if it is one. Returns when it is durable and every projection has applied it.
+    /// For stores to implement: roles call [`Store::commit`] or [`Store::keep`].
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError>;
+
+    /// Makes a change: one revision more.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    async fn commit(&self, change: Change) -> Result<Committed, StoreError> {
+        let revision = self.write(change.writes, Some(change.event)).await?;
+        Ok(Committed { revision })
+    }
+
+    /// Writes what is nobody's change and needs no event: how far the log has come, when a key was last used. The revision stays.
     ///
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Failed`].
-    async fn commit(&self, batch: Vec<Write>) -> Result<(), StoreError>;
+    async fn keep(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        self.write(writes, None).await.map(|_| ())
+    }
+
+    /// The newest change that every projection has applied.
+    fn revision(&self) -> Revision;
+
+    /// From now on `projection` is told of every commit, in order, before whoever waits for the commit. It has read the store before, and nobody
+    /// commits meanwhile: roles are opened before they serve.
+    fn watch(&self, projection: Weak<dyn Projection>);
 }

@@ -21,7 +21,8 @@ use crate::{
     health::{Health, Told},
     hsm::SoftHsm,
     instance::{
-        AuditMarks, Opened, close_audit, listen, listen_some, open_audit, signalled, tls_identity, write_public,
+        AuditMarks, Opened, close_audit, listen, listen_some, open_audit, signalled, tls_identity, with_audit,
+        write_public,
     },
     issuer::{self, Issuer},
     server::{
@@ -91,10 +92,14 @@ impl Opened {
         let engine = EmbeddedEngine::open(&data_dir.join("records.redb")).map_err(|error| {
             Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
         })?;
-        let store = SealedStore::new(engine, instance, &database_key, Arc::clone(&ambient)).map_err(Fault::new)?;
+        let store = SealedStore::open(engine, instance, &database_key, Arc::clone(&ambient), config.audit.accept_loss)
+            .await
+            .map_err(Fault::new)?;
+        let outbox = (store.outbox(), store.notes().to_vec());
         let store: Arc<dyn Store> = Arc::new(store);
         let (audit, mark_version) =
-            open_audit(&config.audit, data_dir.join("audit"), store.as_ref(), instance, &audit_key, &ambient).await?;
+            open_audit(&config.audit, data_dir.join("audit"), store.as_ref(), instance, &audit_key, &ambient, outbox)
+                .await?;
         let policy = PartitionPolicy { rsa1_5: config.hsm.rsa1_5 };
         let partition = Partition::new(instance, &masking_key, policy).map_err(Fault::new)?;
         let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), config.threads).map_err(Fault::new)?);
@@ -208,15 +213,15 @@ struct HsmTold {
 
 impl Told for HsmTold {
     fn ready(&self) -> Value {
-        json!({
+        let ready = json!({
             "status": "ready",
             "role": "managed-hsm",
             "version": env!("CARGO_PKG_VERSION"),
             "silicon": self.silicon,
             "memory_isolated": self.memory_isolated,
             "keys": self.role.key_count(),
-            "audit_lines": self.audit.latest().seq,
-        })
+        });
+        with_audit(ready, &self.audit)
     }
 
     fn set_gauges(&self) {

@@ -9,10 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_core::{Ambient, PartitionId, RecordKey, Store, Write};
-use holdfast_crypto::{EcKey, SecretBytes, kdf};
+use holdfast_core::{Ambient, PartitionId, RecordKey, Revision, Store, Write};
+use holdfast_crypto::{SecretBytes, kdf};
 use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon};
-use holdfast_store::audit::{AuditLog, AuditLogConfig, Checkpoint};
+use holdfast_store::{
+    Outbox,
+    audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint},
+};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics::gauge;
@@ -167,20 +170,27 @@ pub(crate) async fn open_audit(
     instance: PartitionId,
     key: &SecretBytes,
     ambient: &Arc<dyn Ambient>,
+    (outbox, notes): (Arc<Outbox>, Vec<String>),
 ) -> Result<(Arc<AuditLog>, u64), Fault> {
+    for note in &notes {
+        tracing::warn!("{note}");
+    }
     let record = store.read(&mark_key()).await.map_err(Fault::new)?;
     let version = record.as_ref().map_or(0, |record| record.version);
-    let expected = record.and_then(|record| decode_mark(&record.value));
+    let expected = record.as_ref().and_then(|record| decode_mark(&record.value));
+    let expected_has_macs = record.is_some_and(|record| record.value.len() == MARK_BYTES);
     let log = AuditLogConfig {
         directory,
         segment_bytes_max: config.segment_bytes_max,
         segment_age_max: config.segment_age_max,
         checkpoint_interval: Duration::from_secs(1),
         expected,
+        expected_has_macs,
         accept_loss: config.accept_loss,
+        notes,
     };
-    let key = EcKey::load(holdfast_crypto::Curve::P384, key).map_err(Fault::new)?;
-    let log = AuditLog::open(log, instance, key, Arc::clone(ambient)).map_err(Fault::new)?;
+    let keys = AuditKeys::new(key).map_err(Fault::new)?;
+    let log = AuditLog::open(log, instance, keys, Arc::clone(ambient), outbox).map_err(Fault::new)?;
     Ok((Arc::new(log), version))
 }
 
@@ -188,9 +198,21 @@ fn mark_key() -> RecordKey {
     RecordKey::new(AUDIT_MARK, Vec::new())
 }
 
+/// Line, its hash, the newest change told by then. Marks of the first version have no change, and lines of their time no MAC.
+const MARK_BYTES: usize = 8 + 32 + 8;
+
+fn encode_mark(reached: &Checkpoint) -> Vec<u8> {
+    [reached.seq.to_be_bytes().as_slice(), &reached.head, &reached.revision.0.to_be_bytes()].concat()
+}
+
 fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
-    let (seq, head) = value.split_first_chunk::<8>()?;
-    Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: head.try_into().ok()? })
+    let (seq, rest) = value.split_first_chunk::<8>()?;
+    let (head, revision) = rest.split_first_chunk::<32>()?;
+    let revision = match revision {
+        [] => 0,
+        revision => u64::from_be_bytes(revision.try_into().ok()?),
+    };
+    Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: *head, revision: Revision(revision) })
 }
 
 /// Remembers in the store how far the audit log has come, so that a log cut short shows at the next start.
@@ -219,13 +241,25 @@ impl AuditMarks {
         if latest.seq == self.written {
             return;
         }
-        let value = [latest.seq.to_be_bytes().as_slice(), &latest.head].concat();
-        let write = Write { key: mark_key(), expected_version: self.version, value: Some(value) };
-        match self.store.commit(vec![write]).await {
+        let value = Some(encode_mark(&latest));
+        let write = Write { key: mark_key(), expected_version: self.version, value };
+        match self.store.keep(vec![write]).await {
             Ok(()) => (self.version, self.written) = (self.version + 1, latest.seq),
             Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered"),
         }
     }
+}
+
+/// What a role tells of its log with its health: `audit_lines`, `audit_waiting` (events of changes that are in the store only) and, while the log
+/// cannot be written, `audit_fault` and the status "degraded".
+pub(crate) fn with_audit(mut ready: serde_json::Value, audit: &AuditLog) -> serde_json::Value {
+    ready["audit_lines"] = audit.latest().seq.into();
+    ready["audit_waiting"] = audit.outbox_waiting().into();
+    if let Some(fault) = audit.fault() {
+        ready["status"] = "degraded".into();
+        ready["audit_fault"] = fault.into();
+    }
+    ready
 }
 
 /// Closes the log once nothing writes to it any more, and remembers its end.

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{Changed, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -45,9 +45,42 @@ struct StoredAlias {
     updated: i64,
 }
 
+impl StoredAlias {
+    fn read(value: &[u8], record_version: u64) -> Option<(AliasName, Arc<Alias>)> {
+        let stored: Self = serde_json::from_slice(value).ok().filter(|stored: &Self| stored.v == FORMAT)?;
+        let alias = Alias {
+            target: KeyId::parse(&stored.target)?,
+            created: Timestamp::from_unix_millis(stored.created),
+            updated: Timestamp::from_unix_millis(stored.updated),
+            record_version,
+        };
+        let name = AliasName { account: stored.account.into(), region: stored.region.into(), name: stored.name };
+        Some((name, Arc::new(alias)))
+    }
+}
+
+/// The aliases in memory.
+#[derive(Default)]
+struct Index(RwLock<BTreeMap<AliasName, Arc<Alias>>>);
+
+impl Projection for Index {
+    fn apply(&self, changes: &[Changed]) {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for changed in changes.iter().filter(|changed| changed.key.kind == records::ALIAS) {
+            match &changed.value {
+                None => drop(name_of(&changed.key).and_then(|name| index.remove(&name))),
+                Some(value) => match StoredAlias::read(value, changed.version) {
+                    Some((name, alias)) => drop(index.insert(name, alias)),
+                    None => tracing::error!("an alias that was just written cannot be read"),
+                },
+            }
+        }
+    }
+}
+
 /// All aliases.
 pub(crate) struct Aliases {
-    index: RwLock<BTreeMap<AliasName, Arc<Alias>>>,
+    index: Arc<Index>,
     /// Held by whoever changes them: few do.
     changing: Mutex<()>,
     store: Arc<dyn Store>,
@@ -60,38 +93,34 @@ fn record(name: &AliasName) -> RecordKey {
     RecordKey::new(records::ALIAS, format!("{}/{}/{}", name.account, name.region, name.name))
 }
 
+fn name_of(key: &RecordKey) -> Option<AliasName> {
+    let mut parts = std::str::from_utf8(&key.id).ok()?.splitn(3, '/');
+    let mut next = || parts.next();
+    Some(AliasName { account: next()?.into(), region: next()?.into(), name: next()?.to_owned() })
+}
+
 impl Aliases {
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
-        let mut index = BTreeMap::new();
-        let mut unreadable = None;
+        let index = Arc::new(Index::default());
+        let mut found = BTreeMap::new();
+        let mut unreadable = false;
         store
-            .scan(records::ALIAS, &mut |record| {
-                let stored =
-                    serde_json::from_slice::<StoredAlias>(&record.value).ok().filter(|stored| stored.v == FORMAT);
-                match stored.and_then(|stored| KeyId::parse(&stored.target).map(|target| (stored, target))) {
-                    Some((stored, target)) => {
-                        let name = AliasName {
-                            account: stored.account.into(),
-                            region: stored.region.into(),
-                            name: stored.name,
-                        };
-                        let created = Timestamp::from_unix_millis(stored.created);
-                        let updated = Timestamp::from_unix_millis(stored.updated);
-                        index
-                            .insert(name, Arc::new(Alias { target, created, updated, record_version: record.version }));
-                    }
-                    None => unreadable = Some(record.version),
-                }
+            .scan(records::ALIAS, &mut |Record { value, version, .. }| match StoredAlias::read(&value, version) {
+                Some((name, alias)) => drop(found.insert(name, alias)),
+                None => unreadable = true,
             })
             .await?;
-        match unreadable {
-            Some(_) => Err(StoreError::Failed("an alias cannot be read".into())),
-            None => Ok(Self { index: RwLock::new(index), changing: Mutex::default(), store }),
+        if unreadable {
+            return Err(StoreError::Failed("an alias cannot be read".into()));
         }
+        *index.0.write().unwrap_or_else(PoisonError::into_inner) = found;
+        let watching = Arc::downgrade(&index);
+        store.watch(watching);
+        Ok(Self { index, changing: Mutex::default(), store })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<AliasName, Arc<Alias>>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.index.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, name: &AliasName) -> Option<Arc<Alias>> {
@@ -159,41 +188,29 @@ impl Aliases {
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
-        self.store.commit(vec![write]).await?;
-        let alias = Alias { target, created, updated: now, record_version: record_version + 1 };
-        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(alias));
+        self.store.keep(vec![write]).await?;
         Ok(())
     }
 
     pub(crate) async fn remove(&self, _changing: &Changing<'_>, name: &AliasName, old: &Alias) -> Result<(), ApiError> {
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
-        self.store.commit(vec![write]).await?;
-        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.store.keep(vec![write]).await?;
         Ok(())
     }
 
-    /// Writes that remove a key's aliases, to go with the key, and their names.
+    /// Writes that remove a key's aliases, to go with the key.
     pub(crate) fn removal(
         &self,
         _changing: &Changing<'_>,
         account: &Arc<str>,
         region: &Arc<str>,
         target: KeyId,
-    ) -> Vec<(AliasName, Write)> {
+    ) -> Vec<Write> {
         let (found, _) = self.page(account, region, Some(target), "", usize::MAX);
-        found
-            .into_iter()
-            .map(|(name, alias)| {
-                let name = AliasName { account: Arc::clone(account), region: Arc::clone(region), name };
-                let write = Write { key: record(&name), expected_version: alias.record_version, value: None };
-                (name, write)
-            })
-            .collect()
-    }
-
-    /// After [`Self::removal`] has become durable.
-    pub(crate) fn forget(&self, _changing: &Changing<'_>, names: &[AliasName]) {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        names.iter().for_each(|name| drop(index.remove(name)));
+        let write = |(name, alias): (String, Arc<Alias>)| {
+            let name = AliasName { account: Arc::clone(account), region: Arc::clone(region), name };
+            Write { key: record(&name), expected_version: alias.record_version, value: None }
+        };
+        found.into_iter().map(write).collect()
     }
 }

@@ -126,7 +126,10 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged | StoreError::Failed(_) => Self::internal(error.to_string()),
+            StoreError::Damaged
+            | StoreError::Failed(_)
+            | StoreError::NotWhole { .. }
+            | StoreError::Unrecorded { .. } => Self::internal(error.to_string()),
         }
     }
 }

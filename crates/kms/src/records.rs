@@ -2,7 +2,7 @@
 
 use holdfast_core::{KeyVersionId, RecordKey};
 
-use crate::keys::KeyRef;
+use crate::{keys::KeyRef, names::KeyId};
 
 /// A key in one region. Id: region, a slash, the key's id.
 pub(crate) const KEY: u8 = 1;
@@ -19,6 +19,18 @@ pub(crate) const LAST_USE: u8 = 6;
 
 pub(crate) fn key(key: &KeyRef) -> RecordKey {
     RecordKey::new(KEY, format!("{}/{}", key.region, key.id))
+}
+
+/// Which key a record is of.
+pub(crate) fn key_of(record: &RecordKey) -> Option<KeyRef> {
+    let (region, id) = std::str::from_utf8(&record.id).ok()?.rsplit_once('/')?;
+    Some(KeyRef { region: region.into(), id: KeyId::parse(id)? })
+}
+
+/// Which material a record is of, if it is one.
+pub(crate) fn material_of(record: &RecordKey) -> Option<KeyVersionId> {
+    let id = <[u8; 16]>::try_from(record.id.as_slice()).ok().filter(|_| record.kind == MATERIAL);
+    id.map(KeyVersionId::from_bytes)
 }
 
 pub(crate) fn material(version: KeyVersionId) -> RecordKey {

@@ -136,7 +136,7 @@ impl Usage {
                 dirty.map(|(key, tracked)| (key.clone(), tracked.last.clone(), tracked.record_version)).collect()
             };
             for batch in dirty.chunks(BATCH_MAX) {
-                self.store.commit(batch.iter().filter_map(write).collect()).await?;
+                self.store.keep(batch.iter().filter_map(write).collect()).await?;
                 let mut shard = place.lock().unwrap_or_else(PoisonError::into_inner);
                 for (key, written, version) in batch {
                     settle(&mut shard, key, written.as_ref(), *version);

@@ -19,6 +19,17 @@ pub(crate) fn key(name: &KeyName) -> RecordKey {
     RecordKey::new(KEY, name.folded())
 }
 
+/// Which key a record is of.
+pub(crate) fn name_of(record: &RecordKey) -> Option<KeyName> {
+    KeyName::parse(std::str::from_utf8(&record.id).ok()?).ok()
+}
+
+/// Which version a record is the blob of, if it is one.
+pub(crate) fn blob_of(record: &RecordKey) -> Option<KeyVersionId> {
+    let id = <[u8; 16]>::try_from(record.id.as_slice()).ok().filter(|_| record.kind == BLOB);
+    id.map(KeyVersionId::from_bytes)
+}
+
 pub(crate) fn blob(version: KeyVersionId) -> RecordKey {
     RecordKey::new(BLOB, version.as_bytes().as_slice())
 }

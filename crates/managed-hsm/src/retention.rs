@@ -64,7 +64,7 @@ pub(crate) async fn open(
         for assignment in first_assignments {
             batch.push(rbac::assignment_write(assignment, 0).map_err(|error| OpenError::Record(error.message))?);
         }
-        store.commit(batch).await?;
+        store.keep(batch).await?;
         return Ok(wanted);
     };
     let stored: StoredInstance =
@@ -82,7 +82,7 @@ pub(crate) async fn open(
     if wanted.purge_protection && !retention.purge_protection {
         retention.purge_protection = true;
         let value = Some(encode(retention, stored.created)?);
-        store.commit(vec![Write { key: record_key(), expected_version: record.version, value }]).await?;
+        store.keep(vec![Write { key: record_key(), expected_version: record.version, value }]).await?;
     }
     Ok(retention)
 }

@@ -412,12 +412,17 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Conflict => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
-        StoreError::Damaged => {
+        StoreError::Damaged | StoreError::NotWhole { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
         StoreError::Failed(_) => {
             ("ServiceUnavailable", StatusCode::SERVICE_UNAVAILABLE, "The store is not available; try again".into())
         }
+        StoreError::Unrecorded { .. } => (
+            "ServiceUnavailable",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The audit log cannot be written; nothing is changed without it".into(),
+        ),
     }
 }
 
@@ -454,9 +459,9 @@ pub(crate) fn from_kek(error: KekError) -> Error {
 
 pub(crate) fn from_store(error: StoreError) -> Error {
     match &error {
-        StoreError::Damaged => return damaged("a blob", "missing"),
+        StoreError::Damaged | StoreError::NotWhole { .. } => return damaged("a blob", "missing"),
         StoreError::Failed(why) => tracing::error!(why, "the store failed"),
-        StoreError::Busy | StoreError::Conflict => {}
+        StoreError::Busy | StoreError::Conflict | StoreError::Unrecorded { .. } => {}
     }
     Error::Store(error)
 }

@@ -6,9 +6,17 @@
 mod line;
 mod log;
 mod segment;
+mod tail;
 mod verify;
+mod writer;
 
-pub use line::{Checkpoint, LineError, ParsedLine, parse_line};
-pub use log::{AuditLog, AuditLogConfig, AuditOpenError};
+use holdfast_core::{AuditEvent, StoreError};
+pub use line::{Checkpoint, LineError, LineMac, ParsedLine, parse_line};
+pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError};
 pub use segment::{list_segments, read_lines};
 pub use verify::{Finding, Report, verify};
+
+/// What the line of an event says, without its place in the chain: what an outbox keeps.
+pub(crate) fn event_body(event: &AuditEvent) -> Result<String, StoreError> {
+    line::event_body(event).map_err(|error| StoreError::Failed(error.to_string()))
+}

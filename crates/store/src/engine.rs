@@ -4,13 +4,15 @@ mod embedded;
 mod memory;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
-use holdfast_core::StoreError;
+use holdfast_core::{Revision, StoreError};
 pub use memory::MemoryEngine;
 pub use shared::{FileStamp, SharedEngine, StateId};
+
+use crate::row_set::{Fold, RowSet};
 
 /// Name of a row: the record's kind, then an HMAC.
 pub type RowName = [u8; 33];
@@ -37,6 +39,47 @@ pub struct RowWrite {
     pub sealed: Option<Vec<u8>>,
 }
 
+/// What happens in one transaction, or not at all.
+pub struct Batch {
+    /// The rows, each with the version that it must have.
+    pub rows: Vec<RowWrite>,
+    /// Rows that go if they are there: events that the log has.
+    pub dropped: Vec<RowName>,
+    /// If this is a change: gives the row of its event, once its revision is known.
+    pub event: Option<EventRow>,
+    /// What is kept of all rows together, if it is kept: changed in the same transaction.
+    pub row_set: Option<Arc<RowSet>>,
+    /// Called when the batch is durable: in the order of commits, and before whoever waits for it. Not called if it is refused.
+    pub applied: Applied,
+}
+
+/// Seals the row of an event, bound to its revision.
+pub type EventRow = Box<dyn FnOnce(Revision) -> Result<RowWrite, StoreError> + Send>;
+/// Takes in that a batch is durable; with the revision behind it.
+pub type Applied = Box<dyn FnOnce(Revision) + Send>;
+
+impl Batch {
+    /// A batch of rows and nothing else.
+    #[must_use]
+    pub fn of(rows: Vec<RowWrite>) -> Self {
+        Self { rows, dropped: Vec::new(), event: None, row_set: None, applied: Box::new(|_| ()) }
+    }
+
+    /// The revision behind this batch, if `before` is the one before it, and the row of its event.
+    fn event_row(&mut self, before: Revision) -> Result<(Revision, Option<RowWrite>), StoreError> {
+        match self.event.take() {
+            None => Ok((before, None)),
+            Some(seal) => {
+                let revision = Revision(before.0 + 1);
+                Ok((revision, Some(seal(revision)?)))
+            }
+        }
+    }
+}
+
+/// What a scan of everything calls with name, version and ciphertext of each row.
+pub type RowVisitor<'a> = dyn FnMut(&RowName, u64, &[u8]) + Send + 'a;
+
 /// A storage engine. A returned commit is durable.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -56,27 +99,58 @@ pub trait Engine: Send + Sync {
         visit: &mut (dyn FnMut(Row) -> Result<(), StoreError> + Send),
     ) -> Result<(), StoreError>;
 
-    /// Writes all or nothing.
+    /// Every row of any kind: name, version, ciphertext.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], [`StoreError::Damaged`].
+    async fn scan_all(&self, visit: &mut RowVisitor<'_>) -> Result<(), StoreError>;
+
+    /// What was kept last of all rows together. The outer `None`: this engine keeps nothing of the kind, and proves its rows in a way of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    async fn head(&self) -> Result<Option<Option<Vec<u8>>>, StoreError>;
+
+    /// Writes all or nothing; gives the revision behind it. A batch with an event is a change, and one revision more.
     ///
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Failed`].
-    async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError>;
+    async fn commit(&self, batch: Batch) -> Result<Revision, StoreError>;
+
+    /// The revision of what is durable now.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    async fn revision(&self) -> Result<Revision, StoreError>;
 }
 
 /// Rows in memory: version and ciphertext by name.
 type Rows = BTreeMap<RowName, (u64, Vec<u8>)>;
 
-/// Applies a batch to rows in memory, all or nothing.
-fn apply(rows: &mut Rows, batch: Vec<RowWrite>) -> Result<(), StoreError> {
+/// Applies a batch to rows in memory, all or nothing; gives the revision behind it.
+fn apply(
+    rows: &mut Rows,
+    batch: &mut Batch,
+    before: Revision,
+    mut fold: Option<&mut Fold>,
+) -> Result<Revision, StoreError> {
     let current = |name| rows.get(name).map_or(0, |(version, _)| *version);
-    if batch.iter().any(|write| current(&write.name) != write.expected_version) {
+    if batch.rows.iter().any(|write| current(&write.name) != write.expected_version) {
         return Err(StoreError::Conflict);
     }
-    for write in batch {
-        match write.sealed {
+    let (revision, event) = batch.event_row(before)?;
+    let dropped = batch.dropped.drain(..).map(|name| RowWrite { name, expected_version: 0, sealed: None });
+    for write in dropped.chain(batch.rows.drain(..)).chain(event) {
+        if let (Some(fold), Some(sealed)) = (&mut fold, &write.sealed) {
+            fold.add(&write.name, write.expected_version + 1, sealed);
+        }
+        let old = match write.sealed {
             Some(sealed) => rows.insert(write.name, (write.expected_version + 1, sealed)),
             None => rows.remove(&write.name),
         };
+        if let (Some(fold), Some((version, sealed))) = (&mut fold, old) {
+            fold.remove(&write.name, version, &sealed);
+        }
     }
-    Ok(())
+    Ok(revision)
 }

@@ -11,12 +11,19 @@ mod cloud;
 mod engine;
 mod group;
 mod index;
+mod outbox;
+mod row_set;
 mod sealed;
 mod slots;
 
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;
-pub use engine::{EmbeddedEngine, Engine, FileStamp, MemoryEngine, Row, RowName, RowWrite, SharedEngine, StateId};
+pub use engine::{
+    Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
+    SharedEngine, StateId,
+};
 pub use index::{EmbeddedIndex, MemoryIndex};
+pub use outbox::Outbox;
+pub use row_set::{Fold, RowSet};
 pub use sealed::SealedStore;
 pub use slots::{SlotFile, SlotLayout, SlotRecord};

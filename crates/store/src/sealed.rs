@@ -1,47 +1,189 @@
-//! Records encrypted under the database key (`docs/formats/record.md`).
+//! Records encrypted under the database key (`docs/formats/record.md`), and what a commit is: rows and event as one, then memory.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, PoisonError, RwLock, Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, PartitionId, Record, RecordKey, Store, StoreError, Write};
-use holdfast_crypto::{CryptoError, HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
+use holdfast_core::{
+    Ambient, AuditEvent, Changed, PartitionId, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
+};
+use holdfast_crypto::{HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
 
-use crate::engine::{Engine, Row, RowName, RowWrite};
+use crate::{
+    audit,
+    engine::{Batch, Engine, Row, RowName, RowWrite},
+    outbox::{Outbox, Place, StoredEvent},
+    row_set::RowSet,
+};
 
 const FORMAT: u8 = 1;
+/// Kind of the rows that keep events until the log has them. Id: revision, 8 bytes.
+const EVENT: u8 = 65;
 
 /// The [`Store`] seam over any engine.
 pub struct SealedStore<E> {
     engine: E,
+    rows: Arc<RowSealer>,
+    /// What is kept of all rows together; `None` if the engine has a way of its own.
+    row_set: Option<Arc<RowSet>>,
+    memory: Arc<Memory>,
+    outbox: Arc<Outbox>,
+    notes: Vec<String>,
+}
+
+/// Turns records to rows and back.
+struct RowSealer {
     instance: PartitionId,
     names: MacKey,
     records: SealingKey,
     ambient: Arc<dyn Ambient>,
 }
 
+/// What follows the commits of this process.
+struct Memory {
+    projections: RwLock<Vec<Weak<dyn Projection>>>,
+    revision: AtomicU64,
+}
+
+impl Memory {
+    fn apply(&self, revision: Revision, changes: &[Changed]) {
+        for projection in self.projections.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            // One that is gone was part of a role that has stopped.
+            if let Some(projection) = projection.upgrade() {
+                projection.apply(changes);
+            }
+        }
+        self.revision.fetch_max(revision.0, Ordering::Release);
+    }
+}
+
 impl<E: Engine> SealedStore<E> {
-    /// Lays the seam over `engine`, with the instance's database key (32 bytes).
+    /// Lays the seam over `engine`, with the instance's database key (32 bytes), checks that its rows are those of its last commit, and takes up
+    /// the events that the log may not have. With `accept_loss` it goes on with whatever rows there are, and says so in its notes.
     ///
     /// # Errors
-    /// [`CryptoError::InvalidKey`] on another length.
-    pub fn new(
+    /// [`StoreError::NotWhole`]; [`StoreError::Failed`], also on a key of another length; [`StoreError::Damaged`].
+    pub async fn open(
         engine: E,
         instance: PartitionId,
         database_key: &SecretBytes,
         ambient: Arc<dyn Ambient>,
-    ) -> Result<Self, CryptoError> {
-        let names = kdf::derive_key(database_key, "holdfast record names v1")?;
-        let records = kdf::derive_key(database_key, "holdfast records v1")?;
-        Ok(Self {
-            engine,
+        accept_loss: bool,
+    ) -> Result<Self, StoreError> {
+        let unusable = |error: holdfast_crypto::CryptoError| StoreError::Failed(error.to_string());
+        let names = kdf::derive_key(database_key, "holdfast record names v1").map_err(unusable)?;
+        let records = kdf::derive_key(database_key, "holdfast records v1").map_err(unusable)?;
+        let rows = Arc::new(RowSealer {
             instance,
             names: MacKey::new(HashAlgorithm::Sha256, names.expose()),
-            records: SealingKey::new(&records)?,
-            ambient,
-        })
+            records: SealingKey::new(&records).map_err(unusable)?,
+            ambient: Arc::clone(&ambient),
+        });
+        let row_set = Arc::new(RowSet::new(instance, database_key, ambient).map_err(unusable)?);
+        let mut notes = Vec::new();
+        let row_set = if check_rows(&engine, &row_set, accept_loss, &mut notes).await? { Some(row_set) } else { None };
+        let mut left = Vec::new();
+        engine
+            .scan(EVENT, &mut |row| {
+                left.push(read_event(&rows.open(&row)?).ok_or(StoreError::Damaged)?);
+                Ok(())
+            })
+            .await?;
+        let revision = engine.revision().await?;
+        let memory = Arc::new(Memory { projections: RwLock::default(), revision: AtomicU64::new(revision.0) });
+        Ok(Self { engine, rows, row_set, memory, notes, outbox: Arc::new(Outbox::with(left, revision)) })
     }
 
-    fn row_name(&self, key: &RecordKey) -> RowName {
+    /// What was found or accepted at opening that the log is to tell.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Events of changes on their way to the log, which takes them from here.
+    #[must_use]
+    pub fn outbox(&self) -> Arc<Outbox> {
+        Arc::clone(&self.outbox)
+    }
+
+    /// A batch that writes these, drops the rows of events that the log has, and tells memory when it is done.
+    fn batch(
+        &self,
+        writes: Vec<Write>,
+        event: Option<(String, Place)>,
+        dropped: &[Revision],
+    ) -> Result<Batch, StoreError> {
+        let mut rows = Vec::with_capacity(writes.len());
+        let mut changes = Vec::with_capacity(writes.len());
+        for Write { key, expected_version, value } in writes {
+            let name = self.rows.name(&key);
+            let version = expected_version + 1;
+            let sealed = value.as_ref().map(|value| self.rows.seal(&name, version, &key, value)).transpose()?;
+            rows.push(RowWrite { name, expected_version, sealed });
+            let version = if value.is_some() { version } else { 0 };
+            changes.push(Changed { key, version, value });
+        }
+        let dropped = dropped.iter().map(|revision| self.rows.name(&event_key(*revision))).collect();
+        let (memory, row_set) = (Arc::clone(&self.memory), self.row_set.clone());
+        let Some((body, place)) = event else {
+            let applied = Box::new(move |revision| memory.apply(revision, &changes));
+            return Ok(Batch { rows, dropped, event: None, row_set, applied });
+        };
+        let sealer = Arc::clone(&self.rows);
+        let body: Arc<str> = body.into();
+        let told = Arc::clone(&body);
+        let event = Box::new(move |revision| sealer.event(revision, &body));
+        let applied = Box::new(move |revision| {
+            memory.apply(revision, &changes);
+            place.fill(StoredEvent { revision, body: told.as_ref().to_owned() });
+        });
+        Ok(Batch { rows, dropped, event: Some(event), row_set, applied })
+    }
+}
+
+/// Compares the rows with what the last commit kept of them. False: the engine keeps nothing of the kind.
+async fn check_rows<E: Engine>(
+    engine: &E,
+    set: &Arc<RowSet>,
+    accept_loss: bool,
+    notes: &mut Vec<String>,
+) -> Result<bool, StoreError> {
+    let Some(head) = engine.head().await? else { return Ok(false) };
+    let revision = engine.revision().await?;
+    let (mut found, mut count) = (set.fold(), 0_u64);
+    engine
+        .scan_all(&mut |name, version, sealed| {
+            count += 1;
+            found.add(name, version, sealed);
+        })
+        .await?;
+    let whole = match &head {
+        Some(head) => found.is_of(head, revision),
+        // A new store, or one of a version that kept nothing: it made no numbered change either.
+        None => revision == Revision(0),
+    };
+    if !whole && !accept_loss {
+        return Err(StoreError::NotWhole { revision });
+    }
+    if !whole {
+        notes.push(format!(
+            "the rows of the store are not those of its last commit, change {revision}; this was accepted"
+        ));
+    } else if head.is_none() && count > 0 {
+        notes.push(format!("the store is of an earlier version; its {count} rows are watched from now on"));
+    }
+    let counted = head.is_none() || !whole;
+    found.keep();
+    if counted {
+        engine.commit(Batch { row_set: Some(Arc::clone(set)), ..Batch::of(Vec::new()) }).await?;
+    }
+    Ok(true)
+}
+
+impl RowSealer {
+    fn name(&self, key: &RecordKey) -> RowName {
         let mut name = [0; 33];
         name[0] = key.kind;
         name[1..].copy_from_slice(&self.names.sign(&[&[key.kind], &key.id]));
@@ -71,32 +213,63 @@ impl<E: Engine> SealedStore<E> {
         let (id, value) = rest.split_at_checked(u16::from_be_bytes(*id_len).into()).ok_or(StoreError::Damaged)?;
         Ok(Record { key: RecordKey::new(row.name[0], id), version: row.version, value: value.to_vec() })
     }
+
+    /// The row of an event. Its name follows from its revision, so that it can stand for no other change.
+    fn event(&self, revision: Revision, body: &str) -> Result<RowWrite, StoreError> {
+        let key = event_key(revision);
+        let name = self.name(&key);
+        let sealed = self.seal(&name, 1, &key, body.as_bytes())?;
+        Ok(RowWrite { name, expected_version: 0, sealed: Some(sealed) })
+    }
+}
+
+fn event_key(revision: Revision) -> RecordKey {
+    RecordKey::new(EVENT, revision.0.to_be_bytes())
+}
+
+fn read_event(record: &Record) -> Option<StoredEvent> {
+    let revision = Revision(u64::from_be_bytes(record.key.id.as_slice().try_into().ok()?));
+    Some(StoredEvent { revision, body: String::from_utf8(record.value.clone()).ok()? })
 }
 
 #[async_trait]
 impl<E: Engine> Store for SealedStore<E> {
     async fn read(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
-        let row = self.engine.read(&self.row_name(key)).await?;
-        row.map(|row| self.open(&row)).transpose()
+        let row = self.engine.read(&self.rows.name(key)).await?;
+        row.map(|row| self.rows.open(&row)).transpose()
     }
 
     async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
         self.engine
             .scan(kind, &mut |row| {
-                visit(self.open(&row)?);
+                visit(self.rows.open(&row)?);
                 Ok(())
             })
             .await
     }
 
-    async fn commit(&self, batch: Vec<Write>) -> Result<(), StoreError> {
-        let mut rows = Vec::with_capacity(batch.len());
-        for write in batch {
-            let name = self.row_name(&write.key);
-            let version = write.expected_version + 1;
-            let sealed = write.value.map(|value| self.seal(&name, version, &write.key, &value)).transpose()?;
-            rows.push(RowWrite { name, expected_version: write.expected_version, sealed });
+    async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
+        // The rows of events go with what is nobody's change: there is such a commit each second, and no change waits for more than its own rows.
+        let dropped = if event.is_none() { self.outbox.take_recorded() } else { Vec::new() };
+        let event = match event {
+            None => None,
+            Some(event) => Some((audit::event_body(&event)?, self.outbox.reserve()?)),
+        };
+        let result = match self.batch(writes, event, &dropped) {
+            Ok(batch) => self.engine.commit(batch).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.outbox.still_stored(dropped);
         }
-        self.engine.commit(rows).await
+        result
+    }
+
+    fn revision(&self) -> Revision {
+        Revision(self.memory.revision.load(Ordering::Acquire))
+    }
+
+    fn watch(&self, projection: Weak<dyn Projection>) {
+        self.memory.projections.write().unwrap_or_else(PoisonError::into_inner).push(projection);
     }
 }

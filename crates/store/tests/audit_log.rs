@@ -15,9 +15,9 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, PartitionId, Timestamp};
-use holdfast_crypto::{Curve, EcKey, KeyMaterial, KeySpec, SecretBytes};
-use holdfast_store::audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
+use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, PartitionId, Revision, Timestamp};
+use holdfast_crypto::{Curve, KeyMaterial, KeySpec, SecretBytes};
+use holdfast_store::audit::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
 use proptest::prelude::*;
 
 struct Fixed;
@@ -30,14 +30,14 @@ impl Ambient for Fixed {
     }
 }
 
-/// One key for all logs of a test.
-fn key() -> EcKey {
+/// The same keys for all logs of a test.
+fn keys() -> AuditKeys {
     static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
-    let material = MATERIAL.get_or_init(|| {
+    AuditKeys::new(MATERIAL.get_or_init(|| {
         let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
         SecretBytes::copy_of(material.expose_canonical())
-    });
-    EcKey::load(Curve::P384, material).unwrap()
+    }))
+    .unwrap()
 }
 
 fn config(directory: &Path) -> AuditLogConfig {
@@ -47,12 +47,14 @@ fn config(directory: &Path) -> AuditLogConfig {
         segment_age_max: Duration::from_secs(3600),
         checkpoint_interval: Duration::from_millis(1),
         expected: None,
+        expected_has_macs: false,
         accept_loss: false,
+        notes: Vec::new(),
     }
 }
 
 fn open(config: AuditLogConfig) -> Result<AuditLog, AuditOpenError> {
-    AuditLog::open(config, PartitionId::from_bytes([7; 16]), key(), Arc::new(Fixed))
+    AuditLog::open(config, PartitionId::from_bytes([7; 16]), keys(), Arc::new(Fixed), Arc::default())
 }
 
 fn event(number: usize) -> AuditEvent {
@@ -166,7 +168,7 @@ fn a_missing_segment_and_a_cut_end_are_found() {
     let known = verify(cut.path(), Some(&last_line), None).unwrap();
     assert!(known.finding.unwrap().what.contains("cut or rewritten"), "a line kept elsewhere can");
     let report = verify(directory.path(), None, None).unwrap();
-    let expected = Some(Checkpoint { seq: report.lines, head: hex32(&report.head) });
+    let expected = Some(Checkpoint { seq: report.lines, head: hex32(&report.head), revision: Revision(0) });
     let reopened = open(AuditLogConfig { expected, ..config(cut.path()) });
     assert!(matches!(reopened, Err(AuditOpenError::Truncated { .. })), "nor does the service start on it");
     let accepted = open(AuditLogConfig { expected, accept_loss: true, ..config(cut.path()) }).unwrap();
@@ -209,7 +211,65 @@ fn damage_before_the_end_keeps_the_log_shut() {
     lines[0][10] ^= 1;
     fs::write(&path, lines.concat()).unwrap();
     let opened = open(config(directory.path()));
-    assert!(matches!(opened, Err(AuditOpenError::Damaged { .. })), "{:?}", opened.err());
+    assert!(
+        matches!(opened, Err(AuditOpenError::Forged { .. } | AuditOpenError::Damaged { .. })),
+        "{:?}",
+        opened.err()
+    );
+}
+
+/// A line that continues the chain, as somebody without the key writes it.
+fn forged(last: &[u8]) -> Vec<u8> {
+    let told: serde_json::Value = serde_json::from_slice(last).unwrap();
+    let seq = told["seq"].as_u64().unwrap() + 1;
+    let prev = holdfast_crypto::kdf::sha256(&[&[0], last]);
+    let prev: String = prev.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mac = "0".repeat(32);
+    format!(r#"{{"seq":{seq},"type":"event","time":"","prev":"{prev}","mac":"{mac}"}}"#).into_bytes()
+}
+
+#[test]
+fn lines_of_somebody_without_the_key_keep_the_log_shut() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 3);
+    let (path, found) = lines(directory.path()).pop().unwrap();
+    let last = found.last().unwrap().strip_suffix(b"\n").unwrap();
+    let mut whole = found.concat();
+    whole.extend_from_slice(&forged(last));
+    whole.push(b'\n');
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(verify(directory.path(), None, None).unwrap().finding, None, "control: the chain alone holds");
+    let opened = open(config(directory.path()));
+    assert!(matches!(opened, Err(AuditOpenError::Forged { .. })), "{:?}", opened.err());
+    open(AuditLogConfig { accept_loss: true, ..config(directory.path()) }).unwrap().close();
+    assert_eq!(fs::read(&path).unwrap(), found.concat(), "what was ours stays");
+    assert!(path.with_extension("jsonl.forged").exists(), "what was not is kept aside");
+    assert_eq!(verify(directory.path(), None, None).unwrap().finding, None);
+    open(config(directory.path())).unwrap().close();
+}
+
+#[test]
+fn a_segment_of_the_format_without_macs_is_not_taken_after_one_with() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 3);
+    let segments = list_segments(directory.path()).unwrap();
+    let (number, path) = segments.last().unwrap();
+    let last = fs::read(path).unwrap();
+    let last = last.strip_suffix(b"\n").unwrap().rsplit(|byte| *byte == b'\n').next().unwrap();
+    let planted = String::from_utf8(forged(last)).unwrap();
+    let planted = planted.replace(r#""type":"event""#, r#""type":"segment","format":"holdfast-audit-1""#);
+    fs::write(directory.path().join(format!("audit-{:012}.jsonl", number + 1)), planted + "\n").unwrap();
+    let opened = open(config(directory.path()));
+    assert!(matches!(opened, Err(AuditOpenError::Forged { .. })), "{:?}", opened.err());
+}
+
+#[test]
+fn a_log_of_the_first_version_is_read_and_gone_on_with() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit-1");
+    let copy = copy_of(&golden);
+    open(config(copy.path())).unwrap().close();
+    let header = String::from_utf8(lines(copy.path()).pop().unwrap().1.swap_remove(0)).unwrap();
+    assert!(header.contains("holdfast-audit-2"), "{header}");
 }
 
 proptest! {

@@ -11,9 +11,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, PartitionId, Record, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{Ambient, PartitionId, Record, RecordKey, Revision, Store, StoreError, Timestamp, Write};
 use holdfast_crypto::SecretBytes;
-use holdfast_store::{EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowWrite, SealedStore, SharedEngine};
+use holdfast_store::{
+    Batch, EmbeddedEngine, Engine, MemoryEngine, Row, RowName, RowVisitor, RowWrite, SealedStore, SharedEngine,
+};
 use proptest::prelude::*;
 
 /// Same time, same bytes: what a golden file needs.
@@ -43,8 +45,17 @@ impl Engine for Shared {
     ) -> Result<(), StoreError> {
         self.0.scan(kind, visit).await
     }
-    async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
+    async fn commit(&self, batch: Batch) -> Result<Revision, StoreError> {
         self.0.commit(batch).await
+    }
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.0.revision().await
+    }
+    async fn scan_all(&self, visit: &mut RowVisitor<'_>) -> Result<(), StoreError> {
+        self.0.scan_all(visit).await
+    }
+    async fn head(&self) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        self.0.head().await
     }
 }
 
@@ -63,10 +74,10 @@ impl Shared {
     /// Puts `sealed` in the place of the row `name`, at the version that is there.
     async fn replace(&self, row: &Row, sealed: Vec<u8>) {
         let remove = RowWrite { name: row.name, expected_version: row.version, sealed: None };
-        self.commit(vec![remove]).await.unwrap();
+        self.commit(Batch::of(vec![remove])).await.unwrap();
         for version in 0..row.version {
             let write = RowWrite { name: row.name, expected_version: version, sealed: Some(sealed.clone()) };
-            self.commit(vec![write]).await.unwrap();
+            self.commit(Batch::of(vec![write])).await.unwrap();
         }
     }
 }
@@ -76,9 +87,9 @@ fn shared(directory: &std::path::Path) -> SharedEngine {
     SharedEngine::new(directory, &key, PartitionId::from_bytes([1; 16]), "state", "test").unwrap()
 }
 
-fn sealed<E: Engine>(engine: E, instance: u8, key: u8) -> SealedStore<E> {
+async fn sealed<E: Engine>(engine: E, instance: u8, key: u8) -> SealedStore<E> {
     let key = SecretBytes::copy_of(&[key; 32]);
-    SealedStore::new(engine, PartitionId::from_bytes([instance; 16]), &key, Arc::new(Fixed)).unwrap()
+    SealedStore::open(engine, PartitionId::from_bytes([instance; 16]), &key, Arc::new(Fixed), false).await.unwrap()
 }
 
 fn write(kind: u8, id: &str, expected_version: u64, value: Option<&[u8]>) -> Write {
@@ -91,8 +102,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// What every engine must do.
 async fn contract<E: Engine>(engine: E) {
-    let store = sealed(engine, 1, 2);
-    store.commit(vec![write(1, "a", 0, Some(b"one")), write(2, "a", 0, Some(b"other kind"))]).await.unwrap();
+    let store = sealed(engine, 1, 2).await;
+    store.keep(vec![write(1, "a", 0, Some(b"one")), write(2, "a", 0, Some(b"other kind"))]).await.unwrap();
     let read = |id: &str| {
         let key = RecordKey::new(1, id);
         let store = &store;
@@ -100,17 +111,17 @@ async fn contract<E: Engine>(engine: E) {
     };
     let found = read("a").await.unwrap();
     assert_eq!((found.version, found.value.as_slice()), (1, b"one".as_slice()));
-    assert_eq!(store.commit(vec![write(1, "a", 0, Some(b"x"))]).await, Err(StoreError::Conflict), "it exists");
-    assert_eq!(store.commit(vec![write(1, "b", 3, Some(b"x"))]).await, Err(StoreError::Conflict), "it does not exist");
+    assert_eq!(store.keep(vec![write(1, "a", 0, Some(b"x"))]).await, Err(StoreError::Conflict), "it exists");
+    assert_eq!(store.keep(vec![write(1, "b", 3, Some(b"x"))]).await, Err(StoreError::Conflict), "it does not exist");
     let half = vec![write(1, "new", 0, Some(b"x")), write(1, "a", 7, Some(b"x"))];
-    assert_eq!(store.commit(half).await, Err(StoreError::Conflict));
+    assert_eq!(store.keep(half).await, Err(StoreError::Conflict));
     assert_eq!(read("new").await, None, "a batch is all or nothing");
-    store.commit(vec![write(1, "a", 1, Some(b"two"))]).await.unwrap();
+    store.keep(vec![write(1, "a", 1, Some(b"two"))]).await.unwrap();
     assert_eq!(read("a").await.unwrap().version, 2);
     let mut seen: Vec<Record> = Vec::new();
     store.scan(1, &mut |record| seen.push(record)).await.unwrap();
     assert_eq!(seen.iter().map(|record| record.key.id.as_slice()).collect::<Vec<_>>(), [b"a".as_slice()]);
-    store.commit(vec![write(1, "a", 2, None)]).await.unwrap();
+    store.keep(vec![write(1, "a", 2, None)]).await.unwrap();
     assert_eq!(read("a").await, None);
 }
 
@@ -136,15 +147,15 @@ fn processes_that_share_rows_see_each_others_commits_and_one_of_rivals_wins() {
     let directory = tempfile::tempdir().unwrap();
     let (one, other) = (shared(directory.path()), shared(directory.path()));
     assert_eq!(one.stamp().unwrap(), None);
-    let (first, second) = (sealed(one.clone(), 1, 2), sealed(other.clone(), 1, 2));
     block_on(async {
-        first.commit(vec![write(1, "a", 0, Some(b"kept"))]).await.unwrap();
+        let (first, second) = (sealed(one.clone(), 1, 2).await, sealed(other.clone(), 1, 2).await);
+        first.keep(vec![write(1, "a", 0, Some(b"kept"))]).await.unwrap();
         assert_eq!(second.read(&RecordKey::new(1, "a")).await.unwrap().unwrap().value, b"kept");
         assert_eq!(other.generation().unwrap(), 1);
         let before = other.stamp().unwrap();
         let (left, right) = tokio::join!(
-            first.commit(vec![write(1, "a", 1, Some(b"left"))]),
-            second.commit(vec![write(1, "a", 1, Some(b"right"))])
+            first.keep(vec![write(1, "a", 1, Some(b"left"))]),
+            second.keep(vec![write(1, "a", 1, Some(b"right"))])
         );
         assert!(left.is_ok() != right.is_ok(), "exactly one wins");
         assert_ne!(other.stamp().unwrap(), before);
@@ -158,8 +169,8 @@ fn embedded_engine_remembers_and_is_locked_while_open() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("records.redb");
     block_on(async {
-        let store = sealed(EmbeddedEngine::open(&path).unwrap(), 1, 2);
-        store.commit(vec![write(1, "a", 0, Some(b"kept"))]).await.unwrap();
+        let store = sealed(EmbeddedEngine::open(&path).unwrap(), 1, 2).await;
+        store.keep(vec![write(1, "a", 0, Some(b"kept"))]).await.unwrap();
         assert!(EmbeddedEngine::open(&path).is_err(), "one process at a time");
         drop(store);
         // The writer thread closes the file after its queue.
@@ -169,7 +180,7 @@ fn embedded_engine_remembers_and_is_locked_while_open() {
                 Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
             }
         };
-        let found = sealed(engine, 1, 2).read(&RecordKey::new(1, "a")).await.unwrap().unwrap();
+        let found = sealed(engine, 1, 2).await.read(&RecordKey::new(1, "a")).await.unwrap().unwrap();
         assert_eq!(found.value, b"kept");
     });
     let file = std::fs::read(&path).unwrap();
@@ -182,11 +193,11 @@ fn many_waiters_share_a_commit_and_one_of_rivals_wins() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async {
         let engine = EmbeddedEngine::open(&directory.path().join("records.redb")).unwrap();
-        let store = Arc::new(sealed(engine, 1, 2));
+        let store = Arc::new(sealed(engine, 1, 2).await);
         let rivals: Vec<_> = (0..64)
             .map(|_| {
                 let store = Arc::clone(&store);
-                tokio::spawn(async move { store.commit(vec![write(1, "one", 0, Some(b"x"))]).await })
+                tokio::spawn(async move { store.keep(vec![write(1, "one", 0, Some(b"x"))]).await })
             })
             .collect();
         let mut won = 0;
@@ -205,8 +216,8 @@ fn golden_row_is_written_and_read_alike() {
     let golden = include_bytes!("golden/record-v1.bin");
     block_on(async {
         let engine = Shared::default();
-        let store = sealed(engine.clone(), 1, 2);
-        store.commit(vec![write(1, "kek", 0, Some(b"the value"))]).await.unwrap();
+        let store = sealed(engine.clone(), 1, 2).await;
+        store.keep(vec![write(1, "kek", 0, Some(b"the value"))]).await.unwrap();
         let row = engine.rows(1).await.remove(0);
         assert_eq!([row.name.as_slice(), &row.sealed].concat(), golden);
         let record = store.read(&RecordKey::new(1, "kek")).await.unwrap().unwrap();
@@ -218,8 +229,8 @@ fn golden_row_is_written_and_read_alike() {
 fn every_flipped_bit_of_a_row_is_refused() {
     block_on(async {
         let engine = Shared::default();
-        let store = sealed(engine.clone(), 1, 2);
-        store.commit(vec![write(1, "a", 0, Some(b"value"))]).await.unwrap();
+        let store = sealed(engine.clone(), 1, 2).await;
+        store.keep(vec![write(1, "a", 0, Some(b"value"))]).await.unwrap();
         let row = engine.rows(1).await.remove(0);
         for bit in 0..row.sealed.len() * 8 {
             let mut changed = row.sealed.clone();
@@ -239,19 +250,31 @@ fn every_flipped_bit_of_a_row_is_refused() {
 fn swapped_replayed_and_foreign_rows_are_refused() {
     block_on(async {
         let engine = Shared::default();
-        let store = sealed(engine.clone(), 1, 2);
-        store.commit(vec![write(1, "a", 0, Some(b"one")), write(1, "b", 0, Some(b"two"))]).await.unwrap();
+        let store = sealed(engine.clone(), 1, 2).await;
+        store.keep(vec![write(1, "a", 0, Some(b"one")), write(1, "b", 0, Some(b"two"))]).await.unwrap();
         let rows = engine.rows(1).await;
         engine.replace(&rows[0], rows[1].sealed.clone()).await;
         assert_eq!(store.scan(1, &mut |_| ()).await, Err(StoreError::Damaged), "another record's ciphertext");
         engine.replace(&rows[0], rows[0].sealed.clone()).await;
-        store.commit(vec![write(1, "a", 1, Some(b"newer")), write(1, "b", 1, Some(b"newer"))]).await.unwrap();
+        store.keep(vec![write(1, "a", 1, Some(b"newer")), write(1, "b", 1, Some(b"newer"))]).await.unwrap();
         let newer = engine.rows(1).await.remove(0);
         engine.replace(&newer, rows[0].sealed.clone()).await;
         assert_eq!(store.scan(1, &mut |_| ()).await, Err(StoreError::Damaged), "an older version at a newer place");
-        let other_instance = sealed(engine.clone(), 9, 2);
+        let opened = |instance, key, accept_loss| {
+            let (engine, key) = (engine.clone(), SecretBytes::copy_of(&[key; 32]));
+            async move {
+                let instance = PartitionId::from_bytes([instance; 16]);
+                SealedStore::open(engine, instance, &key, Arc::new(Fixed), accept_loss).await
+            }
+        };
+        // The row that was put in behind the store's back, another instance, another key.
+        for (instance, key) in [(1, 2), (9, 2), (1, 9)] {
+            let refused = opened(instance, key, false).await.err();
+            assert!(matches!(refused, Some(StoreError::NotWhole { .. })), "{refused:?}");
+        }
+        let other_instance = opened(9, 2, true).await.unwrap();
         assert_eq!(other_instance.scan(1, &mut |_| ()).await, Err(StoreError::Damaged));
-        let other_key = sealed(engine, 1, 9);
+        let other_key = opened(1, 9, true).await.unwrap();
         assert_eq!(other_key.read(&RecordKey::new(1, "a")).await, Ok(None), "names are not found without the key");
     });
 }
@@ -261,9 +284,9 @@ proptest! {
     fn any_record_comes_back(kind in 1_u8..10, id in proptest::collection::vec(any::<u8>(), 0..300), value in proptest::collection::vec(any::<u8>(), 0..5000)) {
         block_on(async {
             let engine = Shared::default();
-            let store = sealed(engine.clone(), 1, 2);
+            let store = sealed(engine.clone(), 1, 2).await;
             let key = RecordKey { kind, id: id.clone() };
-            store.commit(vec![Write { key: key.clone(), expected_version: 0, value: Some(value.clone()) }]).await.unwrap();
+            store.keep(vec![Write { key: key.clone(), expected_version: 0, value: Some(value.clone()) }]).await.unwrap();
             let found = store.read(&key).await.unwrap().unwrap();
             assert_eq!(found.value, value);
             let mut scanned = None;

@@ -26,7 +26,7 @@ impl XksProxy {
     pub async fn found(&self, operators: &OperatorsRecord) -> Result<bool, AdminError> {
         operators.check()?;
         let write = Write { key: operators_key(), expected_version: 0, value: Some(encode(operators)?) };
-        match self.store.commit(vec![write]).await {
+        match self.store.keep(vec![write]).await {
             Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(false),
             Err(error) => return Err(error.into()),
@@ -107,7 +107,7 @@ impl XksProxy {
                 batch.push(put(self.store.as_ref(), secret_key(&expired.id()), None).await?);
             }
         }
-        let committed = self.store.commit(batch.clone()).await;
+        let committed = self.store.keep(batch.clone()).await;
         for write in &mut batch {
             if let Some(value) = &mut write.value {
                 erase(value);
@@ -146,7 +146,7 @@ impl XksProxy {
             }
             let value = Some(proposal.encode()?);
             let write = Write { key: proposal_key(id), expected_version: record.version, value };
-            match self.store.commit(vec![write]).await {
+            match self.store.keep(vec![write]).await {
                 Ok(()) => return self.settle(operation, operator, proposal).await,
                 // Another operator was a moment faster.
                 Err(StoreError::Conflict) => {}
@@ -218,7 +218,7 @@ impl XksProxy {
         current.status = Status::Rejected;
         let write = Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
         let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
-        self.store.commit(vec![write, forget]).await?;
+        self.store.keep(vec![write, forget]).await?;
         Ok((current, true))
     }
 

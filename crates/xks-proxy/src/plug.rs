@@ -129,6 +129,6 @@ impl XksProxy {
         let expected_version = record.map_or(0, |record| record.version);
         let value = Some(encode(&HeardRecord { heard })?);
         batch.push(holdfast_core::Write { key: heard_key(), expected_version, value });
-        Ok(store.commit(batch).await?)
+        Ok(store.keep(batch).await?)
     }
 }

@@ -126,5 +126,5 @@ pub async fn accept_restore(
         *last = (*last).max(*number);
     }
     batch.push(put(store, heard_key(), Some(encode(&HeardRecord { heard })?)).await?);
-    Ok(store.commit(batch).await?)
+    Ok(store.keep(batch).await?)
 }

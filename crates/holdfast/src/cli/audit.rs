@@ -204,13 +204,18 @@ fn run_verify(directory: &Path, known_line: Option<&Path>, key: Option<&str>, js
             "{}",
             serde_json::json!({
                 "ok": report.finding.is_none(), "instance": report.instance, "lines": report.lines,
-                "events": report.events, "checkpoints": report.checkpoints, "signed_up_to": report.signed_seq,
+                "events": report.events, "changes": report.revision, "accepted": report.accepted,
+                "checkpoints": report.checkpoints, "signed_up_to": report.signed_seq,
                 "head": report.head, "torn_bytes": report.torn_bytes, "key": report.key_fingerprint, "finding": finding,
             })
         );
     } else {
         println!("instance     {}", report.instance);
         println!("lines        {} ({} events)", report.lines, report.events);
+        println!("changes      {}, without a gap", report.revision);
+        for line in &report.accepted {
+            println!("accepted     line {line}: log and store were not of one moment, and somebody accepted that");
+        }
         println!("checkpoints  {}, the last covers line {}", report.checkpoints, report.signed_seq);
         println!("unsigned     {} lines after it", report.unsigned_lines);
         if report.torn_bytes > 0 {

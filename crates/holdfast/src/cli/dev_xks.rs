@@ -88,7 +88,7 @@ impl DevXks<'_> {
     pub(super) async fn start(self) -> Result<(Running, Vec<(String, String)>, DevProxy), Fault> {
         let (key_file, key) = self.operator_key()?;
         let config = self.config(&key)?;
-        let state = xks::open_state(&config)?;
+        let state = xks::open_state(&config).await?;
         let sockets = Sockets::bind(&config).await?;
         let identity = Some(Arc::clone(&self.identity));
         let running = state.run(&config, sockets, self.metrics.clone(), identity).await?;

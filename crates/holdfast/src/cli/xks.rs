@@ -139,7 +139,7 @@ impl XksCommand {
 async fn serve(path: &Path) -> Result<(), Fault> {
     let config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
-    let state = xks::open_state(&config)?;
+    let state = xks::open_state(&config).await?;
     let sockets = Sockets::bind(&config).await?;
     let running = state.run(&config, sockets, metrics, None).await?;
     tracing::info!(address = %config.address, process = config.process, "ready");

@@ -225,7 +225,7 @@ impl ExternalHsm for SoftExternalHsm {
         }
         let new = self.partition.mask(&version, material, self.ambient.random()).map_err(refuse)?;
         let write = Write { key: record_key(label), expected_version: 0, value: Some(encode(&version, &new.masked)) };
-        self.store.commit(vec![write]).await.map_err(|error| match error {
+        self.store.keep(vec![write]).await.map_err(|error| match error {
             holdfast_core::StoreError::Conflict => HsmError::InvalidInput("there is a key of this label already"),
             other => failed(&other),
         })

@@ -25,7 +25,7 @@ use crate::{
     fault::Fault,
     health::{Health, Told},
     hsm::{HsmThreads, SoftHsm},
-    instance::{self, AuditMarks, Opened, close_audit, open_audit, tls_identity, write_public},
+    instance::{self, AuditMarks, Opened, close_audit, open_audit, tls_identity, with_audit, write_public},
     server::{
         self, ConnectionLimits,
         tls::{Renewal, TlsIdentity},
@@ -79,11 +79,15 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
     let engine = EmbeddedEngine::open(&data_dir.join("records.redb")).map_err(|error| {
         Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
     })?;
-    let store = SealedStore::new(engine, instance, &secrets.database_key, Arc::clone(&ambient)).map_err(Fault::new)?;
+    let store =
+        SealedStore::open(engine, instance, &secrets.database_key, Arc::clone(&ambient), setup.audit.accept_loss)
+            .await
+            .map_err(Fault::new)?;
+    let outbox = (store.outbox(), store.notes().to_vec());
     let store: Arc<dyn Store> = Arc::new(store);
     let directory = data_dir.join("audit");
     let (audit, mark_version) =
-        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient).await?;
+        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient, outbox).await?;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
     let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), setup.threads).map_err(Fault::new)?);
@@ -130,14 +134,14 @@ struct KmsTold {
 impl Told for KmsTold {
     fn ready(&self) -> Value {
         let stores: Map<_, _> = self.role.store_states().into_iter().map(|(id, state)| (id, state.into())).collect();
-        json!({
+        let ready = json!({
             "status": "ready",
             "role": "kms",
             "version": env!("CARGO_PKG_VERSION"),
             "keys": self.role.key_count(),
             "custom_key_stores": stores,
-            "audit_lines": self.audit.latest().seq,
-        })
+        });
+        with_audit(ready, &self.audit)
     }
 
     fn set_gauges(&self) {

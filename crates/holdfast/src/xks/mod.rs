@@ -164,13 +164,16 @@ impl State {
         let secrets = &self.opened.secrets;
         let ambient = Arc::clone(&self.opened.ambient);
         // How far each process's log had come lies apart: it changes every second, and the shared state should not.
-        let marks = SealedStore::new(
+        let marks = SealedStore::open(
             self.places.process_rows(&config.process).map_err(Fault::new)?,
             self.opened.instance,
             &secrets.database_key,
             Arc::clone(&ambient),
+            false,
         );
-        let marks: Arc<dyn Store> = Arc::new(marks.map_err(Fault::new)?);
+        let marks = marks.await.map_err(Fault::new)?;
+        let outbox = (marks.outbox(), marks.notes().to_vec());
+        let marks: Arc<dyn Store> = Arc::new(marks);
         let (audit, mark_version) = open_audit(
             &config.audit,
             directory.join("audit"),
@@ -178,6 +181,7 @@ impl State {
             self.opened.instance,
             &secrets.audit_key,
             &ambient,
+            outbox,
         )
         .await?;
         self.conclude_upgrade(&config.state_dir, audit.as_ref()).await?;
@@ -358,13 +362,17 @@ pub(crate) async fn open_command_audit(
 ) -> Result<Arc<AuditLog>, Fault> {
     let ambient: &Arc<dyn Ambient> = &state.opened.ambient;
     let secrets = &state.opened.secrets;
-    let marks = SealedStore::new(
+    let marks = SealedStore::open(
         state.places.process_rows(process).map_err(Fault::new)?,
         state.opened.instance,
         &secrets.database_key,
         Arc::clone(ambient),
+        false,
     );
-    let (marks, audit) = (marks.map_err(Fault::new)?, directory.join("audit"));
-    let opened = open_audit(&config.audit, audit, &marks, state.opened.instance, &secrets.audit_key, ambient).await;
+    let marks = marks.await.map_err(Fault::new)?;
+    let outbox = (marks.outbox(), marks.notes().to_vec());
+    let audit = directory.join("audit");
+    let key = &secrets.audit_key;
+    let opened = open_audit(&config.audit, audit, &marks, state.opened.instance, key, ambient, outbox).await;
     opened.map(|(audit, _)| audit)
 }

@@ -38,14 +38,14 @@ pub(crate) struct Upgrade {
 }
 
 /// Opens the shared state, or founds it.
-pub(crate) fn open_state(config: &Config) -> Result<State, Fault> {
-    let (state, known) = open_unjudged(config, false)?;
+pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
+    let (state, known) = open_unjudged(config, false).await?;
     judge(&state, &known)?;
     Ok(state)
 }
 
 /// Opens it without a look at what is known of newer states, which is given beside it.
-pub(super) fn open_unjudged(config: &Config, accepting: bool) -> Result<(State, Known), Fault> {
+pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(State, Known), Fault> {
     let state_dir = &config.state_dir;
     instance::create_private_dir(state_dir).map_err(|error| Fault::file(state_dir, error))?;
     let open = || instance::open(state_dir, &config.silicon_root, RECORDS);
@@ -75,9 +75,9 @@ pub(super) fn open_unjudged(config: &Config, accepting: bool) -> Result<(State, 
         }
     };
     let engine = places.rows(&config.process).map_err(Fault::new)?;
-    let store =
-        SealedStore::new(engine.clone(), opened.instance, &opened.secrets.database_key, Arc::clone(&opened.ambient));
-    let store: Arc<dyn Store> = Arc::new(store.map_err(Fault::new)?);
+    let (key, ambient) = (&opened.secrets.database_key, Arc::clone(&opened.ambient));
+    let store = SealedStore::open(engine.clone(), opened.instance, key, ambient, false).await;
+    let store: Arc<dyn Store> = Arc::new(store.map_err(|error| Fault::new(error).hint(ACCEPT))?);
     Ok((State { opened, engine, store, places, upgrade }, known))
 }
 

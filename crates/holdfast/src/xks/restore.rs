@@ -61,12 +61,13 @@ async fn find(state: &State, known: &Known, store: &dyn Store) -> Result<Found, 
 
 /// Takes one operator's word; with enough of them the restored state is in force.
 pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -> Result<Heeded, Fault> {
-    let (mut state, known) = open_unjudged(config, true)?;
+    let (mut state, known) = open_unjudged(config, true).await?;
     // An engine of its own: the other one refuses, as it should.
     let engine = state.places.rows(super::COMMAND).map_err(Fault::new)?;
     let (instance, ambient) = (state.opened.instance, state.opened.ambient.clone());
-    let store =
-        SealedStore::new(engine.clone(), instance, &state.opened.secrets.database_key, ambient).map_err(Fault::new)?;
+    let store = SealedStore::open(engine.clone(), instance, &state.opened.secrets.database_key, ambient, false)
+        .await
+        .map_err(Fault::new)?;
     let Found { restore, operators, heard, pulled } = find(&state, &known, &store).await?;
     let operators = operators.check().map_err(Fault::new)?;
     let path = config.state_dir.join(FILE);

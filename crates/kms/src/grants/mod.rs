@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::{RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{Changed, Projection, RecordKey, Store, StoreError, Timestamp, Write};
 use holdfast_wire::hex::{hex, unhex};
 use record::StoredGrant;
 use tokio::sync::Mutex;
@@ -219,9 +219,30 @@ impl Index {
     }
 }
 
+/// The grants in memory.
+#[derive(Default)]
+struct Held(RwLock<Index>);
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for changed in changes.iter().filter(|changed| changed.key.kind == records::GRANT) {
+            let old = <[u8; 32]>::try_from(changed.key.id.as_slice()).ok();
+            if let Some(old) = old.and_then(|id| index.all.get(&GrantId(id)).cloned()) {
+                index.remove(&old);
+            }
+            let Some(value) = &changed.value else { continue };
+            match StoredGrant::read(value, &changed.key.id, changed.version) {
+                Some(grant) => index.insert(Arc::new(grant)),
+                None => tracing::error!("a grant that was just written cannot be read"),
+            }
+        }
+    }
+}
+
 /// All grants.
 pub(crate) struct Grants {
-    index: RwLock<Index>,
+    index: Arc<Held>,
     /// Held by whoever changes them.
     changing: Mutex<()>,
     store: Arc<dyn Store>,
@@ -236,22 +257,25 @@ impl Grants {
         let mut index = Index::default();
         let mut unreadable = false;
         store
-            .scan(records::GRANT, &mut |record| {
-                let stored = serde_json::from_slice::<StoredGrant>(&record.value).ok();
-                match stored.and_then(|stored| stored.into_grant(&record.key.id, record.version)) {
+            .scan(
+                records::GRANT,
+                &mut |record| match StoredGrant::read(&record.value, &record.key.id, record.version) {
                     Some(grant) => index.insert(Arc::new(grant)),
                     None => unreadable = true,
-                }
-            })
+                },
+            )
             .await?;
         if unreadable {
             return Err(StoreError::Failed("a grant cannot be read".into()));
         }
-        Ok(Self { index: RwLock::new(index), changing: Mutex::default(), store })
+        let index = Arc::new(Held(RwLock::new(index)));
+        let watching = Arc::downgrade(&index);
+        store.watch(watching);
+        Ok(Self { index, changing: Mutex::default(), store })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.index.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, id: GrantId) -> Option<Arc<Grant>> {
@@ -304,8 +328,7 @@ impl Grants {
         let grant = Grant { id, terms: new, created: now, record_version: 1 };
         let value =
             serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
-        self.store.commit(vec![Write { key: record(id), expected_version: 0, value: Some(value) }]).await?;
-        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(Arc::new(grant));
+        self.store.keep(vec![Write { key: record(id), expected_version: 0, value: Some(value) }]).await?;
         Ok(id)
     }
 
@@ -313,8 +336,7 @@ impl Grants {
     pub(crate) async fn remove(&self, grant: &Grant) -> Result<(), ApiError> {
         let _changing = self.changing.lock().await;
         let write = Write { key: record(grant.id), expected_version: grant.record_version, value: None };
-        self.store.commit(vec![write]).await?;
-        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(grant);
+        self.store.keep(vec![write]).await?;
         Ok(())
     }
 

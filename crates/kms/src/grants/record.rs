@@ -88,7 +88,11 @@ impl StoredGrant {
         }
     }
 
-    pub(super) fn into_grant(self, id: &[u8], record_version: u64) -> Option<Grant> {
+    pub(super) fn read(value: &[u8], id: &[u8], record_version: u64) -> Option<Grant> {
+        serde_json::from_slice::<Self>(value).ok()?.into_grant(id, record_version)
+    }
+
+    fn into_grant(self, id: &[u8], record_version: u64) -> Option<Grant> {
         let operations: Option<Vec<_>> = self.operations.iter().map(|name| parse_operation(name)).collect();
         let constraint = match (self.equals, self.subset) {
             (Some(pairs), None) => Some(Constraint::Equals(EncryptionContext(pairs))),

@@ -8,8 +8,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, Ambient, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Permit, RecordKey, Resource, Store,
-    StoreError, Timestamp, Write,
+    Action, Ambient, Changed, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Permit, Projection,
+    RecordKey, Resource, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -68,18 +68,49 @@ impl Index {
         self.keys.insert(entry.key_ref(), entry);
     }
 
-    fn remove(&mut self, entry: &KeyEntry) {
+    fn remove(&mut self, record: &RecordKey) {
+        let Some(entry) = records::key_of(record).and_then(|key| self.keys.remove(&key)) else { return };
         self.order.remove(&(Arc::clone(&entry.account), Arc::clone(&entry.region), entry.id));
-        self.keys.remove(&entry.key_ref());
     }
+}
+
+/// The keys in memory, and those of them that are open.
+struct Held {
+    index: RwLock<Index>,
+    open: OpenKeys,
+}
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        for changed in changes {
+            if let Some(version) = records::material_of(&changed.key) {
+                self.open.forget(version);
+            }
+            if changed.key.kind != records::KEY {
+                continue;
+            }
+            match &changed.value {
+                None => index.remove(&changed.key),
+                Some(value) => match read_entry(value, changed.version) {
+                    Ok(entry) => index.insert(entry),
+                    Err(error) => tracing::error!(error, "a key that was just written cannot be read"),
+                },
+            }
+        }
+    }
+}
+
+fn read_entry(value: &[u8], version: u64) -> Result<Arc<KeyEntry>, String> {
+    let stored = serde_json::from_slice::<StoredKey>(value).map_err(|error| error.to_string())?;
+    stored.into_entry(version).map(Arc::new)
 }
 
 /// All keys.
 pub(crate) struct KeyRing {
-    index: RwLock<Index>,
+    held: Arc<Held>,
     locks: Vec<Mutex<()>>,
     hasher: RandomState,
-    open: OpenKeys,
     store: Arc<dyn Store>,
     ambient: Arc<dyn Ambient>,
     limits: KeyRingLimits,
@@ -96,24 +127,22 @@ impl KeyRing {
         let mut index = Index::default();
         let mut unreadable = None;
         store
-            .scan(records::KEY, &mut |record| {
-                let entry = serde_json::from_slice::<StoredKey>(&record.value)
-                    .map_err(|error| error.to_string())
-                    .and_then(|stored| stored.into_entry(record.version));
-                match entry {
-                    Ok(entry) => index.insert(Arc::new(entry)),
-                    Err(error) => unreadable = Some(error),
-                }
+            .scan(records::KEY, &mut |record| match read_entry(&record.value, record.version) {
+                Ok(entry) => index.insert(entry),
+                Err(error) => unreadable = Some(error),
             })
             .await?;
         if let Some(error) = unreadable {
             return Err(StoreError::Failed(error));
         }
+        let open = OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max);
+        let held = Arc::new(Held { index: RwLock::new(index), open });
+        let watching = Arc::downgrade(&held);
+        store.watch(watching);
         Ok(Self {
-            index: RwLock::new(index),
+            held,
             locks: (0..KEY_LOCKS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            open: OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max),
             store,
             ambient,
             limits,
@@ -130,16 +159,16 @@ impl KeyRing {
     }
 
     pub(crate) fn entry(&self, key: &KeyRef) -> Option<Arc<KeyEntry>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).keys.get(key).cloned()
+        self.held.index.read().unwrap_or_else(PoisonError::into_inner).keys.get(key).cloned()
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).keys.len()
+        self.held.index.read().unwrap_or_else(PoisonError::into_inner).keys.len()
     }
 
     /// Up to `count` ids of an account in a region, after `after`; and whether there are more.
     pub(crate) fn page(&self, account: &str, region: &str, after: Option<KeyId>, count: usize) -> (Vec<KeyId>, bool) {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
         let (account, region): (Arc<str>, Arc<str>) = (account.into(), region.into());
         let start = match after {
             Some(id) => Bound::Excluded((Arc::clone(&account), Arc::clone(&region), id)),
@@ -155,7 +184,7 @@ impl KeyRing {
 
     /// Keys that `wanted` accepts; for maintenance and for stores that ask whether they are empty.
     pub(crate) fn find(&self, wanted: impl Fn(&KeyEntry) -> bool) -> Vec<Arc<KeyEntry>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
         index.keys.values().filter(|entry| wanted(entry)).cloned().collect()
     }
 
@@ -174,7 +203,7 @@ impl KeyRing {
         permit: Permit,
         draft: Draft,
     ) -> Result<Vec<Arc<KeyEntry>>, ApiError> {
-        let Draft { mut entries, removed, blobs, others: mut batch } = draft;
+        let Draft { entries, removed, blobs, others: mut batch } = draft;
         let names = entries.iter().map(|entry| &entry.name).chain(removed.iter().map(|entry| &entry.name));
         let mut names = names.collect::<Vec<_>>();
         names.dedup();
@@ -188,31 +217,22 @@ impl KeyRing {
         }
         let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
         batch.extend(removed.iter().map(|entry| remove(records::key(&entry.key_ref()), entry.record_version)));
-        for (id, expected_version, masked) in &blobs {
-            let value = masked.as_ref().map(|masked| masked.0.to_vec());
-            batch.push(Write { key: records::material(*id), expected_version: *expected_version, value });
+        for (id, expected_version, masked) in blobs {
+            let value = masked.map(|masked| masked.0.to_vec());
+            batch.push(Write { key: records::material(id), expected_version, value });
         }
-        self.store.commit(batch).await?;
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        let mut changed = Vec::with_capacity(entries.len());
-        for mut entry in entries.drain(..) {
+        self.store.keep(batch).await?;
+        let changed = entries.into_iter().map(|mut entry| {
             entry.record_version += 1;
-            let entry = Arc::new(entry);
-            index.insert(Arc::clone(&entry));
-            changed.push(entry);
-        }
-        removed.iter().for_each(|entry| index.remove(entry));
-        drop(index);
-        for (id, ..) in blobs {
-            self.open.forget(id);
-        }
-        Ok(changed)
+            Arc::new(entry)
+        });
+        Ok(changed.collect())
     }
 
     /// A material opened for use.
     pub(crate) async fn open_key(&self, entry: &KeyEntry, material: &Material) -> Result<Arc<dyn OpenKey>, ApiError> {
         let which = || (records::material(material.id), entry.bound(material.id));
-        let open = self.open.open(material.id, material.blob_version.unwrap_or_default(), which).await;
+        let open = self.held.open.open(material.id, material.blob_version.unwrap_or_default(), which).await;
         Ok(open.inspect_err(|error| {
             if matches!(error, OpenKeyError::Hsm(_)) {
                 tracing::error!(key = %entry.arn, material = %material.id, %error, "a stored key does not open");
@@ -223,6 +243,6 @@ impl KeyRing {
     /// The public part of a material.
     pub(crate) async fn public(&self, entry: &KeyEntry, material: &Material) -> Result<PublicKey, ApiError> {
         let which = || (records::material(material.id), entry.bound(material.id));
-        Ok(self.open.public(material.id, material.blob_version.unwrap_or_default(), which).await?)
+        Ok(self.held.open.public(material.id, material.blob_version.unwrap_or_default(), which).await?)
     }
 }

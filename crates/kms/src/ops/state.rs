@@ -130,11 +130,9 @@ pub(crate) async fn delete_by_itself(kms: &Kms, permit: Permit, key: &KeyEntry) 
     }
     // Nobody points an alias at the key while it goes.
     let changing = kms.aliases.changing().await;
-    let aliases = kms.aliases.removal(&changing, &entry.account, &entry.region, entry.id);
-    let (names, writes): (Vec<_>, Vec<_>) = aliases.into_iter().unzip();
+    let writes = kms.aliases.removal(&changing, &entry.account, &entry.region, entry.id);
     draft.others = writes;
     kms.keys.commit(&lock, permit, draft).await?;
-    kms.aliases.forget(&changing, &names);
     drop(changing);
     kms.usage.forget(&entry.key_ref());
     kms.grants.remove_of_key(&entry.key_ref()).await;

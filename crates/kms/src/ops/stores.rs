@@ -233,7 +233,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     // Not before the other side has answered: a disconnection waits for nobody's network.
     let _changing = stores.changing.lock().await;
     check_place(call, &store)?;
-    stores.put(store).await?;
+    stores.put(&store).await?;
     wire::answer(&json!({"CustomKeyStoreId": id}))
 }
 
@@ -317,7 +317,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     {
         return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
-    stores.put(store).await?;
+    stores.put(&store).await?;
     nothing()
 }
 
@@ -460,7 +460,7 @@ async fn finish_connecting(stores: Arc<KeyStores>, mut store: KeyStore, arn: Str
     if !still {
         return;
     }
-    if let Err(error) = stores.put(store.clone()).await {
+    if let Err(error) = stores.put(&store).await {
         tracing::error!(store = store.id, error.message, "the state of a custom key store could not be kept");
         store.connection = Connection::Disconnected;
         stores.show(store);
@@ -478,6 +478,6 @@ pub(super) async fn disconnect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         return nothing();
     }
     let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&store) };
-    stores.put(disconnected).await?;
+    stores.put(&disconnected).await?;
     nothing()
 }

@@ -18,7 +18,9 @@ use std::{
 use async_trait::async_trait;
 pub use fault::LinkFault;
 pub(crate) use fault::connection_error_code;
-use holdfast_core::{Ambient, KekError, KekService, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{
+    Ambient, Changed, KekError, KekService, Projection, RecordKey, Store, StoreError, Timestamp, Write,
+};
 use holdfast_wire::{Exchange, Quotas, sigv4::SigningSecret};
 use metrics::{counter, histogram};
 pub(crate) use record::StoredStore;
@@ -116,6 +118,17 @@ pub(crate) enum StoreKind {
     Xks(XksConfig),
 }
 
+impl StoreKind {
+    /// Whether both lead to the same place with the same credential.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Hsm { cluster }, Self::Hsm { cluster: other }) => cluster == other,
+            (Self::Xks(config), Self::Xks(other)) => config.is_same(other),
+            (Self::Hsm { .. }, Self::Xks(_)) | (Self::Xks(_), Self::Hsm { .. }) => false,
+        }
+    }
+}
+
 /// How an external key store proxy is reached.
 #[derive(Clone)]
 pub(crate) struct XksConfig {
@@ -183,64 +196,16 @@ pub(crate) struct KeyStore {
     pub link: Option<Arc<dyn Link>>,
 }
 
-/// All stores.
-pub(crate) struct KeyStores {
-    index: RwLock<BTreeMap<String, Arc<KeyStore>>>,
-    /// Held by whoever changes one.
-    pub changing: Mutex<()>,
-    store: Arc<dyn Store>,
+/// How the other sides are reached, as the configuration says.
+struct Links {
     proxies: Vec<ProxyAccess>,
     clusters: Vec<HsmCluster>,
     limits: StoreLimits,
-    quotas: Quotas,
     ambient: Arc<dyn Ambient>,
 }
 
-fn record_key(id: &str) -> RecordKey {
-    RecordKey::new(records::KEY_STORE, id)
-}
-
-impl KeyStores {
-    pub(crate) async fn open(
-        store: Arc<dyn Store>,
-        ambient: Arc<dyn Ambient>,
-        proxies: Vec<ProxyAccess>,
-        clusters: Vec<HsmCluster>,
-        limits: StoreLimits,
-    ) -> Result<Self, StoreError> {
-        let mut found = Vec::new();
-        store.scan(records::KEY_STORE, &mut |record| found.push(record)).await?;
-        let stores = Self {
-            index: RwLock::default(),
-            changing: Mutex::default(),
-            store,
-            proxies,
-            clusters,
-            limits,
-            quotas: Quotas::default(),
-            ambient,
-        };
-        for record in found {
-            let stored: Result<StoredStore, _> = serde_json::from_slice(&record.value);
-            let store = stored.ok().and_then(|stored| stored.into_store(record.version));
-            let mut store = store.ok_or_else(|| StoreError::Failed("a custom key store cannot be read".into()))?;
-            store.link = stores.link(&store.kind, &store.region);
-            stores.insert(store);
-        }
-        Ok(stores)
-    }
-
-    fn insert(&self, store: KeyStore) {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        index.insert(store.id.clone(), Arc::new(store));
-    }
-
-    pub(crate) fn limits(&self) -> StoreLimits {
-        self.limits
-    }
-
-    /// The other side of a store of this kind, if the service may connect to it.
-    pub(crate) fn link(&self, kind: &StoreKind, region: &Arc<str>) -> Option<Arc<dyn Link>> {
+impl Links {
+    fn link(&self, kind: &StoreKind, region: &Arc<str>) -> Option<Arc<dyn Link>> {
         match kind {
             StoreKind::Xks(config) => {
                 let access = self.proxies.iter().find(|access| access.endpoint == config.endpoint)?;
@@ -265,19 +230,110 @@ impl KeyStores {
             }
         }
     }
+}
+
+/// The stores in memory, with their links.
+struct Held {
+    index: RwLock<BTreeMap<String, Arc<KeyStore>>>,
+    links: Links,
+}
+
+impl Held {
+    fn insert(&self, store: KeyStore) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.insert(store.id.clone(), Arc::new(store));
+    }
+
+    fn get(&self, id: &str) -> Option<Arc<KeyStore>> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// A store as its record has it. Its link stays while it leads to the same place: it knows how well that is.
+    fn read(&self, value: &[u8], version: u64) -> Option<KeyStore> {
+        let stored: StoredStore = serde_json::from_slice(value).ok()?;
+        let mut store = stored.into_store(version)?;
+        let old = self.get(&store.id).filter(|old| old.kind.is_same(&store.kind) && old.region == store.region);
+        store.link = match old {
+            Some(old) => old.link.clone(),
+            None => self.links.link(&store.kind, &store.region),
+        };
+        Some(store)
+    }
+}
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        for changed in changes.iter().filter(|changed| changed.key.kind == records::KEY_STORE) {
+            match &changed.value {
+                Some(value) => match self.read(value, changed.version) {
+                    Some(store) => self.insert(store),
+                    None => tracing::error!("a custom key store that was just written cannot be read"),
+                },
+                None => {
+                    let id = std::str::from_utf8(&changed.key.id).unwrap_or_default();
+                    self.index.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+                }
+            }
+        }
+    }
+}
+
+/// All stores.
+pub(crate) struct KeyStores {
+    held: Arc<Held>,
+    /// Held by whoever changes one.
+    pub changing: Mutex<()>,
+    store: Arc<dyn Store>,
+    limits: StoreLimits,
+    quotas: Quotas,
+}
+
+fn record_key(id: &str) -> RecordKey {
+    RecordKey::new(records::KEY_STORE, id)
+}
+
+impl KeyStores {
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        ambient: Arc<dyn Ambient>,
+        proxies: Vec<ProxyAccess>,
+        clusters: Vec<HsmCluster>,
+        limits: StoreLimits,
+    ) -> Result<Self, StoreError> {
+        let mut found = Vec::new();
+        store.scan(records::KEY_STORE, &mut |record| found.push(record)).await?;
+        let held = Held { index: RwLock::default(), links: Links { proxies, clusters, limits, ambient } };
+        for record in found {
+            let store = held.read(&record.value, record.version);
+            held.insert(store.ok_or_else(|| StoreError::Failed("a custom key store cannot be read".into()))?);
+        }
+        let held = Arc::new(held);
+        let watching = Arc::downgrade(&held);
+        store.watch(watching);
+        Ok(Self { held, changing: Mutex::default(), store, limits, quotas: Quotas::default() })
+    }
+
+    pub(crate) fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+
+    /// The other side of a store of this kind, if the service may connect to it.
+    pub(crate) fn link(&self, kind: &StoreKind, region: &Arc<str>) -> Option<Arc<dyn Link>> {
+        self.held.links.link(kind, region)
+    }
 
     pub(crate) fn get(&self, id: &str) -> Option<Arc<KeyStore>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.held.get(id)
     }
 
     /// All of them, by id.
     pub(crate) fn all(&self) -> Vec<Arc<KeyStore>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.held.index.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Those of an account in a region, by id.
     pub(crate) fn of(&self, account: &str, region: &str) -> Vec<Arc<KeyStore>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
         index.values().filter(|store| *store.account == *account && *store.region == *region).cloned().collect()
     }
 
@@ -288,25 +344,22 @@ impl KeyStores {
     }
 
     /// Makes a store or its new state durable, then visible. The caller holds `changing`.
-    pub(crate) async fn put(&self, mut store: KeyStore) -> Result<(), ApiError> {
-        let stored = StoredStore::of(&store);
+    pub(crate) async fn put(&self, store: &KeyStore) -> Result<(), ApiError> {
+        let stored = StoredStore::of(store);
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: Some(value) };
-        self.store.commit(vec![write]).await?;
-        store.record_version += 1;
-        self.insert(store);
+        self.store.keep(vec![write]).await?;
         Ok(())
     }
 
     /// Shows a state that is not kept: CONNECTING.
     pub(crate) fn show(&self, store: KeyStore) {
-        self.insert(store);
+        self.held.insert(store);
     }
 
     pub(crate) async fn remove(&self, store: &KeyStore) -> Result<(), ApiError> {
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: None };
-        self.store.commit(vec![write]).await?;
-        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&store.id);
+        self.store.keep(vec![write]).await?;
         Ok(())
     }
 

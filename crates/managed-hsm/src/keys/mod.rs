@@ -8,5 +8,5 @@ mod record;
 mod ring;
 
 pub(crate) use entry::{Deletion, KeyEntry, RotationPolicy, VersionEntry};
-pub(crate) use record::{RecordError, StoredKey, policy_digest};
+pub(crate) use record::{StoredKey, policy_digest};
 pub(crate) use ring::{Draft, KeyRing, KeyRingLimits, Located, NameLock};

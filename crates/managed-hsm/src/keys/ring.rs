@@ -8,8 +8,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, RecordKey, Store,
-    StoreError, Timestamp, Write,
+    Ambient, Changed, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Projection,
+    RecordKey, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -55,12 +55,43 @@ pub(crate) struct Draft {
     pub blobs: Vec<(KeyVersionId, u64, MaskedKey)>,
 }
 
+/// The keys in memory, and those of them that are open.
+struct Held {
+    index: RwLock<BTreeMap<KeyName, Arc<KeyEntry>>>,
+    open: OpenKeys,
+}
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        for changed in changes {
+            if let Some(version) = records::blob_of(&changed.key) {
+                self.open.forget(version);
+            }
+            if changed.key.kind != records::KEY {
+                continue;
+            }
+            match &changed.value {
+                None => drop(records::name_of(&changed.key).and_then(|name| index.remove(&name))),
+                Some(value) => match read_entry(value, changed.version) {
+                    Ok(entry) => drop(index.insert(entry.name.clone(), entry)),
+                    Err(error) => tracing::error!(error, "a key that was just written cannot be read"),
+                },
+            }
+        }
+    }
+}
+
+fn read_entry(value: &[u8], version: u64) -> Result<Arc<KeyEntry>, String> {
+    let stored = serde_json::from_slice::<StoredKey>(value).map_err(|error| error.to_string())?;
+    stored.into_entry(version).map(Arc::new).map_err(|error| error.to_string())
+}
+
 /// All keys.
 pub(crate) struct KeyRing {
-    index: RwLock<BTreeMap<KeyName, Arc<KeyEntry>>>,
+    held: Arc<Held>,
     locks: Vec<Mutex<()>>,
     hasher: RandomState,
-    open: OpenKeys,
     store: Arc<dyn Store>,
     ambient: Arc<dyn Ambient>,
     limits: KeyRingLimits,
@@ -77,24 +108,22 @@ impl KeyRing {
         let mut index = BTreeMap::new();
         let mut unreadable = None;
         store
-            .scan(records::KEY, &mut |record| {
-                let entry = serde_json::from_slice::<StoredKey>(&record.value)
-                    .map_err(|error| super::RecordError(error.to_string()))
-                    .and_then(|stored| stored.into_entry(record.version));
-                match entry {
-                    Ok(entry) => drop(index.insert(entry.name.clone(), Arc::new(entry))),
-                    Err(error) => unreadable = Some(error),
-                }
+            .scan(records::KEY, &mut |record| match read_entry(&record.value, record.version) {
+                Ok(entry) => drop(index.insert(entry.name.clone(), entry)),
+                Err(error) => unreadable = Some(error),
             })
             .await?;
         if let Some(error) = unreadable {
-            return Err(StoreError::Failed(error.to_string()));
+            return Err(StoreError::Failed(error));
         }
+        let open = OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max);
+        let held = Arc::new(Held { index: RwLock::new(index), open });
+        let watching = Arc::downgrade(&held);
+        store.watch(watching);
         Ok(Self {
-            index: RwLock::new(index),
+            held,
             locks: (0..NAME_LOCKS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            open: OpenKeys::new(Arc::clone(&store), hsm, limits.open_keys_max),
             store,
             ambient,
             limits,
@@ -116,7 +145,7 @@ impl KeyRing {
 
     /// The key of that name, soft-deleted or not.
     pub(crate) fn entry(&self, name: &KeyName) -> Option<Arc<KeyEntry>> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.held.index.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// The key of that name, if it is not deleted.
@@ -150,7 +179,7 @@ impl KeyRing {
         count: usize,
         wanted: impl Fn(&KeyEntry) -> bool,
     ) -> (Vec<Arc<KeyEntry>>, bool) {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found: Vec<_> = index
             .range((start, Bound::Unbounded))
@@ -166,13 +195,13 @@ impl KeyRing {
 
     /// Names of keys that `due` accepts; for maintenance.
     pub(crate) fn names_where(&self, due: impl Fn(&KeyEntry) -> bool) -> Vec<KeyName> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
         index.values().filter(|entry| due(entry)).map(|entry| entry.name.clone()).collect()
     }
 
     /// How many keys there are, and how many of them are soft-deleted.
     pub(crate) fn count(&self) -> usize {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.held.index.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Refuses a new key, or a new version of `entry`, over the limits.
@@ -199,11 +228,9 @@ impl KeyRing {
         for (id, expected_version, masked) in blobs {
             batch.push(Write { key: records::blob(id), expected_version, value: Some(masked.0.to_vec()) });
         }
-        self.store.commit(batch).await?;
+        self.store.keep(batch).await?;
         entry.record_version += 1;
-        let entry = Arc::new(entry);
-        self.index.write().unwrap_or_else(PoisonError::into_inner).insert(entry.name.clone(), Arc::clone(&entry));
-        Ok(entry)
+        Ok(Arc::new(entry))
     }
 
     /// Removes a key and its blobs for good, with `more` in the same batch. The caller holds the name's lock.
@@ -212,30 +239,26 @@ impl KeyRing {
         let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
         batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
         batch.extend(more);
-        self.store.commit(batch).await?;
-        self.index.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.name);
-        for version in &entry.versions {
-            self.open.forget(version.id);
-        }
+        self.store.keep(batch).await?;
         Ok(())
     }
 
     /// The masked blob of a version.
     pub(crate) async fn masked(&self, version: &VersionEntry) -> Result<MaskedKey, ApiError> {
-        Ok(self.open.masked(&records::blob(version.id), version.blob_version).await?)
+        Ok(self.held.open.masked(&records::blob(version.id), version.blob_version).await?)
     }
 
     /// The public part of a version.
     pub(crate) async fn public(&self, entry: &KeyEntry, version: &VersionEntry) -> Result<PublicKey, ApiError> {
         let which = || (records::blob(version.id), entry.bound(version));
-        Ok(self.open.public(version.id, version.blob_version, which).await?)
+        Ok(self.held.open.public(version.id, version.blob_version, which).await?)
     }
 
     /// A version opened for use.
     pub(crate) async fn open_key(&self, located: &Located) -> Result<Arc<dyn OpenKey>, ApiError> {
         let version = located.version();
         let which = || (records::blob(version.id), located.entry.bound(version));
-        Ok(self.open.open(version.id, version.blob_version, which).await.inspect_err(|error| {
+        Ok(self.held.open.open(version.id, version.blob_version, which).await.inspect_err(|error| {
             if *error == OpenKeyError::Hsm(HsmError::Damaged) {
                 tracing::error!(key = %located.entry.name, version = %version.id, "a stored key does not open");
             }

@@ -51,7 +51,5 @@ pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiE
 /// key of that name would be another's.
 pub(crate) async fn purge_for_good(hsm: &ManagedHsm, lock: &NameLock<'_>, entry: &KeyEntry) -> Result<(), ApiError> {
     let ending = hsm.rbac.end_assignments_on(&entry.name).await;
-    hsm.keys.purge(lock, entry, ending.writes()).await?;
-    ending.done();
-    Ok(())
+    hsm.keys.purge(lock, entry, ending.writes).await
 }

@@ -1,8 +1,11 @@
 //! Settings. The service has exactly one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
-use holdfast_core::{RecordKey, Store, StoreError, Write};
+use holdfast_core::{Changed, Projection, RecordKey, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -11,11 +14,28 @@ use crate::{error::ApiError, records, wire};
 
 const ALLOW_ARM: &str = "AllowKeyManagementOperationsThroughARM";
 
-/// The settings in force.
-pub(crate) struct Settings {
+/// The settings in memory.
+struct Held {
     allow_arm: AtomicBool,
     /// Version of the record; 0 while the default holds.
-    version: Mutex<u64>,
+    version: AtomicU64,
+}
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        let key = record_key();
+        for changed in changes.iter().filter(|changed| changed.key == key) {
+            self.allow_arm.store(changed.value.as_deref() == Some(b"true"), Ordering::Release);
+            self.version.store(changed.version, Ordering::Release);
+        }
+    }
+}
+
+/// The settings in force.
+pub(crate) struct Settings {
+    held: Arc<Held>,
+    /// Held by whoever changes one.
+    changing: Mutex<()>,
 }
 
 fn record_key() -> RecordKey {
@@ -26,16 +46,17 @@ impl Settings {
     pub(crate) async fn open(store: &dyn Store) -> Result<Self, StoreError> {
         let record = store.read(&record_key()).await?;
         let (value, version) = record.map_or((false, 0), |record| (record.value == b"true", record.version));
-        Ok(Self { allow_arm: AtomicBool::new(value), version: Mutex::new(version) })
+        let held = Arc::new(Held { allow_arm: AtomicBool::new(value), version: AtomicU64::new(version) });
+        let watching = Arc::downgrade(&held);
+        store.watch(watching);
+        Ok(Self { held, changing: Mutex::default() })
     }
 
     async fn set(&self, store: &dyn Store, value: bool) -> Result<(), ApiError> {
-        let mut version = self.version.lock().await;
+        let _changing = self.changing.lock().await;
         let text = if value { "true" } else { "false" };
-        let write = Write { key: record_key(), expected_version: *version, value: Some(text.into()) };
-        store.commit(vec![write]).await?;
-        *version += 1;
-        self.allow_arm.store(value, Ordering::Release);
+        let expected_version = self.held.version.load(Ordering::Acquire);
+        store.keep(vec![Write { key: record_key(), expected_version, value: Some(text.into()) }]).await?;
         Ok(())
     }
 }
@@ -49,7 +70,7 @@ struct Setting {
 }
 
 fn current(call: &Call<'_>) -> Setting {
-    let value = if call.hsm.settings.allow_arm.load(Ordering::Acquire) { "true" } else { "false" };
+    let value = if call.hsm.settings.held.allow_arm.load(Ordering::Acquire) { "true" } else { "false" };
     Setting { name: ALLOW_ARM, value, kind: "boolean" }
 }
 

@@ -1,9 +1,12 @@
 //! Roles and assignments, durable.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use arc_swap::ArcSwap;
-use holdfast_core::{KeyName, RecordKey, Store, StoreError, Write};
+use holdfast_core::{Changed, KeyName, Projection, RecordKey, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -53,11 +56,64 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>, ApiError> {
     serde_json::to_vec(value).map_err(|error| ApiError::internal(error.to_string()))
 }
 
+/// The access rules in memory.
+struct Held {
+    state: ArcSwap<RbacState>,
+    /// Versions of the records.
+    versions: RwLock<HashMap<RecordKey, u64>>,
+}
+
+impl Held {
+    fn version(&self, key: &RecordKey) -> u64 {
+        self.versions.read().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
+    }
+}
+
+impl Projection for Held {
+    fn apply(&self, changes: &[Changed]) {
+        let ours = |changed: &&Changed| [ROLE_DEFINITION, ROLE_ASSIGNMENT].contains(&changed.key.kind);
+        if !changes.iter().any(|changed| ours(&changed)) {
+            return;
+        }
+        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
+        let next = self.state.load().changed(|state| {
+            for changed in changes.iter().filter(ours) {
+                if !take(state, changed) {
+                    tracing::error!("a role record that was just written cannot be read");
+                }
+                match changed.version {
+                    0 => versions.remove(&changed.key),
+                    version => versions.insert(changed.key.clone(), version),
+                };
+            }
+        });
+        self.state.store(Arc::new(next));
+    }
+}
+
+/// Takes one record into the rules; false if it cannot be read.
+fn take(state: &mut RbacState, changed: &Changed) -> bool {
+    let id = String::from_utf8_lossy(&changed.key.id);
+    match (changed.key.kind, &changed.value) {
+        (ROLE_DEFINITION, None) => state.remove_definition(&id),
+        (_, None) => state.remove_assignment(&id),
+        (ROLE_DEFINITION, Some(value)) => match read_definition(value) {
+            Some(definition) => state.put_definition(definition),
+            None => return false,
+        },
+        (_, Some(value)) => match read_assignment(value) {
+            Some(assignment) => state.put_assignment(assignment),
+            None => return false,
+        },
+    }
+    true
+}
+
 /// The access rules in force, and their records.
 pub(crate) struct Rbac {
-    state: ArcSwap<RbacState>,
-    /// Versions of the records; whoever holds the lock may change rules.
-    versions: Mutex<HashMap<RecordKey, u64>>,
+    held: Arc<Held>,
+    /// Whoever holds it may change rules.
+    changing: Mutex<()>,
 }
 
 impl Rbac {
@@ -81,35 +137,31 @@ impl Rbac {
         if unreadable {
             return Err(StoreError::Failed("a role record cannot be read".into()));
         }
-        Ok(Self {
+        let held = Arc::new(Held {
             state: ArcSwap::from_pointee(RbacState::new(definitions, assignments)),
-            versions: Mutex::new(versions),
-        })
+            versions: RwLock::new(versions),
+        });
+        let watching = Arc::downgrade(&held);
+        store.watch(watching);
+        Ok(Self { held, changing: Mutex::default() })
     }
 
     /// The rules in force now.
-    pub(crate) fn state(&self) -> arc_swap::Guard<std::sync::Arc<RbacState>> {
-        self.state.load()
+    pub(crate) fn state(&self) -> arc_swap::Guard<Arc<RbacState>> {
+        self.held.state.load()
     }
 
-    /// Changes the rules: `decide` looks at them and says what to write and how they look afterwards.
+    /// Changes the rules: `decide` looks at them and says what to write.
     async fn change(
         &self,
         store: &dyn Store,
         key: RecordKey,
-        decide: impl FnOnce(&RbacState) -> Result<(Option<Vec<u8>>, RbacState), ApiError>,
+        decide: impl FnOnce(&RbacState) -> Result<Option<Vec<u8>>, ApiError>,
     ) -> Result<(), ApiError> {
-        let mut versions = self.versions.lock().await;
-        let (value, next) = decide(&self.state.load())?;
-        let expected_version = versions.get(&key).copied().unwrap_or(0);
-        let removed = value.is_none();
-        store.commit(vec![Write { key: key.clone(), expected_version, value }]).await?;
-        if removed {
-            versions.remove(&key);
-        } else {
-            versions.insert(key, expected_version + 1);
-        }
-        self.state.store(next.into());
+        let _changing = self.changing.lock().await;
+        let value = decide(&self.state())?;
+        let expected_version = self.held.version(&key);
+        store.keep(vec![Write { key, expected_version, value }]).await?;
         Ok(())
     }
 
@@ -131,7 +183,7 @@ impl Rbac {
         let value = to_json(&stored)?;
         self.change(store, key, |state| {
             check(state)?;
-            Ok((Some(value), state.changed(|state| state.put_definition(definition))))
+            Ok(Some(value))
         })
         .await
     }
@@ -144,7 +196,7 @@ impl Rbac {
                 return Err(ApiError::not_permitted("A built-in role cannot be deleted"));
             }
             removed = Some(found.clone());
-            Ok((None, state.changed(|state| state.remove_definition(id))))
+            Ok(None)
         })
         .await?;
         removed.ok_or_else(|| definition_not_found(id))
@@ -159,17 +211,22 @@ impl Rbac {
         let write = assignment_write(&assignment, 0)?;
         self.change(store, write.key, |state| {
             check(state)?;
-            Ok((write.value, state.changed(|state| state.put_assignment(assignment))))
+            Ok(write.value)
         })
         .await
     }
 
     /// Begins to end every assignment whose scope is this key.
     pub(crate) async fn end_assignments_on(&self, name: &KeyName) -> Ending<'_> {
-        let versions = self.versions.lock().await;
+        let changing = self.changing.lock().await;
         let on_key = |found: &&RoleAssignment| matches!(&found.scope, Scope::Key(key) if key == name);
-        let ids = self.state.load().assignments().filter(on_key).map(|found| found.id.clone()).collect();
-        Ending { rbac: self, versions, ids }
+        let write = |found: &RoleAssignment| {
+            let key = assignment_key(&found.id);
+            let expected_version = self.held.version(&key);
+            Write { key, expected_version, value: None }
+        };
+        let writes = self.state().assignments().filter(on_key).map(write).collect();
+        Ending { _changing: changing, writes }
     }
 
     pub(crate) async fn remove_assignment(
@@ -182,7 +239,7 @@ impl Rbac {
         self.change(store, assignment_key(id), |state| {
             let found = state.assignment(id).filter(|found| found.scope == *scope);
             removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
-            Ok((None, state.changed(|state| state.remove_assignment(id))))
+            Ok(None)
         })
         .await?;
         removed.ok_or_else(|| assignment_not_found(id))
@@ -191,34 +248,9 @@ impl Rbac {
 
 /// Assignments that are about to end with their key. Nobody else changes rules while it lives.
 pub(crate) struct Ending<'a> {
-    rbac: &'a Rbac,
-    versions: MutexGuard<'a, HashMap<RecordKey, u64>>,
-    /// Their GUIDs.
-    ids: Vec<String>,
-}
-
-impl Ending<'_> {
+    _changing: MutexGuard<'a, ()>,
     /// What removes their records.
-    pub(crate) fn writes(&self) -> Vec<Write> {
-        let write = |id: &String| {
-            let key = assignment_key(id);
-            let expected_version = self.versions.get(&key).copied().unwrap_or(0);
-            Write { key, expected_version, value: None }
-        };
-        self.ids.iter().map(write).collect()
-    }
-
-    /// The records are gone: so are the rules.
-    pub(crate) fn done(mut self) {
-        if self.ids.is_empty() {
-            return;
-        }
-        for id in &self.ids {
-            self.versions.remove(&assignment_key(id));
-        }
-        let next = self.rbac.state.load().changed(|state| self.ids.iter().for_each(|id| state.remove_assignment(id)));
-        self.rbac.state.store(next.into());
-    }
+    pub writes: Vec<Write>,
 }
 
 fn assignment_key(id: &str) -> RecordKey {

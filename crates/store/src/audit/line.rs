@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use holdfast_core::{AuditEvent, PartitionId, Timestamp};
-use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, kdf};
+use holdfast_core::{AuditEvent, PartitionId, Revision, Timestamp};
+use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, SecretBytes, kdf, kdf::MacKey};
 use serde::{Deserialize, Serialize};
 
 /// Name of the format, in the first line of each segment.
-pub(super) const FORMAT: &str = "holdfast-audit-1";
+pub(super) const FORMAT: &str = "holdfast-audit-2";
+/// The one before: its lines have no MAC.
+pub(super) const FORMAT_1: &str = "holdfast-audit-1";
 /// `prev` of the first line of all.
 pub(super) const GENESIS: [u8; 32] = [0; 32];
 /// Longest line read.
@@ -21,6 +23,45 @@ pub struct Checkpoint {
     pub seq: u64,
     /// SHA-256 of the line.
     pub head: [u8; 32],
+    /// The newest change told by it or a line before it.
+    pub revision: Revision,
+}
+
+/// Shows at the next start that a line was written here. Signatures come once a second and are for everybody; this is for each line, and for
+/// us alone.
+pub struct LineMac(MacKey);
+
+/// What ends a line with a MAC: the member's name, 16 bytes in hex, and what closes the object.
+const MAC_NAME: &str = r#","mac":""#;
+const MAC_HEX: usize = 32;
+const MAC_END: &str = r#""}"#;
+
+impl LineMac {
+    /// Derives the key from the secret that the signing key comes from.
+    ///
+    /// # Errors
+    /// [`CryptoError`](holdfast_crypto::CryptoError) if there is no secret.
+    pub fn derive(secret: &SecretBytes) -> Result<Self, holdfast_crypto::CryptoError> {
+        let key = kdf::derive_key(secret, "holdfast audit line mac v1")?;
+        Ok(Self(MacKey::new(HashAlgorithm::Sha256, key.expose())))
+    }
+
+    fn of(&self, line: &[u8]) -> String {
+        hex(&self.0.sign(&[line])[..MAC_HEX / 2])
+    }
+
+    /// Whether the last member of the line is its MAC.
+    pub(super) fn holds(&self, line: &[u8]) -> bool {
+        let parts = || {
+            let rest = line.strip_suffix(MAC_END.as_bytes())?;
+            let (rest, mac) = rest.split_at_checked(rest.len().checked_sub(MAC_HEX)?)?;
+            Some((rest.strip_suffix(MAC_NAME.as_bytes())?, mac))
+        };
+        parts().is_some_and(|(told, mac)| {
+            // Compared as a MAC of the MAC, so that the time tells nothing.
+            self.0.sign(&[self.of(told).as_bytes()]) == self.0.sign(&[mac])
+        })
+    }
 }
 
 /// The hash that links the next line to this one.
@@ -121,10 +162,20 @@ fn open_object(body: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(json)
 }
 
-/// Completes a body to a line (without its newline): place in front, link at the end.
-pub(super) fn complete(body: &str, seq: u64, prev: &[u8; 32]) -> String {
+/// Completes a body to a line (without its newline): place in front; revision, link and MAC at the end.
+pub(super) fn complete(body: &str, seq: u64, revision: Option<Revision>, prev: &[u8; 32], mac: &LineMac) -> String {
+    let mut line = String::with_capacity(body.len() + 192);
     // `body` begins with `{`; the rest is its members.
-    format!(r#"{{"seq":{seq},{},"prev":"{}"}}"#, &body[1..], hex(prev))
+    let _ = write!(line, r#"{{"seq":{seq},{}"#, &body[1..]);
+    if let Some(revision) = revision {
+        let _ = write!(line, r#","revision":{revision}"#);
+    }
+    let _ = write!(line, r#","prev":"{}""#, hex(prev));
+    let told = mac.of(line.as_bytes());
+    line.push_str(MAC_NAME);
+    line.push_str(&told);
+    line.push_str(MAC_END);
+    line
 }
 
 /// First line of a segment.
@@ -236,6 +287,8 @@ pub struct ParsedLine {
     pub time: String,
     /// Hex SHA-256 of the line before.
     pub prev: String,
+    /// The change that an event tells of; in `start`, the one that the log has come to.
+    pub revision: Option<u64>,
     pub(super) format: Option<String>,
     pub(super) instance: Option<String>,
     pub(super) key: Option<serde_json::Value>,
@@ -262,4 +315,40 @@ pub fn parse_line(line: &[u8]) -> Result<ParsedLine, LineError> {
         return Err(LineError("it is too long".into()));
     }
     serde_json::from_slice(line).map_err(|error| LineError(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line of the second version; it must hold for ever.
+    const GOLDEN: &str = include_str!("../../tests/golden/audit-line-v2.json");
+
+    fn mac() -> LineMac {
+        LineMac::derive(&SecretBytes::copy_of(&[7; 48])).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn golden_line() {
+        let line = complete(r#"{"type":"event","time":"""#, 3, Some(Revision(2)), &GENESIS, &mac());
+        assert_eq!(line, GOLDEN.trim_end());
+        let parsed = parse_line(line.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((parsed.seq, parsed.revision, parsed.prev), (3, Some(2), hex(&GENESIS)));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_of_a_line_is_refused() {
+        let line = GOLDEN.trim_end().as_bytes();
+        assert!(mac().holds(line));
+        for at in 0..line.len() * 8 {
+            let mut changed = line.to_vec();
+            changed[at / 8] ^= 1 << (at % 8);
+            assert!(!mac().holds(&changed), "bit {at}");
+        }
+        for len in 0..line.len() {
+            assert!(!mac().holds(&line[..len]), "length {len}");
+        }
+        let other = LineMac::derive(&SecretBytes::copy_of(&[8; 48])).unwrap_or_else(|error| panic!("{error}"));
+        assert!(!other.holds(line), "another instance's");
+    }
 }

@@ -1,32 +1,29 @@
-//! The writer: group commit, rotation, checkpoints.
+//! The log, opened: what it is given, and what it gives back.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, AuditError, AuditEvent, AuditSink, PartitionId, Timestamp};
-use holdfast_crypto::EcKey;
-use tokio::sync::oneshot;
+use holdfast_core::{Ambient, AuditError, AuditEvent, AuditSink, PartitionId, Revision};
+use holdfast_crypto::{EcKey, SecretBytes};
 
 use super::{
-    line::{self, Checkpoint, GENESIS},
-    segment::{list_segments, read_lines, segment_path},
+    line::{self, Checkpoint, LineMac},
+    tail::Tail,
+    writer::{Job, Status, Writer},
 };
+use crate::outbox::Outbox;
 
 /// Events that may wait for the disk. More is refused at once.
 const QUEUE_EVENTS: usize = 8192;
-/// Events that share one sync at most.
-const GROUP_EVENTS: usize = 1024;
 
 /// Where and how to log.
 #[derive(Clone, Debug)]
@@ -39,10 +36,34 @@ pub struct AuditLogConfig {
     pub segment_age_max: Duration,
     /// With traffic, a checkpoint is signed this often.
     pub checkpoint_interval: Duration,
-    /// Last checkpoint known from elsewhere; the log must contain it.
+    /// Last line known from elsewhere; the log must contain it.
     pub expected: Option<Checkpoint>,
-    /// Go on although the log does not contain `expected`. The loss is recorded.
+    /// Whether that line was written by a version whose lines have MACs.
+    pub expected_has_macs: bool,
+    /// Go on although the log is not what it was: it does not contain `expected`, ends with lines of somebody else, or is of another moment than
+    /// the store. What was accepted is recorded.
     pub accept_loss: bool,
+    /// What else the first line is to tell: what was found when the store was opened.
+    pub notes: Vec<String>,
+}
+
+/// Keys of a log, born in its instance.
+pub struct AuditKeys {
+    /// Signs checkpoints.
+    pub signing: EcKey,
+    /// Marks each line as ours.
+    pub lines: LineMac,
+}
+
+impl AuditKeys {
+    /// Both, from the instance's audit key (P-384).
+    ///
+    /// # Errors
+    /// [`CryptoError`](holdfast_crypto::CryptoError) if it is none.
+    pub fn new(secret: &SecretBytes) -> Result<Self, holdfast_crypto::CryptoError> {
+        let signing = EcKey::load(holdfast_crypto::Curve::P384, secret)?;
+        Ok(Self { signing, lines: LineMac::derive(secret)? })
+    }
 }
 
 /// Why the log does not open.
@@ -66,6 +87,17 @@ pub enum AuditOpenError {
         /// What is wrong.
         why: String,
     },
+    /// Somebody without the key wrote to the log.
+    #[error(
+        "the audit log was written to by somebody else: {path}, line {seq} and what follows has no MAC of this instance; remove it, or set \
+         `accept_loss = true` in [audit] once to set it aside and record that"
+    )]
+    Forged {
+        /// Which file.
+        path: PathBuf,
+        /// Number of the first such line.
+        seq: u64,
+    },
     /// Lines that were durable are missing.
     #[error(
         "the audit log ends at line {found}, but line {expected} had been written: lines were removed or replaced; \
@@ -77,83 +109,113 @@ pub enum AuditOpenError {
         /// Line that should be there.
         expected: u64,
     },
-}
-
-struct Pending {
-    body: String,
-    reply: oneshot::Sender<Result<(), AuditError>>,
+    /// The store was put back, or belongs to an earlier moment than the log.
+    #[error(
+        "the store is older than its audit log: it ends with change {store}, but the log tells of change {log}; restore the store of that \
+         moment, or set `accept_loss = true` in [audit] once to go on with the older one and record that"
+    )]
+    StoreOlder {
+        /// The newest change in the store.
+        store: Revision,
+        /// The newest change in the log.
+        log: Revision,
+    },
+    /// The log was put back, or belongs to an earlier moment than the store.
+    #[error(
+        "the audit log is older than its store: it ends with change {log}, but the store has come to change {store}, and what happened \
+         between is not told; restore the log of that moment, or set `accept_loss = true` in [audit] once to go on and record the gap"
+    )]
+    LogOlder {
+        /// The newest change in the store.
+        store: Revision,
+        /// The newest change in the log.
+        log: Revision,
+    },
 }
 
 /// An open audit log.
 pub struct AuditLog {
-    events: Mutex<Option<SyncSender<Pending>>>,
+    jobs: Arc<Mutex<Option<SyncSender<Job>>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    latest: Arc<Mutex<Checkpoint>>,
+    status: Arc<Mutex<Status>>,
+    outbox: Arc<Outbox>,
 }
 
 impl AuditLog {
-    /// Opens the log, repairs a torn last line, and starts the writer.
+    /// Opens the log, repairs a torn last line, checks that it and the store are of one moment, and starts the writer, which takes the events of
+    /// changes out of `outbox`.
     ///
     /// # Errors
     /// [`AuditOpenError`].
     pub fn open(
         config: AuditLogConfig,
         instance: PartitionId,
-        key: EcKey,
+        keys: AuditKeys,
         ambient: Arc<dyn Ambient>,
+        outbox: Arc<Outbox>,
     ) -> Result<Self, AuditOpenError> {
         let directory = config.directory.clone();
         let failed = |source| AuditOpenError::File { directory: directory.clone(), source };
         std::fs::create_dir_all(&config.directory).map_err(failed)?;
-        let tail = Tail::read(&config)?;
-        let mut notes = Vec::new();
+        let mut tail = Tail::read(&config, &keys.lines)?;
+        let mut notes = config.notes.clone();
         if tail.torn_bytes > 0 {
             notes.push(format!("a torn last line of {} bytes, never acknowledged, was cut", tail.torn_bytes));
+        }
+        if let Some(seq) = tail.forged_from {
+            notes.push(format!("line {seq} and what followed was written by somebody else; it was set aside"));
         }
         if let Some(expected) = config.expected
             && tail.expected_found != Some(true)
         {
-            let (found, expected) = (tail.seq, expected.seq);
+            let (found, expected) = (tail.end.seq, expected.seq);
             if !config.accept_loss {
                 return Err(AuditOpenError::Truncated { found, expected });
             }
             notes.push(format!("line {expected} was expected and is missing or different; the loss was accepted"));
         }
-        let latest = Arc::new(Mutex::new(Checkpoint { seq: tail.seq, head: tail.head }));
-        let mut writer = Writer {
-            segment: Segment::next(&config.directory, tail.segment + 1).map_err(failed)?,
-            config,
-            instance,
-            key,
-            ambient,
-            seq: tail.seq,
-            head: tail.head,
-            unsigned: false,
-            signed_at: Instant::now(),
-            broken: false,
-            latest: Arc::clone(&latest),
-        };
-        let detail = format!(
-            "holdfast {}{}",
-            env!("CARGO_PKG_VERSION"),
-            notes.iter().fold(String::new(), |all, note| all + "; " + note)
-        );
-        writer.begin_segment().and_then(|()| writer.note("start", &detail)).map_err(failed)?;
-        let (events, queue) = sync_channel(QUEUE_EVENTS);
+        if let Some(accepted) = reconcile(&mut tail, &outbox, config.accept_loss)? {
+            notes.push(accepted);
+        }
+        let status = Arc::new(Mutex::new(Status { latest: tail.end, fault: None }));
+        let (jobs, queue) = sync_channel(QUEUE_EVENTS);
+        let told = (Arc::clone(&outbox), Arc::clone(&status));
+        let writer = Writer::begin(config, instance, keys, ambient, &tail, told, &notes).map_err(failed)?;
         let writer =
             thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run(&queue)).map_err(failed)?;
-        Ok(Self { events: Mutex::new(Some(events)), writer: Mutex::new(Some(writer)), latest })
+        let jobs = Arc::new(Mutex::new(Some(jobs)));
+        let woken = Arc::downgrade(&jobs);
+        outbox.wake_with(move || {
+            let Some(jobs) = woken.upgrade() else { return };
+            if let Some(jobs) = &*jobs.lock().unwrap_or_else(PoisonError::into_inner) {
+                // A full queue needs no waking: before it waits, the writer looks.
+                let _ = jobs.try_send(Job::Look);
+            }
+        });
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox })
     }
 
     /// The newest line that is durable.
     #[must_use]
     pub fn latest(&self) -> Checkpoint {
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).latest
+    }
+
+    /// Why the log cannot be written, while it cannot. It tries again by itself.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
+    }
+
+    /// How many events of changes are in the store and not yet in the log.
+    #[must_use]
+    pub fn outbox_waiting(&self) -> usize {
+        self.outbox.waiting()
     }
 
     /// Writes what is queued, signs a last checkpoint, and stops. Later appends fail.
     pub fn close(&self) {
-        drop(self.events.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             let _ = writer.join();
@@ -161,285 +223,45 @@ impl AuditLog {
     }
 }
 
+/// Compares the log's end with the store: log and outbox together tell of every change of the store, and of none that it does not have. Gives what
+/// was accepted, if anything had to be.
+fn reconcile(tail: &mut Tail, outbox: &Outbox, accept: bool) -> Result<Option<String>, AuditOpenError> {
+    let (store, log) = (outbox.stored(), tail.end.revision);
+    if log > store {
+        if !accept {
+            return Err(AuditOpenError::StoreOlder { store, log });
+        }
+        outbox.told_up_to(store);
+        tail.end.revision = store;
+        return Ok(Some(format!(
+            "the store ends with change {store}, the log with {log}; the older store was accepted"
+        )));
+    }
+    outbox.told_up_to(log);
+    let missing = outbox.missing_after(log);
+    if missing == log {
+        return Ok(None);
+    }
+    if !accept {
+        return Err(AuditOpenError::LogOlder { store, log });
+    }
+    tail.end.revision = missing;
+    Ok(Some(format!("the log ends with change {log}; that changes up to {missing} are not told was accepted")))
+}
+
 #[async_trait]
 impl AuditSink for AuditLog {
     async fn append(&self, event: AuditEvent) -> Result<(), AuditError> {
         let body = line::event_body(&event).map_err(|error| AuditError(error.to_string()))?;
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = tokio::sync::oneshot::channel();
         {
-            let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-            let events = events.as_ref().ok_or_else(|| AuditError("the log is closed".into()))?;
-            events.try_send(Pending { body, reply }).map_err(|error| match error {
+            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let jobs = jobs.as_ref().ok_or_else(|| AuditError("the log is closed".into()))?;
+            jobs.try_send(Job::Write { body, reply }).map_err(|error| match error {
                 TrySendError::Full(_) => AuditError("too many events wait for the disk".into()),
                 TrySendError::Disconnected(_) => AuditError("the writer has stopped".into()),
             })?;
         }
         answer.await.map_err(|_| AuditError("the writer has stopped".into()))?
-    }
-}
-
-/// Where the existing log ends.
-struct Tail {
-    segment: u64,
-    seq: u64,
-    head: [u8; 32],
-    torn_bytes: u64,
-    expected_found: Option<bool>,
-}
-
-impl Tail {
-    /// Reads back to the segment that should hold the expected checkpoint, checks the chain from there, and cuts a
-    /// torn last line.
-    fn read(config: &AuditLogConfig) -> Result<Self, AuditOpenError> {
-        let failed = |source| AuditOpenError::File { directory: config.directory.clone(), source };
-        let segments = list_segments(&config.directory).map_err(failed)?;
-        let mut tail = Self {
-            segment: 0,
-            seq: 0,
-            head: GENESIS,
-            torn_bytes: 0,
-            expected_found: config.expected.map(|e| e.seq == 0),
-        };
-        let start = first_segment_to_read(&segments, config.expected).map_err(failed)?;
-        for (position, (number, path)) in segments.iter().enumerate().skip(start) {
-            let mut good_bytes = 0;
-            let mut fault = None;
-            let mut first = position == start;
-            read_lines(path, |content, offset, whole| {
-                let parsed = if whole { line::parse_line(content) } else { Err(line::LineError("it is torn".into())) };
-                match parsed {
-                    Ok(parsed) if first || (parsed.seq == tail.seq + 1 && parsed.prev == line::hex(&tail.head)) => {
-                        first = false;
-                        good_bytes = offset;
-                        tail.seq = parsed.seq;
-                        tail.head = line::hash_line(content);
-                        if let Some(expected) = config.expected.filter(|expected| expected.seq == tail.seq) {
-                            tail.expected_found = Some(expected.head == tail.head);
-                        }
-                        true
-                    }
-                    Ok(_) => {
-                        fault = Some("the chain is broken".to_owned());
-                        false
-                    }
-                    Err(error) => {
-                        fault = Some(error.0);
-                        false
-                    }
-                }
-            })
-            .map_err(failed)?;
-            tail.segment = *number;
-            let last = position + 1 == segments.len();
-            if let Some(why) = fault {
-                if !last || !is_torn_tail(path, good_bytes).map_err(failed)? {
-                    return Err(AuditOpenError::Damaged { path: path.clone(), seq: tail.seq, why });
-                }
-                tail.torn_bytes = cut(path, good_bytes).map_err(failed)?;
-            }
-        }
-        Ok(tail)
-    }
-}
-
-/// The last segment that begins at or before the expected line; without one, the last segment.
-fn first_segment_to_read(segments: &[(u64, PathBuf)], expected: Option<Checkpoint>) -> io::Result<usize> {
-    let mut position = segments.len().saturating_sub(1);
-    while position > 0 {
-        let mut first_seq = None;
-        read_lines(&segments[position].1, |content, _, _| {
-            first_seq = line::parse_line(content).ok().map(|parsed| parsed.seq);
-            false
-        })?;
-        match (first_seq, expected) {
-            // A segment whose first line was torn tells nothing: begin before it.
-            (None, _) => position -= 1,
-            (Some(first), Some(expected)) if first > expected.seq => position -= 1,
-            _ => break,
-        }
-    }
-    Ok(position)
-}
-
-/// A crash can tear only what was being appended: nothing after it may be a whole, readable line.
-fn is_torn_tail(path: &Path, good_bytes: u64) -> io::Result<bool> {
-    let mut later_line = false;
-    read_lines(path, |content, offset, whole| {
-        later_line |= offset > good_bytes && whole && line::parse_line(content).is_ok();
-        !later_line
-    })?;
-    Ok(!later_line)
-}
-
-fn cut(path: &Path, good_bytes: u64) -> io::Result<u64> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    let torn = file.metadata()?.len() - good_bytes;
-    file.set_len(good_bytes)?;
-    file.sync_all()?;
-    Ok(torn)
-}
-
-struct Segment {
-    number: u64,
-    file: File,
-    bytes: u64,
-    opened: Instant,
-}
-
-impl Segment {
-    /// Makes the segment `number`; its name is durable when this returns.
-    fn next(directory: &Path, number: u64) -> io::Result<Self> {
-        let path = segment_path(directory, number);
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
-        File::open(directory)?.sync_all()?;
-        Ok(Self { number, file, bytes: 0, opened: Instant::now() })
-    }
-}
-
-struct Writer {
-    config: AuditLogConfig,
-    instance: PartitionId,
-    key: EcKey,
-    ambient: Arc<dyn Ambient>,
-    segment: Segment,
-    seq: u64,
-    head: [u8; 32],
-    /// Whether lines were written since the last checkpoint.
-    unsigned: bool,
-    signed_at: Instant,
-    /// After a failed write or sync: the file is not written again.
-    broken: bool,
-    latest: Arc<Mutex<Checkpoint>>,
-}
-
-impl Writer {
-    fn run(mut self, queue: &Receiver<Pending>) {
-        loop {
-            let wait = self.config.checkpoint_interval.saturating_sub(self.signed_at.elapsed());
-            let first = if self.unsigned { queue.recv_timeout(wait) } else { queue.recv().map_err(Into::into) };
-            match first {
-                Ok(first) => {
-                    let mut group = vec![first];
-                    while group.len() < GROUP_EVENTS
-                        && let Ok(next) = queue.try_recv()
-                    {
-                        group.push(next);
-                    }
-                    self.write_group(group);
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if self.unsigned && self.signed_at.elapsed() >= self.config.checkpoint_interval {
-                self.checkpoint_or_report();
-            }
-            if self.segment.bytes >= self.config.segment_bytes_max
-                || self.segment.opened.elapsed() >= self.config.segment_age_max
-            {
-                self.checkpoint_or_report();
-                self.rotate_or_report();
-            }
-        }
-        if let Err(error) = self.note("stop", "orderly").and_then(|()| self.checkpoint()) {
-            tracing::error!(%error, "the audit log could not be closed in order");
-        }
-    }
-
-    fn write_group(&mut self, group: Vec<Pending>) {
-        let bodies: Vec<&str> = group.iter().map(|pending| pending.body.as_str()).collect();
-        let result = self.repair().and_then(|()| self.write_lines(&bodies)).map_err(|error| {
-            tracing::error!(%error, "the audit log cannot be written; requests fail until it can");
-            AuditError(error.to_string())
-        });
-        for pending in group {
-            // A caller that went away still has its event in the log.
-            let _ = pending.reply.send(result.clone());
-        }
-    }
-
-    /// Appends lines and syncs. Place and head move only when the lines are durable.
-    fn write_lines(&mut self, bodies: &[&str]) -> io::Result<()> {
-        let (mut seq, mut head) = (self.seq, self.head);
-        let mut buffer = Vec::with_capacity(bodies.iter().map(|body| body.len() + 128).sum());
-        for body in bodies {
-            seq += 1;
-            let line = line::complete(body, seq, &head);
-            head = line::hash_line(line.as_bytes());
-            buffer.extend_from_slice(line.as_bytes());
-            buffer.push(b'\n');
-        }
-        let written = self.segment.file.write_all(&buffer).and_then(|()| self.segment.file.sync_data());
-        if let Err(error) = written {
-            self.broken = true;
-            return Err(error);
-        }
-        self.segment.bytes += buffer.len() as u64;
-        (self.seq, self.head) = (seq, head);
-        self.unsigned = true;
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Checkpoint { seq, head };
-        Ok(())
-    }
-
-    fn note(&mut self, kind: &'static str, detail: &str) -> io::Result<()> {
-        let body = line::note_body(kind, self.now(), detail)?;
-        self.write_lines(&[&body])
-    }
-
-    fn now(&self) -> Timestamp {
-        self.ambient.now()
-    }
-
-    fn begin_segment(&mut self) -> io::Result<()> {
-        let body = line::segment_body(self.instance, self.segment.number, self.key.public(), self.now())?;
-        self.write_lines(&[&body])
-    }
-
-    fn checkpoint(&mut self) -> io::Result<()> {
-        let body = line::checkpoint_body(self.instance, self.seq + 1, &self.head, self.now(), &self.key)
-            .map_err(io::Error::other)?;
-        self.write_lines(&[&body])?;
-        self.unsigned = false;
-        self.signed_at = Instant::now();
-        Ok(())
-    }
-
-    fn checkpoint_or_report(&mut self) {
-        if let Err(error) = self.checkpoint() {
-            tracing::error!(%error, "the audit log could not be signed");
-            self.signed_at = Instant::now();
-        }
-    }
-
-    fn rotate_or_report(&mut self) {
-        if let Err(error) = self.rotate() {
-            tracing::error!(%error, "the audit log could not begin a new segment");
-            self.segment.opened = Instant::now();
-        }
-    }
-
-    fn rotate(&mut self) -> io::Result<()> {
-        self.segment = Segment::next(&self.config.directory, self.segment.number + 1)?;
-        self.begin_segment()
-    }
-
-    /// After a failure: cuts what may be half-written, and goes on in a new segment. A failed sync is never retried
-    /// on the same file, since the kernel may have dropped its pages.
-    fn repair(&mut self) -> io::Result<()> {
-        if !self.broken {
-            return Ok(());
-        }
-        self.segment.file.set_len(self.segment.bytes)?;
-        self.segment.file.sync_all()?;
-        let number = self.segment.number + 1;
-        let path = segment_path(&self.config.directory, number);
-        // Left by a repair that failed half-way; nothing in it was acknowledged.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        self.segment = Segment::next(&self.config.directory, number)?;
-        self.broken = false;
-        self.begin_segment()?;
-        self.note("start", "the log could not be written for a while; requests of that time failed")
     }
 }

@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use holdfast_crypto::EcPublicKey;
 
 use super::{
-    line::{self, FORMAT, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
+    line::{self, FORMAT, FORMAT_1, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
     parse_line,
     segment::{list_segments, read_lines},
 };
@@ -28,6 +28,10 @@ pub struct Report {
     pub lines: u64,
     /// Events among them.
     pub events: u64,
+    /// The newest change that the log tells of. Changes are numbered without a gap.
+    pub revision: u64,
+    /// Starts at which somebody accepted that log and store are not of one moment: number of the line.
+    pub accepted: Vec<u64>,
     /// Checkpoints whose signature holds.
     pub checkpoints: u64,
     /// Last line that a checkpoint covers.
@@ -147,15 +151,35 @@ impl Verifier {
                 self.report.checkpoints += 1;
                 self.report.signed_seq = parsed.seq;
             }
-            "event" => self.report.events += 1,
-            "start" | "stop" => {}
+            "event" => {
+                self.report.events += 1;
+                self.change(parsed.revision)?;
+            }
+            "start" => {
+                if let Some(revision) = parsed.revision.filter(|revision| *revision != self.report.revision) {
+                    self.report.accepted.push(parsed.seq);
+                    self.report.revision = revision;
+                }
+            }
+            "stop" => {}
             other => return Err(format!("unknown kind of line {other:?}")),
         }
         Ok(())
     }
 
+    /// A change is told once, and none is left out.
+    fn change(&mut self, revision: Option<u64>) -> Result<(), String> {
+        let Some(revision) = revision else { return Ok(()) };
+        let expected = self.report.revision + 1;
+        if revision != expected {
+            return Err(format!("change {expected} should be told here, and not change {revision}"));
+        }
+        self.report.revision = revision;
+        Ok(())
+    }
+
     fn header(&mut self, parsed: &line::ParsedLine) -> Result<(), String> {
-        if parsed.format.as_deref() != Some(FORMAT) {
+        if ![Some(FORMAT), Some(FORMAT_1)].contains(&parsed.format.as_deref()) {
             return Err("not a format this verifier knows".into());
         }
         let key = parsed.key.clone().and_then(|key| serde_json::from_value::<PublicKeyJson>(key).ok());

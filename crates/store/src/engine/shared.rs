@@ -21,14 +21,20 @@ use std::{
 use async_trait::async_trait;
 pub use format::StateId;
 use format::{FileKey, State, Unreadable, decode_v1};
-use holdfast_core::{PartitionId, StoreError};
+use holdfast_core::{PartitionId, Revision, StoreError};
 use holdfast_crypto::{CryptoError, SecretBytes};
 use lock::RowsLock;
 
-use super::{Engine, Row, RowName, RowWrite, Rows, apply};
+use super::{Batch, Engine, Row, RowName, RowVisitor, Rows, apply};
 
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A row whose version is the revision. No record is of kind 0.
+const REVISION: RowName = [0; 33];
+
+fn revision_in(rows: &Rows) -> Revision {
+    Revision(rows.get(&REVISION).map_or(0, |(revision, _)| *revision))
+}
 
 /// Rows in one file, shared by processes.
 #[derive(Clone)]
@@ -232,10 +238,14 @@ impl SharedEngine {
         }
     }
 
-    fn store(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
+    fn store(&self, mut batch: Batch) -> Result<Revision, StoreError> {
         let _lock = self.lock()?;
         let State { id, mut rows } = self.load()?;
-        apply(&mut rows, batch)?;
+        let before = revision_in(&rows);
+        let revision = apply(&mut rows, &mut batch, before, None)?;
+        if revision != before {
+            rows.insert(REVISION, (revision.0, Vec::new()));
+        }
         let generation = id.generation.max(self.newest().above) + 1;
         let (bytes, id) = self.0.key.encode(generation, &rows);
         if bytes.len() as u64 > BYTES_MAX {
@@ -243,7 +253,8 @@ impl SharedEngine {
         }
         self.replace(&bytes).map_err(|error| failed(&error))?;
         self.saw(id);
-        Ok(())
+        (batch.applied)(revision);
+        Ok(revision)
     }
 
     fn replace(&self, bytes: &[u8]) -> io::Result<()> {
@@ -321,9 +332,22 @@ impl Engine for SharedEngine {
         of_kind.map(|(name, (version, sealed))| Row { name, version, sealed }).try_for_each(visit)
     }
 
-    async fn commit(&self, batch: Vec<RowWrite>) -> Result<(), StoreError> {
+    async fn scan_all(&self, visit: &mut RowVisitor<'_>) -> Result<(), StoreError> {
+        self.load()?.rows.iter().for_each(|(name, (version, sealed))| visit(name, *version, sealed));
+        Ok(())
+    }
+
+    async fn head(&self) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        Ok(None)
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<Revision, StoreError> {
         let engine = self.clone();
         let stored = tokio::task::spawn_blocking(move || engine.store(batch)).await;
         stored.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(revision_in(&self.load()?.rows))
     }
 }

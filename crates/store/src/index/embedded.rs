@@ -25,7 +25,7 @@ const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// An index in one file.
 pub struct EmbeddedIndex {
     database: Arc<Database>,
-    commits: GroupWriter<IndexDecision>,
+    commits: GroupWriter<IndexDecision, ()>,
 }
 
 impl EmbeddedIndex {

@@ -227,7 +227,7 @@ impl XksProxy {
             proposal.status = Status::Failed;
             proposal.outcome = Some(error.to_string());
             let write = Write { key, expected_version, value: Some(proposal.encode()?) };
-            self.store.commit(vec![write, put(self.store.as_ref(), secret_key(&id), None).await?]).await?;
+            self.store.keep(vec![write, put(self.store.as_ref(), secret_key(&id), None).await?]).await?;
             return Ok(proposal);
         }
         let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
@@ -236,17 +236,17 @@ impl XksProxy {
                 proposal.status = Status::Executed;
                 batch.push(Write { key, expected_version, value: Some(proposal.encode()?) });
                 batch.push(forget);
-                self.store.commit(batch).await?;
+                self.store.keep(batch).await?;
             }
             None => {
                 proposal.status = Status::Executing;
                 let write = Write { key: key.clone(), expected_version, value: Some(proposal.encode()?) };
-                self.store.commit(vec![write]).await?;
+                self.store.keep(vec![write]).await?;
                 let made = self.make_key(&change, &id, stored).await;
                 proposal.status = if made.is_ok() { Status::Executed } else { Status::Failed };
                 proposal.outcome = made.err().map(|error| error.to_string());
                 let write = Write { key, expected_version: expected_version + 1, value: Some(proposal.encode()?) };
-                self.store.commit(vec![write, forget]).await?;
+                self.store.keep(vec![write, forget]).await?;
             }
         }
         Ok(proposal)

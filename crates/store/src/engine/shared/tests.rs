@@ -3,7 +3,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use super::*;
+use super::{super::RowWrite, *};
 
 /// Where commits fail, in this order.
 #[derive(Default)]
@@ -38,8 +38,8 @@ fn engine(directory: &Path) -> SharedEngine {
     engine_of(directory, 1, 2, "state")
 }
 
-fn put(name: RowName, expected_version: u64, sealed: Option<&[u8]>) -> Vec<RowWrite> {
-    vec![RowWrite { name, expected_version, sealed: sealed.map(<[u8]>::to_vec) }]
+fn put(name: RowName, expected_version: u64, sealed: Option<&[u8]>) -> Batch {
+    Batch::of(vec![RowWrite { name, expected_version, sealed: sealed.map(<[u8]>::to_vec) }])
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, StoreError>, what: &str) {
