@@ -12,6 +12,8 @@ AUDITOR = "2c18b078-7c48-4d3a-af88-5a3a1b3f82b3"
 ASSIGNMENTS = "/providers/Microsoft.Authorization/roleAssignments"
 DEFINITIONS = "/providers/Microsoft.Authorization/roleDefinitions"
 SETTING = "/settings/AllowKeyManagementOperationsThroughARM"
+ROLES_MAX = 20
+"""Cuts of an operation on custom roles: there are at most fifty."""
 OCT, EC = {"kty": "oct-HSM", "key_size": 256}, {"kty": "EC-HSM", "crv": "P-256"}
 
 
@@ -126,7 +128,8 @@ class KeyVault:
             kind = "assignment" if where == ASSIGNMENTS else "definition"
             return Operation(name, prepare, lambda subject, mark: self.request(method, f"{where}/{guid(mark)}", body and body(mark), mark),
                              lambda told, subject, mark: (f"{kind} {guid(mark)}" in told) is there,
-                             lambda subject, mark, told: self.probe_role(where, mark, body or (definition if kind == "definition" else assignment_of)))
+                             lambda subject, mark, told: self.probe_role(where, mark, body or (definition if kind == "definition" else assignment_of)),
+                             most=ROLES_MAX)
 
         return [
             role("RoleAssignmentCreate", str, "PUT", ASSIGNMENTS, assignment_of, True),

@@ -146,7 +146,7 @@ class S3:
             change("CopyObject", str, "PUT", "", b"", there, x_amz_copy_source=f"/{BUCKET}/source"),
             change("DeleteObject", put, "DELETE", "", b"", lambda told, mark: not there(told, mark)),
             change("DeleteObject", lambda mark: put(mark, VERSIONED), "DELETE", "", b"", lambda told, mark: versions(told, mark) - 1, "DeleteObject-marker", VERSIONED),
-            Operation("DeleteObjects", several, lambda s, mark: self.request("POST", f"/{BUCKET}?delete=", doomed(mark).encode(), mark), gone),
+            Operation("DeleteObjects", several, lambda s, mark: self.request("POST", f"/{BUCKET}?delete=", doomed(mark).encode(), mark), gone, changes=3),
             change("PutObjectTagging", put, "PUT", "?tagging=", TAGS, lambda told, mark: mark in told["tags"]),
             change("DeleteObjectTagging", tagged, "DELETE", "?tagging=", b"", lambda told, mark: "old" not in told["tags"]),
             change("UpdateObjectEncryption", under_kms, "PUT", "?encryption=", update.encode(), other_kek),
@@ -202,8 +202,8 @@ class S3:
             headers = {"Host": f"127.0.0.1:{self.storage.port}", "Content-Type": "multipart/form-data; boundary=edge", "User-Agent": mark,
                        "amz-sdk-invocation-id": mark}
             return Request.http("POST", f"/{BUCKET}", headers, body)
-        return Operation("PostObject", str, request, lambda told, subject, mark: f"object {BUCKET}/{mark}" in told,
-                         lambda subject, mark, told: self.probe_object(BUCKET, mark))
+        return Operation("PutObject", str, request, lambda told, subject, mark: f"object {BUCKET}/{mark}" in told,
+                         lambda subject, mark, told: self.probe_object(BUCKET, mark), "PutObject-form")
 
     def uses(self) -> list[Operation]:
         def use(name, method, path, title=""):
