@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use holdfast_core::{KeyName, Permit, Resource, Timestamp};
+use holdfast_core::{AuditEvent, KeyName, Permit, Resource, Timestamp};
 use holdfast_service::Trace;
-use http::request::Parts;
+use http::{StatusCode, request::Parts};
 use serde::Deserialize;
 
 use crate::{
@@ -55,8 +55,6 @@ pub(crate) struct Call<'a> {
     /// The resource on whose behalf a service asks.
     pub source_arn: Option<&'a str>,
     pub request_id: &'a str,
-    /// Gives the event of a change to who commits it.
-    #[expect(dead_code, reason = "changes are committed without their event so far")]
     pub trace: &'a Trace,
     pub now: Timestamp,
     pub told: &'a mut Told,
@@ -82,6 +80,12 @@ pub(crate) struct With<'a> {
 }
 
 impl<'a> Call<'a> {
+    /// The event of this request's success, for whoever commits it together with what it changes.
+    #[expect(dead_code, reason = "changes are committed without their event so far")]
+    pub(crate) fn event(&self) -> AuditEvent {
+        self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK)
+    }
+
     /// Reads the body. Members of a wrong type come first, then those that are missing, and then whatever else an operation looks at.
     pub(crate) fn parse<T: Deserialize<'a>>(&self) -> Result<T, ApiError> {
         let request = wire::parse(self.body)?;

@@ -103,6 +103,7 @@ impl Spine {
         let mut failure = result.as_ref().err().map(|error| dialect.failure(error));
         let outcome = failure.as_ref().map_or(AuditOutcome::Allowed, |failure| failure.outcome);
         let event = match (&result, &failure) {
+            (Ok(Done::Changed(..)), _) => Event::Durable,
             (Ok(done), _) => {
                 let status = D::status(done.reply());
                 let event = trace.last_event(now, told, status, outcome);

@@ -10,6 +10,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
+use holdfast_core::Committed;
 use http::{HeaderMap, request::Parts};
 
 /// The head of a request. Nothing of what it says is proved.
@@ -89,18 +90,20 @@ impl<'a> Request<'a> {
 pub enum Done<R> {
     /// Something was used or read. The event is still to be written, and the answer waits for it.
     Told(R),
+    /// Something was changed, and the event of this request ([`crate::Trace::event`]) was committed with it: none is written after it.
+    Changed(Committed, R),
 }
 
 impl<R> Done<R> {
     pub(crate) fn reply(&self) -> &R {
         match self {
-            Self::Told(reply) => reply,
+            Self::Told(reply) | Self::Changed(_, reply) => reply,
         }
     }
 
     pub(crate) fn into_reply(self) -> R {
         match self {
-            Self::Told(reply) => reply,
+            Self::Told(reply) | Self::Changed(_, reply) => reply,
         }
     }
 }

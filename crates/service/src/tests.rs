@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -12,7 +12,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_core::{Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Principal, PrincipalKind, Timestamp};
+use holdfast_core::{
+    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Principal, PrincipalKind, Projection, Record,
+    RecordKey, Revision, Store, StoreError, Timestamp, Write,
+};
 use holdfast_wire::body::BodyLimits;
 use http::{Request as HttpRequest, Response, StatusCode};
 use http_body::{Body, Frame};
@@ -31,6 +34,32 @@ impl Ambient for Clock {
     fn fill(&self, out: &mut [u8]) {
         out.fill(7);
     }
+}
+
+/// A store that remembers the events of changes.
+#[derive(Default)]
+struct Rows(Mutex<Vec<AuditEvent>>);
+
+#[async_trait::async_trait]
+impl Store for Rows {
+    async fn read(&self, _: &RecordKey) -> Result<Option<Record>, StoreError> {
+        Ok(None)
+    }
+
+    async fn scan(&self, _: u8, _: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn write(&self, _: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
+        self.0.lock().unwrap().extend(event);
+        Ok(Revision(1))
+    }
+
+    fn revision(&self) -> Revision {
+        Revision(1)
+    }
+
+    fn watch(&self, _: Weak<dyn Projection>) {}
 }
 
 /// A log that can be out of order, and that can be waited for.
@@ -92,13 +121,22 @@ struct Toy {
     /// The weakened build: what was judged before the body counts.
     judges_early: bool,
     places: Option<usize>,
+    /// Where a change goes, if it is one.
+    rows: Option<Rows>,
     log: Arc<Log>,
 }
 
 impl Toy {
     fn new() -> Self {
         let log = Arc::default();
-        Self { stages: Mutex::default(), allowed: AtomicBool::new(true), judges_early: false, places: None, log }
+        Self {
+            stages: Mutex::default(),
+            allowed: AtomicBool::new(true),
+            judges_early: false,
+            places: None,
+            rows: None,
+            log,
+        }
     }
 
     fn spine(&self) -> Spine {
@@ -189,11 +227,14 @@ impl Dialect for Toy {
         _: &Principal,
         (): (),
         (): (),
-        _: &Trace,
-        _: &mut Facts,
+        trace: &Trace,
+        told: &mut Facts,
     ) -> Result<Done<()>, Error> {
         self.at("perform");
-        Ok(Done::Told(()))
+        let Some(rows) = &self.rows else { return Ok(Done::Told(())) };
+        let event = trace.event(Clock.now(), told, StatusCode::OK);
+        let committed = rows.commit(Change { writes: Vec::new(), event }).await.map_err(|_| Error::Log)?;
+        Ok(Done::Changed(committed, ()))
     }
 
     fn status((): &()) -> StatusCode {
@@ -320,6 +361,21 @@ async fn nothing_is_told_without_its_event() {
     slow.log.open.forget_permits(Semaphore::MAX_PERMITS);
     let waits = tokio::time::timeout(Duration::from_millis(20), slow.ask_plainly("/")).await;
     assert!(waits.is_err() && !slow.stages.lock().unwrap().contains(&"answer"));
+}
+
+#[tokio::test]
+async fn a_change_has_the_one_event_that_was_committed_with_it() {
+    let toy = Toy { rows: Some(Rows::default()), ..Toy::new() };
+    toy.log.broken.store(true, Ordering::SeqCst);
+    assert_eq!(toy.ask_plainly("/").await, StatusCode::OK, "its event is durable already");
+    assert_eq!(toy.log.told(), []);
+    let events = toy.rows.as_ref().unwrap().0.lock().unwrap();
+    let [event] = events.as_slice() else { panic!("one event") };
+    assert_eq!(
+        (event.operation, event.key.as_deref(), event.path.as_str(), event.status),
+        ("Do", Some("key"), "/", 200)
+    );
+    assert_eq!(event.principal, Some(caller()));
 }
 
 #[tokio::test]

@@ -30,10 +30,16 @@ pub(crate) struct Call<'a> {
     pub query: &'a Query,
     /// `https://HOST[:PORT]` of the name the client used.
     pub base_url: &'a str,
-    /// Gives the event of a change to who commits it.
-    #[expect(dead_code, reason = "changes are committed without their event so far")]
     pub trace: &'a Trace,
     pub facts: &'a mut Facts,
+}
+
+impl Call<'_> {
+    /// The event of this request's success, for whoever commits it together with what it changes.
+    #[expect(dead_code, reason = "changes are committed without their event so far")]
+    pub(crate) fn event(&self, status: StatusCode) -> AuditEvent {
+        self.trace.event(self.hsm.ambient.now(), self.facts, status)
+    }
 }
 
 /// What is learnt of a request that the audit log wants.
