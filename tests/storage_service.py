@@ -3,6 +3,7 @@ import json
 import pathlib
 import secrets
 import signal
+import time
 
 import boto3
 import requests
@@ -71,6 +72,22 @@ client_secret_file = "{hsm.directory / 'storage.secret'}"
     def raw_bytes(self) -> bytes:
         """Everything that is at rest: index and blobs."""
         return b"".join(path.read_bytes() for path in sorted(self.data_dir.rglob("*")) if path.is_file())
+
+    def events(self) -> list[dict]:
+        """What the audit log tells, in order; a line that is being written left out."""
+        lines = [line for path in sorted((self.data_dir / "audit").glob("audit-*.jsonl")) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [line for line in map(json.loads, lines) if line["type"] == "event"]
+
+    def settle(self):
+        """Waits until the log has the events of all changes that were answered."""
+        deadline = time.monotonic() + 30
+        while requests.get(self.url + "/readyz", timeout=5).json()["audit_outbox"]:
+            assert time.monotonic() < deadline, "the log does not take the events"
+            time.sleep(0.01)
+
+    def events_of(self, request_id: str) -> list[dict]:
+        self.settle()
+        return [event for event in self.events() if event["request_id"] == request_id]
 
     def blobs(self) -> list[pathlib.Path]:
         return sorted(path for path in (self.data_dir / "blobs").rglob("*") if path.is_file())

@@ -6,11 +6,14 @@ what it intends and what was acknowledged. After each kill and restart every key
 
 - acknowledged: the body is what was last written, or gone if it was deleted;
 - intended and not acknowledged: the old state or the new one, whole, and stable from then on;
+- each acknowledged change has exactly one event in the audit log, and the last event of a key tells what the key has now: there is no change without
+  its event and no event of a change that did not happen;
 - nothing of any body, acknowledged or not, is readable at rest (looked for after one kill in five);
 - when all is deleted in the end, no blob is left: whatever was to be cleared away when a kill came was cleared away after it.
 
     python3 tests/crash/s3_crash_loop.py --kills 50
 """
+import collections
 import functools
 import hashlib
 import pathlib
@@ -36,27 +39,28 @@ def body_of(seed: str, size: int) -> bytes:
 class Writer:
     def __init__(self, number, seed, keks):
         self.number, self.random, self.keks = number, random.Random(seed), keks
-        self.state, self.doubt, self.count, self.acknowledged = {}, None, 0, 0
+        self.state, self.doubt, self.count, self.acknowledged = {}, None, 0, []
 
     def step(self, s3):
         key, self.count = f"w{self.number}-{self.random.randrange(KEYS)}", self.count + 1
         choice = self.random.random()
         if choice < 0.15:
             self.doubt = (key, None)
-            s3.delete_object(Bucket="crash", Key=key)
+            answer = s3.delete_object(Bucket="crash", Key=key)
         elif choice < 0.22:
             body = body_of(f"{key}-{self.count}", PART + self.random.randrange(100_000))
             self.doubt = (key, hashlib.sha256(body).digest())
             upload = s3.create_multipart_upload(Bucket="crash", Key=key, **self.random.choice(self.keks))["UploadId"]
             parts = [{"PartNumber": n, "ETag": s3.upload_part(Bucket="crash", Key=key, UploadId=upload, PartNumber=n, Body=piece)["ETag"]}
                      for n, piece in enumerate((body[:PART], body[PART:]), 1)]
-            s3.complete_multipart_upload(Bucket="crash", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+            answer = s3.complete_multipart_upload(Bucket="crash", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
         else:
             body = body_of(f"{key}-{self.count}", self.random.choice([0, 100, 5000, 40_000, 300_000]))
             self.doubt = (key, hashlib.sha256(body).digest())
-            s3.put_object(Bucket="crash", Key=key, Body=body, **self.random.choice(self.keks))
+            answer = s3.put_object(Bucket="crash", Key=key, Body=body, **self.random.choice(self.keks))
         self.state[key] = self.doubt[1]
-        self.doubt, self.acknowledged = None, self.acknowledged + 1
+        self.doubt = None
+        self.acknowledged.append(answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"])
 
     def run(self, s3):
         try:
@@ -77,6 +81,23 @@ def check(s3, writer):
         assert found in allowed, f"{key}: what was acknowledged is lost"
         writer.state[key] = found
     writer.doubt = None
+
+
+CHANGES = ("PutObject", "DeleteObject", "CompleteMultipartUpload")
+
+
+def check_events(storage, writers):
+    storage.settle()
+    events = [event for event in storage.events() if event["operation"] in CHANGES and event["outcome"] == "allowed"]
+    times = collections.Counter(event["request_id"] for event in events)
+    assert max(times.values(), default=1) == 1, "an event is there twice"
+    for writer in writers:
+        missing = [wanted for wanted in writer.acknowledged if wanted not in times]
+        assert not missing, f"acknowledged changes without an event: {missing}"
+    s3, last = storage.client(), {event["context"]["key"]: event for event in events}
+    now = {entry["Key"]: entry["Size"] for entry in s3.list_objects_v2(Bucket="crash").get("Contents", [])}
+    told = {key: int(event["context"]["size"]) for key, event in last.items() if event["operation"] != "DeleteObject"}
+    assert told == now, "what the events tell is not what is there"
 
 
 def empty(storage):
@@ -110,10 +131,11 @@ def main():
             storage.start()
             for writer in writers:
                 check(storage.client(), writer)
+            check_events(storage, writers)
             if chance.random() < 0.2:
                 assert MARKER not in storage.raw_bytes(), "plaintext at rest"
         empty(storage)
-        total = sum(writer.acknowledged for writer in writers)
+        total = sum(len(writer.acknowledged) for writer in writers)
         storage.stop()
         hsm.stop()
         assert "panicked" not in storage.log.read_text()

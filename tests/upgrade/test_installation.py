@@ -15,6 +15,9 @@ EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
 UPGRADED = {"proxy"}
 """Whose state has a newer version now: it is upgraded once, and an event says so, of the operation StateUpgrade."""
 
+FOUNDED = ("storage", "clear")
+"""Which had no instance: they found one at the first start, and an event says so, of the operation FoundInstance."""
+
 
 @pytest.fixture
 def at(tmp_path, request):
@@ -78,6 +81,11 @@ def test_it_opens_goes_on_and_opens_again(at):
         assert "panicked" not in text and " ERROR " not in text, text
     for name in LOGS:
         assert upgrades(at, name) == (1 if name in UPGRADED else 0), name
+    for name in FOUNDED:
+        directory = at.directory / name / "data/audit"
+        told = [json.loads(line).get("operation") for path in sorted(directory.glob("audit-*.jsonl")) for line in path.read_text().splitlines()]
+        assert told.count("FoundInstance") == 1 and at.log(name).read_text().count("the index of an earlier version is taken over") == 1
+        at.holdfast("audit", "verify", "--log", directory)
 
 
 @pytest.mark.parametrize("at", ["killed"], indirect=True)

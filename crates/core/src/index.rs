@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use async_trait::async_trait;
 
-use crate::StoreError;
+use crate::{AuditEvent, Revision, StoreError};
 
 /// One change to the index.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -47,8 +47,17 @@ pub trait IndexReader {
     fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError>;
 }
 
-/// Decides what to write, having seen the state that the writes will be applied to. `None` writes nothing.
-pub type IndexDecision = Box<dyn FnOnce(&dyn IndexReader) -> Result<Vec<IndexWrite>, StoreError> + Send>;
+/// What happens as one: these rows are written, and the log tells this event of it. Neither is without the other.
+#[derive(Debug, Default)]
+pub struct IndexChange {
+    /// The rows.
+    pub writes: Vec<IndexWrite>,
+    /// What the log tells; `None`: nobody's change, such as clearing away what was deleted before.
+    pub event: Option<AuditEvent>,
+}
+
+/// Decides what to write, having seen the state that the writes will be applied to.
+pub type IndexDecision = Box<dyn FnOnce(&dyn IndexReader) -> Result<IndexChange, StoreError> + Send>;
 
 /// An ordered, durable index.
 #[async_trait]
@@ -59,9 +68,17 @@ pub trait Index: Send + Sync {
     /// [`StoreError::Failed`].
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError>;
 
-    /// Runs `decide` alone, applies what it returns all or nothing, and returns when it is durable.
+    /// Runs `decide` alone, applies what it returns all or nothing, and returns when it is durable, with the revision behind it: a change
+    /// with an event is one more. Changes are refused before they are decided while the log cannot be written and too many events wait
+    /// for it.
     ///
     /// # Errors
-    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Failed`].
-    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError>;
+    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError>;
+
+    /// The same for what has no event, which is never refused for want of the log.
+    ///
+    /// # Errors
+    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Failed`]; also if there is an event.
+    async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError>;
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, AuditSink, Sealer, Store};
+use holdfast_core::{AuditSink, Sealer, Store};
 use holdfast_crypto::kdf;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_engine::{Partition, PartitionPolicy};
@@ -42,7 +42,6 @@ pub(crate) struct Running {
     audit: Arc<AuditLog>,
     marks: JoinHandle<AuditMarks>,
     identity: Arc<TlsIdentity>,
-    ambient: Arc<dyn Ambient>,
 }
 
 /// Sockets of an instance, bound before anything is told to the world.
@@ -173,7 +172,7 @@ impl Opened {
         servers.push(tokio::spawn(maintain(Arc::clone(&role), renewal, stopped.clone())));
         let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
-        Ok(Running { shutdown, servers, role, audit, marks, identity, ambient })
+        Ok(Running { shutdown, servers, role, audit, marks, identity })
     }
 }
 
@@ -267,18 +266,9 @@ impl Running {
         self.identity.server_config()
     }
 
-    pub(crate) fn ambient(&self) -> Arc<dyn Ambient> {
-        Arc::clone(&self.ambient)
-    }
-
     /// Turns true when it is time to stop.
     pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
         self.shutdown.subscribe()
-    }
-
-    /// Tasks of another role that end when this one stops.
-    pub(crate) fn join(&mut self, tasks: Vec<JoinHandle<()>>) {
-        self.servers.extend(tasks);
     }
 
     /// Stops listening, lets requests in flight end, and closes the audit log.

@@ -373,9 +373,9 @@ impl Storage {
                 Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
                 Ok(None) => None,
                 Err(error) => {
-                    tracing::warn!(code = error.told().code, "a body was cut in the middle");
+                    tracing::warn!(code = error.code(), "a body was cut in the middle");
                     metrics::counter!("holdfast_storage_bodies_cut_total").increment(1);
-                    Some((Err(Cut(error.told().code.to_owned())), None))
+                    Some((Err(Cut(error.code().to_owned())), None))
                 }
             }
         });

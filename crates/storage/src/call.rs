@@ -2,33 +2,67 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
-use holdfast_core::{Action, Principal};
+use holdfast_core::{Action, Ambient, Principal, Timestamp};
+use http::HeaderMap;
 use s3s::{S3Error, S3ErrorCode};
 
-use crate::error::Error;
+use crate::{error::Error, event::About};
+
+/// What is known of a request before anything of it is understood.
+pub(crate) struct Facts {
+    /// As the answer tells it.
+    pub id: String,
+    /// The client's own id of it.
+    pub client_id: Option<String>,
+    /// Where it came from.
+    pub source: Option<SocketAddr>,
+    pub user_agent: Option<String>,
+    /// Without the query, in which there may be a signature.
+    pub path: String,
+    pub at: Timestamp,
+    pub began: Instant,
+}
 
 /// A request as it came in, before anybody knows whose it is.
 pub(crate) struct Arrived {
-    /// As the answer tells it.
-    pub id: String,
-    /// Where it came from.
-    pub source: Option<SocketAddr>,
+    pub facts: Arc<Facts>,
     notes: Mutex<Notes>,
 }
 
 /// What is found out on the way.
 #[derive(Default)]
 struct Notes {
+    caller: Option<Caller>,
     call: Option<Arc<Call>>,
     refused: Option<Error>,
 }
 
 impl Arrived {
-    pub(crate) fn new(id: &str, source: Option<SocketAddr>) -> Arc<Self> {
-        Arc::new(Self { id: id.to_owned(), source, notes: Mutex::default() })
+    pub(crate) fn new(
+        id: &str,
+        source: Option<SocketAddr>,
+        path: &str,
+        headers: &HeaderMap,
+        ambient: &dyn Ambient,
+    ) -> Arc<Self> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let facts = Arc::new(Facts {
+            id: id.to_owned(),
+            client_id: text("amz-sdk-invocation-id"),
+            source,
+            user_agent: text("user-agent"),
+            path: path.to_owned(),
+            at: ambient.now(),
+            began: Instant::now(),
+        });
+        Arc::new(Self { facts, notes: Mutex::default() })
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -46,6 +80,15 @@ impl Arrived {
         self.notes().refused.take()
     }
 
+    /// Who asks, if that was proved.
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.notes().caller.clone()
+    }
+
+    pub(crate) fn came_from(&self, caller: &Caller) {
+        self.notes().caller = Some(caller.clone());
+    }
+
     /// What the request was found to ask for, and by whom, if it came so far.
     pub(crate) fn call(&self) -> Option<Arc<Call>> {
         self.notes().call.clone()
@@ -58,10 +101,8 @@ pub(crate) struct Caller {
     pub principal: Principal,
     /// By which credential.
     pub access_key: String,
-    /// From where.
-    pub source: Option<SocketAddr>,
-    /// By which request.
-    pub request_id: String,
+    /// By which request, from where.
+    pub request: Arc<Facts>,
 }
 
 impl Caller {
@@ -85,6 +126,13 @@ pub(crate) struct Act {
     pub source: Option<(Named, String)>,
 }
 
+impl Act {
+    /// Whether it changes nothing.
+    pub(crate) fn reads(&self) -> bool {
+        matches!(self.action, Action::BucketList | Action::BucketRead | Action::ObjectList | Action::ObjectRead)
+    }
+}
+
 /// A bucket as a request names it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Named {
@@ -97,12 +145,33 @@ pub(crate) struct Named {
 pub(crate) struct Call {
     pub caller: Caller,
     pub act: Act,
+    about: Mutex<About>,
+    settled: Arc<AtomicBool>,
 }
 
 impl Call {
     pub(crate) fn new(arrived: &Arrived, caller: Caller, act: Act) -> Arc<Self> {
-        let call = Arc::new(Self { caller, act });
+        let call = Arc::new(Self { caller, act, about: Mutex::default(), settled: Arc::default() });
         arrived.notes().call = Some(Arc::clone(&call));
         call
+    }
+
+    /// Notes for the log what a request that changes nothing turned out to be about.
+    pub(crate) fn note(&self, about: About) {
+        *self.about.lock().unwrap_or_else(PoisonError::into_inner) = about;
+    }
+
+    pub(crate) fn about(&self) -> About {
+        self.about.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Set when what the request changed, and the event of that, are durable.
+    pub(crate) fn settled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.settled)
+    }
+
+    /// Whether the log has, or will have, the event of this request already.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 }

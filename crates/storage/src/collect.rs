@@ -108,7 +108,7 @@ impl Storage {
         if writes.is_empty() {
             return Ok(());
         }
-        self.transact(move |_| Ok(((), Upkeep::begin()?.change(writes)?))).await
+        self.keep(move |_| Upkeep::begin()?.change(writes)).await
     }
 
     async fn collect_waste(&self) -> Result<usize> {

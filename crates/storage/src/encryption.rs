@@ -15,6 +15,7 @@ use crate::{
     call::Call,
     deks::Dek,
     error::{Error, Result, damaged, from_kek, invalid_argument, invalid_request, not_implemented},
+    event::About,
     grant::Known,
     record::{ContainerDek, Encryption, Envelope, Id},
     rows,
@@ -219,7 +220,8 @@ impl Storage {
                     (made, vec![row])
                 }
             };
-            Ok((dek, bucket.change(Action::ObjectWrite, writes)?))
+            let about = About::kek(&dek.envelope.kek_url);
+            Ok((dek, bucket.change_aside("CreateBucketDataKey", Action::ObjectWrite, about, writes)?))
         })
         .await
     }

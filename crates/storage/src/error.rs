@@ -122,7 +122,7 @@ pub(crate) enum Error {
 
 /// An error as S3 tells it.
 pub(crate) struct Told<'a> {
-    pub code: &'a str,
+    pub code: Cow<'static, str>,
     pub status: StatusCode,
     pub message: Cow<'a, str>,
     /// Members of the body behind the message.
@@ -131,10 +131,24 @@ pub(crate) struct Told<'a> {
 }
 
 impl Error {
-    /// The map into S3's errors: code, status and sentence, all of them.
     pub(crate) fn told(&self) -> Told<'_> {
+        if let Self::Protocol { code, status, message } = self {
+            let code = code.clone().into();
+            return Told { code, status: *status, message: message.into(), members: Vec::new(), marker: None };
+        }
+        let (code, status, message) = self.mapped();
+        Told { code: code.into(), status, message, members: self.members(), marker: self.marker() }
+    }
+
+    /// The code, as the log has it.
+    pub(crate) fn code(&self) -> &'static str {
+        self.mapped().0
+    }
+
+    /// The map into S3's errors: code, status and sentence, all of them.
+    fn mapped(&self) -> (&'static str, StatusCode, Cow<'_, str>) {
         let bad = StatusCode::BAD_REQUEST;
-        let (code, status, message): (&str, StatusCode, Cow<'_, str>) = match self {
+        match self {
             Self::AclsNotSupported => {
                 ("AccessControlListNotSupported", bad, "The bucket does not allow ACLs".into())
             }
@@ -217,7 +231,7 @@ impl Error {
             Self::InvalidTag(message) => ("InvalidTag", bad, (*message).into()),
             Self::InvalidToken => ("InvalidToken", bad, "The provided token is malformed or otherwise invalid.".into()),
             Self::InvalidUri => ("InvalidURI", bad, "Couldn't parse the specified URI".into()),
-            Self::Kek(error) => return told_of_kek(error),
+            Self::Kek(error) => told_of_kek(error),
             Self::MalformedPost => {
                 ("MalformedPOSTRequest", bad, "The body of your POST request is not well-formed".into())
             }
@@ -274,7 +288,7 @@ impl Error {
                 StatusCode::PRECONDITION_FAILED,
                 "At least one of the pre-conditions you specified did not hold".into(),
             ),
-            Self::Protocol { code, status, message } => (code, *status, message.into()),
+            Self::Protocol { code, status, message } => (code_of_s3s(code), *status, message.into()),
             Self::RequestTimeTooSkewed => (
                 "RequestTimeTooSkewed",
                 StatusCode::FORBIDDEN,
@@ -292,8 +306,7 @@ impl Error {
             }
             Self::UserKeyMissing => ("UserKeyMustBeSpecified", bad, "An object to be deleted has no key".into()),
             Self::XmlTooLong => ("MaxMessageLengthExceeded", bad, "Your request was too big.".into()),
-        };
-        Told { code, status, message, members: self.members(), marker: self.marker() }
+        }
     }
 
     fn members(&self) -> Vec<(&'static str, Cow<'_, str>)> {
@@ -343,6 +356,7 @@ impl Error {
             | Self::AuthorizationScope { .. }
             | Self::Kek(KekError::Denied(_)) => AuditOutcome::Denied,
             Self::Protocol { status, .. } if *status == StatusCode::FORBIDDEN => AuditOutcome::Denied,
+            Self::NotModified(_) => AuditOutcome::Allowed,
             _ => AuditOutcome::Failed,
         }
     }
@@ -360,7 +374,7 @@ impl Error {
     pub(crate) fn response(&self, request_id: &str) -> Response<Body> {
         let told = self.told();
         let id: (&str, Cow<'_, str>) = ("RequestId", request_id.into());
-        let lines = [("Code", Cow::from(told.code)), ("Message", told.message)];
+        let lines = [("Code", told.code), ("Message", told.message)];
         let body = xml::element("Error", lines.into_iter().chain(told.members).chain([id]));
         let mut answer = Response::new(Body::from(body));
         *answer.status_mut() = told.status;
@@ -382,9 +396,9 @@ impl Error {
     }
 }
 
-fn told_of_kek(error: &KekError) -> Told<'_> {
+fn told_of_kek(error: &KekError) -> (&'static str, StatusCode, Cow<'_, str>) {
     let bad = StatusCode::BAD_REQUEST;
-    let (code, status, message): (&str, StatusCode, Cow<'_, str>) = match error {
+    match error {
         KekError::Denied(_) => {
             ("AccessDenied", StatusCode::FORBIDDEN, "The storage service may not use the KMS key".into())
         }
@@ -402,8 +416,7 @@ fn told_of_kek(error: &KekError) -> Told<'_> {
             StatusCode::SERVICE_UNAVAILABLE,
             "The key service is not available; try again".into(),
         ),
-    };
-    Told { code, status, message, members: Vec::new(), marker: None }
+    }
 }
 
 fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, str>) {
@@ -424,6 +437,36 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
             "The audit log cannot be written; nothing is changed without it".into(),
         ),
     }
+}
+
+/// Codes that s3s gives of its own. The log has no other words of it than these.
+const CODES_OF_S3S: &[&str] = &[
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError",
+    "BadRequest",
+    "EntityTooLarge",
+    "IncompleteBody",
+    "InternalError",
+    "InvalidAccessKeyId",
+    "InvalidArgument",
+    "InvalidBucketName",
+    "InvalidRequest",
+    "InvalidURI",
+    "KeyTooLongError",
+    "MalformedPOSTRequest",
+    "MalformedXML",
+    "MaxMessageLengthExceeded",
+    "MethodNotAllowed",
+    "MissingContentLength",
+    "NotImplemented",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "XAmzContentSHA256Mismatch",
+];
+
+fn code_of_s3s(code: &str) -> &'static str {
+    CODES_OF_S3S.iter().find(|known| **known == code).copied().unwrap_or("Other")
 }
 
 pub(crate) fn invalid_argument(message: impl Into<Text>) -> Error {

@@ -5,15 +5,20 @@
 //! bucket that was deleted meanwhile, and made again by somebody else, has another id. What is carried from a look to a commit is
 //! [`Known`], which has no rights.
 
-use std::ops::Deref;
+use std::{
+    ops::Deref,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use holdfast_core::{
-    Action, BucketId, Decision, IndexWrite, Intent, Permit, PermitMismatch, Policy, Principal, Resource, authorize,
+    Action, AuditEvent, BucketId, Decision, IndexWrite, Intent, Permit, PermitMismatch, Policy, Principal, Resource,
+    Timestamp, authorize,
 };
 
 use crate::{
     call::{Call, Named},
     error::{Error, Result},
+    event::{self, About},
     record::{BucketRecord, Id},
     view::View,
 };
@@ -67,13 +72,19 @@ fn id_of(bucket: &BucketRecord) -> BucketId {
 /// Rows to be written, which somebody was permitted to write. [`crate::Storage::transact`] takes nothing else.
 #[must_use]
 pub(crate) struct Change {
-    writes: Vec<IndexWrite>,
+    pub(crate) writes: Vec<IndexWrite>,
+    /// What the log tells of it. Who clears away what was deleted before tells nothing more.
+    pub(crate) event: Option<AuditEvent>,
+    /// Set when the change is durable: the request needs no other event.
+    pub(crate) settles: Option<Arc<AtomicBool>>,
 }
 
-impl Change {
-    pub(crate) fn into_writes(self) -> Vec<IndexWrite> {
-        self.writes
-    }
+/// On whose behalf a bucket is granted.
+#[derive(Clone, Copy)]
+enum Behalf<'v> {
+    Caller(&'v Call),
+    /// The service's own: by this name, and at this moment, the log tells of it.
+    Itself(&'static str, Timestamp),
 }
 
 /// A bucket as somebody who may act on it has seen it. It has no rights: see [`View::grant_same`].
@@ -94,6 +105,7 @@ pub(crate) struct Granted<'v> {
     bucket: BucketRecord,
     resource: Resource,
     permit: Permit,
+    behalf: Behalf<'v>,
 }
 
 impl Deref for Granted<'_> {
@@ -126,7 +138,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// `NoSuchBucket`, `AccessDenied`.
-    pub(crate) fn grant(&self, call: &Call) -> Result<Granted<'_>> {
+    pub(crate) fn grant<'v>(&'v self, call: &'v Call) -> Result<Granted<'v>> {
         self.granted(call, call.act.action, &call.act.bucket, call.act.key.as_deref())
     }
 
@@ -134,7 +146,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// As those of [`View::grant`]; `NoSuchBucket` for another one of that name.
-    pub(crate) fn grant_same(&self, call: &Call, known: &Known) -> Result<Granted<'_>> {
+    pub(crate) fn grant_same<'v>(&'v self, call: &'v Call, known: &Known) -> Result<Granted<'v>> {
         let bucket = self.grant(call)?;
         if bucket.id == known.id { Ok(bucket) } else { Err(Error::NoSuchBucket) }
     }
@@ -143,44 +155,49 @@ impl View<'_> {
     ///
     /// # Errors
     /// As those of [`View::grant`].
-    pub(crate) fn grant_source(&self, call: &Call) -> Result<Granted<'_>> {
+    pub(crate) fn grant_source<'v>(&'v self, call: &'v Call) -> Result<Granted<'v>> {
         let (bucket, key) = call.act.source.as_ref().ok_or(Error::Internal("a copy without a source"))?;
         self.granted(call, Action::ObjectRead, bucket, Some(key))
     }
 
-    fn granted(&self, call: &Call, action: Action, named: &Named, key: Option<&str>) -> Result<Granted<'_>> {
+    fn granted<'v>(&'v self, call: &'v Call, action: Action, named: &Named, key: Option<&str>) -> Result<Granted<'v>> {
         let bucket = self.find_bucket(&named.bucket)?.ok_or(Error::NoSuchBucket)?;
         let resource = resource(action, &bucket, key);
         let policy = Ownership { bucket: &bucket, expected: named.owner.as_deref() };
         let intent = Intent { action, resource: resource.clone() };
         let permit = authorize(&policy, &call.caller.principal, intent).map_err(|_| Error::Denied)?;
-        Ok(Granted { view: self, bucket, resource, permit })
+        Ok(Granted { view: self, bucket, resource, permit, behalf: Behalf::Caller(call) })
     }
 
     /// A bucket for what the service does by itself, if it is still there.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub(crate) fn grant_itself(&self, name: &str, id: Id) -> Result<Option<Granted<'_>>> {
+    pub(crate) fn grant_itself(
+        &self,
+        (operation, at): (&'static str, Timestamp),
+        name: &str,
+        id: Id,
+    ) -> Result<Option<Granted<'_>>> {
         let Some(bucket) = self.find_bucket(name)?.filter(|bucket| bucket.id == id) else { return Ok(None) };
         let resource = resource(Action::DataKeyRewrap, &bucket, None);
         let intent = Intent { action: Action::DataKeyRewrap, resource: resource.clone() };
         let permit = authorize(&Itself, &Principal::system(), intent).map_err(|_| Error::Denied)?;
-        Ok(Some(Granted { view: self, bucket, resource, permit }))
+        Ok(Some(Granted { view: self, bucket, resource, permit, behalf: Behalf::Itself(operation, at) }))
     }
 
     /// The name of a request's bucket, if nobody has it.
     ///
     /// # Errors
     /// `BucketAlreadyOwnedByYou`, `BucketAlreadyExists`.
-    pub(crate) fn vacant(&self, call: &Call) -> Result<Vacant> {
+    pub(crate) fn vacant<'v>(&self, call: &'v Call) -> Result<Vacant<'v>> {
         let name = call.act.bucket.bucket.clone();
         if let Some(known) = self.find_bucket(&name)? {
             let own = known.owner == call.caller.name();
             return Err(if own { Error::BucketOwnedByYou } else { Error::BucketExists });
         }
         let permit = on_buckets(call)?;
-        Ok(Vacant { name, owner: call.caller.name().to_owned(), permit })
+        Ok(Vacant { name, owner: call.caller.name().to_owned(), call, permit })
     }
 
     /// Leave to see which buckets a caller has.
@@ -199,17 +216,19 @@ fn on_buckets(call: &Call) -> Result<Permit> {
 }
 
 /// A name that no bucket has, in the view that it was looked for in.
-pub(crate) struct Vacant {
+pub(crate) struct Vacant<'v> {
     pub name: String,
     pub owner: String,
+    call: &'v Call,
     permit: Permit,
 }
 
-impl Vacant {
+impl Vacant<'_> {
     /// What makes the bucket.
-    pub(crate) fn change(self, writes: Vec<IndexWrite>) -> Result<Change> {
+    pub(crate) fn change(self, about: About, writes: Vec<IndexWrite>) -> Result<Change> {
+        let event = self.call.changed(self.permit.rule(), None, about);
         self.permit.spend(Action::BucketCreate, &Resource::Buckets)?;
-        Ok(Change { writes })
+        Ok(Change { writes, event: Some(event), settles: Some(self.call.settled()) })
     }
 }
 
@@ -231,19 +250,65 @@ impl Granted<'_> {
     }
 
     /// Uses up the permit for a change of the bucket, or of what is in it.
-    pub(crate) fn change(self, action: Action, writes: Vec<IndexWrite>) -> Result<Change> {
-        self.permit.spend(action, &self.resource)?;
-        Ok(Change { writes })
+    pub(crate) fn change(self, action: Action, about: About, writes: Vec<IndexWrite>) -> Result<Change> {
+        let resource = self.resource.clone();
+        self.spend(action, &resource, None, about, writes)
+    }
+
+    /// Uses up the permit for something that must be changed before the request can do what it is for: the log tells of it by this name.
+    pub(crate) fn change_aside(
+        self,
+        aside: &'static str,
+        action: Action,
+        about: About,
+        writes: Vec<IndexWrite>,
+    ) -> Result<Change> {
+        let resource = self.resource.clone();
+        self.spend(action, &resource, Some(aside), about, writes)
     }
 
     /// Uses up the permit for a change of one object: it must be the one that the request was found to be about, if it names one alone.
-    pub(crate) fn change_object(self, action: Action, key: &str, writes: Vec<IndexWrite>) -> Result<Change> {
+    pub(crate) fn change_object(
+        self,
+        action: Action,
+        key: &str,
+        mut about: About,
+        writes: Vec<IndexWrite>,
+    ) -> Result<Change> {
         let resource = match &self.resource {
             Resource::Object(bucket, _) => Resource::Object(*bucket, key.to_owned()),
             whole => whole.clone(),
         };
-        self.permit.spend(action, &resource)?;
-        Ok(Change { writes })
+        about.key.get_or_insert_with(|| key.to_owned());
+        self.spend(action, &resource, None, about, writes)
+    }
+
+    fn spend(
+        self,
+        action: Action,
+        resource: &Resource,
+        aside: Option<&'static str>,
+        about: About,
+        writes: Vec<IndexWrite>,
+    ) -> Result<Change> {
+        let (event, settles) = match self.behalf {
+            // What had to be changed on the way, and was changed by somebody else meanwhile, did not happen.
+            Behalf::Caller(_) if aside.is_some() && writes.is_empty() => (None, None),
+            Behalf::Caller(call) => {
+                let event = call.changed(self.permit.rule(), aside, about);
+                (Some(event), aside.is_none().then(|| call.settled()))
+            }
+            Behalf::Itself(..) if writes.is_empty() => (None, None),
+            Behalf::Itself(operation, at) => {
+                let mut context = vec![("bucket", self.bucket.name.clone())];
+                let told = [("key", about.key), ("version", about.version), ("kek", about.kek)];
+                context.extend(told.into_iter().filter_map(|(name, value)| Some((name, value?))));
+                context.extend(about.more);
+                (Some(event::of_service(at, operation, context, None)), None)
+            }
+        };
+        self.permit.spend(action, resource)?;
+        Ok(Change { writes, event, settles })
     }
 }
 
@@ -261,7 +326,7 @@ impl Upkeep {
         permit
             .spend(Action::ObjectDelete, &Resource::Buckets)
             .map_err(|mismatch: PermitMismatch| Error::from(mismatch))?;
-        Ok(Change { writes })
+        Ok(Change { writes, event: None, settles: None })
     }
 }
 

@@ -15,6 +15,7 @@ mod collect;
 mod deks;
 mod encryption;
 mod error;
+mod event;
 mod format;
 mod grant;
 mod inspect;
@@ -25,6 +26,7 @@ mod rewrap;
 mod room;
 mod rows;
 mod s3;
+mod strangers;
 #[cfg(test)]
 mod twins;
 mod versions;
@@ -39,13 +41,17 @@ use body::Written;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
 use error::{Error, Result, from_store};
+pub use event::founding_event;
 use grant::{Change, Whole};
-use holdfast_core::{Ambient, BlobStore, Index, IndexWrite, KekService, StoreError};
+use holdfast_core::{
+    Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
+};
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
 pub use s3::{AccessKey, S3, service};
+use strangers::Strangers;
 use tokio::sync::Notify;
 use view::View;
 
@@ -61,6 +67,8 @@ pub struct Seams {
     pub ambient: Arc<dyn Ambient>,
     /// How much may still be written.
     pub room: Arc<dyn Room>,
+    /// Who hears of every request.
+    pub audit: Arc<dyn AuditSink>,
 }
 
 /// How the role behaves.
@@ -78,6 +86,8 @@ pub struct StorageConfig {
     pub host_domains: Vec<String>,
     /// Whether new buckets refuse SSE-C until their encryption configuration says otherwise, as S3's do since April 2026.
     pub new_buckets_block_customer_keys: bool,
+    /// Whether the log tells of requests that change nothing. Denials it tells always.
+    pub audit_reads: bool,
 }
 
 /// The storage service.
@@ -88,6 +98,8 @@ pub struct Storage {
     blobs: Arc<dyn BlobStore>,
     ambient: Arc<dyn Ambient>,
     room: Arc<dyn Room>,
+    audit: Arc<dyn AuditSink>,
+    strangers: Arc<Strangers>,
     /// Bytes on their way to the disk.
     promised: Arc<AtomicU64>,
     /// Whether the key service answered when it was last asked in the background.
@@ -103,7 +115,7 @@ impl Storage {
     /// Opens the service. It starts, and does all that needs no key, while the key service is away.
     #[must_use]
     pub fn open(seams: Seams, config: StorageConfig) -> Arc<Self> {
-        let Seams { keks, index, blobs, ambient, room } = seams;
+        let Seams { keks, index, blobs, ambient, room, audit } = seams;
         let deks = DekCache::new(keks, config.deks);
         Arc::new(Self {
             config,
@@ -112,6 +124,8 @@ impl Storage {
             blobs,
             ambient,
             room,
+            strangers: Strangers::new(Arc::clone(&audit)),
+            audit,
             promised: Arc::default(),
             keks_reachable: AtomicBool::new(true),
             readers: Arc::default(),
@@ -123,6 +137,11 @@ impl Storage {
     /// Drops all unwrapped DEKs at once; says how many there were.
     pub fn forget(&self) -> usize {
         self.deks.forget()
+    }
+
+    /// Tells the log what it is still to be told, before it is closed.
+    pub async fn settle(&self) {
+        self.strangers.flush().await;
     }
 
     /// Whether the key service answered when it was last asked.
@@ -187,34 +206,65 @@ impl Storage {
         decided.ok_or(Error::Internal(UNDECIDED))
     }
 
+    /// Writes what is nobody's change, durable when it returns.
+    async fn keep(&self, decide: impl FnOnce(&View<'_>) -> Result<Change> + Send + 'static) -> Result<()> {
+        let (decision, slot) = decision(move |view| decide(view).map(|change| Some(((), change))));
+        self.index.keep(decision).await.map_err(from_store)?;
+        self.committed(&slot).map(drop)
+    }
+
     /// The outer error is the index's, the inner one the decision's.
     async fn commit<T: Send + 'static>(
         &self,
         decide: impl FnOnce(&View<'_>) -> Result<Option<(T, Change)>> + Send + 'static,
     ) -> Result<Result<Option<T>>, StoreError> {
-        let slot = Arc::new(Mutex::new(None));
-        let decided = Arc::clone(&slot);
-        let discards = Arc::new(AtomicBool::new(false));
-        let discarded = Arc::clone(&discards);
-        self.index
-            .commit(Box::new(move |reader| {
-                let (outcome, writes) = match decide(&View::new(reader)) {
-                    Ok(Some((value, change))) => (Ok(Some(value)), change.into_writes()),
-                    Ok(None) => (Ok(None), Vec::new()),
-                    Err(error) => (Err(error), Vec::new()),
-                };
-                let leaves = |write: &IndexWrite| write.value.is_some() && rows::is_for_collector(&write.key);
-                discarded.store(writes.iter().any(leaves), Ordering::Relaxed);
-                *decided.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-                Ok(writes)
-            }))
-            .await?;
-        if discards.load(Ordering::Relaxed) {
+        let (decision, slot) = decision(decide);
+        self.index.commit(decision).await?;
+        Ok(self.committed(&slot))
+    }
+
+    /// Takes in that a decision is durable.
+    fn committed<T>(&self, slot: &Mutex<Option<Decided<T>>>) -> Result<Option<T>> {
+        let decided = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let decided = decided.ok_or(Error::Internal(UNDECIDED))?;
+        if decided.discards {
             self.discarded.notify_one();
         }
-        let outcome = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(outcome.unwrap_or(Err(Error::Internal(UNDECIDED))))
+        if let Some(settles) = decided.settles {
+            settles.store(true, Ordering::Release);
+        }
+        decided.outcome
     }
+}
+
+/// What a decision came to, inside its commit.
+struct Decided<T> {
+    outcome: Result<Option<T>>,
+    /// Whether it leaves something to the collector.
+    discards: bool,
+    settles: Option<Arc<AtomicBool>>,
+}
+
+/// A decision as the index runs it, and the place where it leaves what it came to.
+fn decision<T: Send + 'static>(
+    decide: impl FnOnce(&View<'_>) -> Result<Option<(T, Change)>> + Send + 'static,
+) -> (IndexDecision, Arc<Mutex<Option<Decided<T>>>>) {
+    let slot = Arc::new(Mutex::new(None));
+    let left = Arc::clone(&slot);
+    let decision = move |reader: &dyn IndexReader| {
+        let (outcome, change, settles) = match decide(&View::new(reader)) {
+            Ok(Some((value, Change { writes, event, settles }))) => {
+                (Ok(Some(value)), IndexChange { writes, event }, settles)
+            }
+            Ok(None) => (Ok(None), IndexChange::default(), None),
+            Err(error) => (Err(error), IndexChange::default(), None),
+        };
+        let leaves = |write: &IndexWrite| write.value.is_some() && rows::is_for_collector(&write.key);
+        let discards = change.writes.iter().any(leaves);
+        *left.lock().unwrap_or_else(PoisonError::into_inner) = Some(Decided { outcome, discards, settles });
+        Ok(change)
+    };
+    (Box::new(decision), slot)
 }
 
 /// A commit that gave no answer.

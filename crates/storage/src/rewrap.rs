@@ -9,6 +9,7 @@ use holdfast_core::{Action, IndexWrite, KekError};
 use crate::{
     Storage,
     error::{Error, Result, damaged, from_kek},
+    event::About,
     ops::encrypt::replace_encryption,
     record::{self, BucketRecord, ContainerDek, Encryption, Envelope, ObjectRecord, UploadRecord},
     rows,
@@ -120,15 +121,18 @@ impl Storage {
 
     async fn rewrap_container(&self, bucket: &BucketRecord, dek: &ContainerDek) -> Result<()> {
         let envelope = self.rewrapped(&dek.envelope, &dek.kek).await?;
+        let at = self.ambient.now();
         let (name, bucket, id, old) = (bucket.name.clone(), bucket.id, dek.id, dek.envelope.clone());
         self.transact_if(move |view| {
-            let Some(bucket) = view.grant_itself(&name, bucket)? else { return Ok(None) };
+            let Some(bucket) = view.grant_itself(("RewrapBucketDataKey", at), &name, bucket)? else { return Ok(None) };
             let mut record = bucket.record();
-            for dek in record.deks.iter_mut().filter(|dek| dek.id == id && dek.envelope == old) {
-                dek.envelope = envelope.clone();
-            }
+            let Some(dek) = record.deks.iter_mut().find(|dek| dek.id == id && dek.envelope == old) else {
+                return Ok(None);
+            };
+            let about = About::kek(&envelope.kek_url).with("from_kek", &old.kek_url).with("data_key", id);
+            dek.envelope = envelope;
             let row = IndexWrite::put(rows::bucket(&name), record::encode(&record, &[]));
-            Ok(Some(((), bucket.change(Action::DataKeyRewrap, vec![row])?)))
+            Ok(Some(((), bucket.change(Action::DataKeyRewrap, about, vec![row])?)))
         })
         .await
         .map(drop)
@@ -208,9 +212,12 @@ impl Storage {
         let moved = match self.rewrapped(envelope, kek).await {
             Ok(envelope) => {
                 let encryption = Encryption::Object { dek: *dek, kek: kek.clone(), envelope };
+                let at = self.ambient.now();
                 let (name, id, known) = (bucket.name.clone(), bucket.id, object.clone());
                 let replace = self.transact_if(move |view| {
-                    let Some(bucket) = view.grant_itself(&name, id)? else { return Ok(None) };
+                    let Some(bucket) = view.grant_itself(("RewrapObjectDataKey", at), &name, id)? else {
+                        return Ok(None);
+                    };
                     replace_encryption(bucket, Action::DataKeyRewrap, &known, &encryption).map(Some)
                 });
                 replace.await.map(|replaced| replaced == Some(true))

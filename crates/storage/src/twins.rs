@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{
-    Action, Ambient, BlobId, BlobStore, BlobWriter, Index, IndexDecision, IndexReader, IndexVisitor, KekError,
-    KekService, StoreError, Timestamp, WrappedDek,
+    Action, Ambient, AuditError, AuditEvent, AuditSink, BlobId, BlobStore, BlobWriter, Index, IndexDecision,
+    IndexReader, IndexVisitor, KekError, KekService, Revision, StoreError, Timestamp, WrappedDek,
 };
 use holdfast_crypto::SecretBytes;
 use holdfast_store::MemoryIndex;
@@ -57,6 +57,15 @@ impl KekService for NoKeks {
     }
     fn without_version(&self, kek: &str) -> String {
         kek.into()
+    }
+}
+
+/// A log that takes everything in.
+struct Deaf;
+#[async_trait]
+impl AuditSink for Deaf {
+    async fn append(&self, _: AuditEvent) -> Result<(), AuditError> {
+        Ok(())
     }
 }
 
@@ -147,17 +156,21 @@ impl Index for Counted {
         self.index.snapshot()
     }
 
-    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
+    async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {
+        self.commit(decide).await.map(drop)
+    }
+
+    async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
         let (rows, bytes) = (Arc::clone(&self.rows_read_max), Arc::clone(&self.bytes_read_max));
         let written = Arc::clone(&self.rows_written_max);
         let decide: IndexDecision = Box::new(move |reader| {
             let reader = CountingReader { reader, rows: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
-            let writes = decide(&reader)?;
+            let change = decide(&reader)?;
             rows.fetch_max(reader.rows.into_inner(), Ordering::SeqCst);
             bytes.fetch_max(reader.bytes.into_inner(), Ordering::SeqCst);
-            written.fetch_max(writes.len(), Ordering::SeqCst);
-            Ok(writes)
+            written.fetch_max(change.writes.len(), Ordering::SeqCst);
+            Ok(change)
         });
         self.index.commit(decide).await
     }
@@ -172,6 +185,7 @@ pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
         blobs: Arc::clone(&blobs) as _,
         ambient: Arc::new(Counting::default()),
         room: Arc::new(Endless),
+        audit: Arc::new(Deaf),
     };
     let config = StorageConfig {
         default_kek: String::new(),
@@ -185,7 +199,7 @@ pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
 /// A request of somebody to the bucket `b`, found to be this.
 pub(crate) fn call(operation: &'static str, action: Action, key: Option<&str>) -> Arc<Call> {
     let key_of = AccessKey { id: "AK".into(), secret: "secret".into(), principal: "somebody".into() };
-    let arrived = Arrived::new("0123456789ABCDEF", None);
+    let arrived = Arrived::new("0123456789ABCDEF", None, "/b", &http::HeaderMap::new(), &Counting::default());
     let verified = s3s::auth::Credentials { access_key: "AK".into(), secret_key: "secret".into() };
     let caller = Directory::new(vec![key_of]).caller(Some(&verified), &arrived).unwrap();
     let bucket = Named { bucket: "b".into(), owner: None };

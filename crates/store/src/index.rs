@@ -3,5 +3,5 @@
 mod embedded;
 mod memory;
 
-pub use embedded::EmbeddedIndex;
+pub use embedded::{EmbeddedIndex, IndexCopy, IndexOwner};
 pub use memory::MemoryIndex;

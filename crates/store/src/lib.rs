@@ -22,7 +22,7 @@ pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
     SharedEngine, StateId,
 };
-pub use index::{EmbeddedIndex, MemoryIndex};
+pub use index::{EmbeddedIndex, IndexCopy, IndexOwner, MemoryIndex};
 pub use outbox::Outbox;
 pub use row_set::{Fold, RowSet};
 pub use sealed::SealedStore;

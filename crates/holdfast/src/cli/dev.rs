@@ -137,7 +137,7 @@ impl DevArgs {
             (client.client_id.clone(), issuer::Client { object_id: client.object_id.clone(), secret_sha256 })
         });
         let issuer_clients: HashMap<_, _> = issuer_clients.collect();
-        let mut running = opened.run(&config, sockets, founding, issuer_clients, metrics.clone()).await?;
+        let running = opened.run(&config, sockets, founding, issuer_clients, metrics.clone()).await?;
         let mut variables = self.variables(&config, &data_dir, &tenant, &clients)?;
         let (port, identity) = (self.port_base + 3, running.identity());
         let xks = DevXks {
@@ -162,9 +162,17 @@ impl DevArgs {
             metrics: metrics.clone(),
         };
         let dev_kms::Started { running: kms, variables: of_kms, keks } = kms.start().await?;
-        let storage =
-            DevStorage { config: &config, data_dir: &data_dir, socket: s3_socket, access_key, kms: keks, metrics };
-        variables.extend(self.start_storage(&mut running, storage, &clients).await?);
+        let storage = DevStorage {
+            config: &config,
+            data_dir: &data_dir,
+            silicon: &silicon,
+            socket: s3_socket,
+            access_key,
+            kms: keks,
+            metrics,
+        };
+        let (storage, of_storage) = self.start_storage(&running, storage, &clients).await?;
+        variables.extend(of_storage);
         variables.extend(more);
         variables.extend(of_kms);
         variables.extend(for_clients(&variables));
@@ -179,6 +187,7 @@ impl DevArgs {
         .print();
         tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
         let result = running.until_stopped().await;
+        storage.ended().await;
         kms.stop().await;
         xks.stop().await;
         let _ = std::fs::remove_file(&env_file);
@@ -188,10 +197,10 @@ impl DevArgs {
     /// Makes the KEKs, as the administrator, and starts S3 on them, as a service of its own. Gives its variables.
     async fn start_storage(
         &self,
-        running: &mut compose::Running,
+        running: &compose::Running,
         dev: DevStorage<'_>,
         clients: &[DevClient],
-    ) -> Result<Vec<(String, String)>, Fault> {
+    ) -> Result<(crate::storage::Running, Vec<(String, String)>), Fault> {
         let hsm_url = dev.config.listen.host_names[0].base_url();
         let exchange: Arc<dyn Exchange> =
             Arc::new(PooledClient::new(Vec::new(), HttpsClient::trusting(running.authority_pem().as_bytes())?));
@@ -210,12 +219,13 @@ impl DevArgs {
         let DevAccessKey { id: access_key, secret } = dev.access_key;
         let ttl = Duration::from_secs(self.dek_cache_ttl_secs);
         let setup = StorageSetup {
-            data_dir: &dev.data_dir.join("storage"),
+            audit: Audit::default(),
             role: StorageConfig {
                 default_kek: keks[0].clone(),
                 deks: DekCacheLimits { ttl, ..DekCacheLimits::default() },
                 encryption_off: self.insecure_no_encryption,
                 region: DEV_REGION.into(),
+                audit_reads: true,
                 ..StorageConfig::default()
             },
             keys: vec![AccessKey { id: access_key.clone(), secret: secret.clone(), principal: "dev".into() }],
@@ -227,10 +237,10 @@ impl DevArgs {
             metrics_socket: None,
             tls: if self.insecure_s3_http { None } else { Some(running.server_config()?) },
             connections: ConnectionLimits::default(),
-            ambient: running.ambient(),
             metrics: dev.metrics,
         };
-        running.join(crate::storage::start(setup, running.stopped()).await?);
+        let opened = crate::storage::open(&dev.data_dir.join("storage"), dev.silicon)?;
+        let started = crate::storage::start(opened, setup, running.stopped()).await?;
         let scheme = if self.insecure_s3_http { "http" } else { "https" };
         let pairs = [
             ("HOLDFAST_S3_URL", format!("{scheme}://127.0.0.1:{}", self.port_base + 2)),
@@ -243,7 +253,7 @@ impl DevArgs {
             ("HOLDFAST_S3_KEY_2", keks[2].replacen("https://", "", 1)),
             ("HOLDFAST_STORAGE_DIR", path_text(&dev.data_dir.join("storage"))?),
         ];
-        Ok(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        Ok((started, pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
     }
 
     fn issuer_port(&self) -> u16 {
@@ -319,6 +329,7 @@ impl DevArgs {
 struct DevStorage<'a> {
     config: &'a Config,
     data_dir: &'a Path,
+    silicon: &'a Path,
     socket: TcpListener,
     access_key: DevAccessKey,
     kms: KmsKekClient,

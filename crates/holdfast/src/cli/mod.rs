@@ -6,7 +6,7 @@ mod dev;
 mod dev_kms;
 mod dev_page;
 mod dev_xks;
-mod env_file;
+pub(crate) mod env_file;
 mod kms;
 mod managed_hsm;
 mod operator_key;

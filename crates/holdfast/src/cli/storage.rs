@@ -9,12 +9,11 @@ use std::{
 
 use clap::{Args, Subcommand};
 use holdfast_storage::{envelope_in, inspect_stream};
-use holdfast_store::EmbeddedIndex;
+use holdfast_store::IndexCopy;
 use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
-    ambient::OsAmbient,
     control,
     fault::Fault,
     instance,
@@ -96,7 +95,7 @@ impl StorageCommand {
 async fn serve(path: &Path) -> Result<(), Fault> {
     let config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
-    holdfast_crypto::selftest::run().map_err(Fault::new)?;
+    let opened = storage::open(&config.data_dir, &config.silicon_root)?;
     let keks = Arc::new(config.keks()?);
     let socket = instance::listen(config.address).await?;
     let metrics_socket = match config.metrics_address {
@@ -105,7 +104,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
     };
     let (stop, stopped) = watch::channel(false);
     let setup = StorageSetup {
-        data_dir: &config.data_dir,
+        audit: config.audit.clone(),
         role: config.role.clone(),
         keys: config.access_keys()?,
         keks,
@@ -116,16 +115,13 @@ async fn serve(path: &Path) -> Result<(), Fault> {
         metrics_socket,
         tls: config.tls()?,
         connections: ConnectionLimits::default(),
-        ambient: Arc::new(OsAmbient),
         metrics,
     };
-    let tasks = storage::start(setup, stopped).await?;
+    let running = storage::start(opened, setup, stopped).await?;
     tracing::info!(address = %config.address, "ready");
     instance::signalled().await?;
     let _ = stop.send(true);
-    for task in tasks {
-        let _ = task.await;
-    }
+    running.ended().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -159,9 +155,7 @@ async fn rewrap(data_dir: &Path, bucket: Option<String>, prefix: String) -> Resu
 /// From the index itself, where no service holds it.
 fn envelope_at_rest(data_dir: &Path, dek: &str, object: &str) -> Value {
     let path = data_dir.join("index.redb");
-    // Opening would make it.
-    let index = path.exists().then(|| EmbeddedIndex::open(&path).ok()).flatten();
-    let envelope = index.and_then(|index| envelope_in(&index, dek, object));
+    let envelope = IndexCopy::open(&path).ok().and_then(|index| envelope_in(&index, dek, object));
     envelope.and_then(|json| serde_json::from_str(&json).ok()).unwrap_or(Value::Null)
 }
 

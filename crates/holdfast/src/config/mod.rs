@@ -79,7 +79,7 @@ pub(crate) struct EmbeddedClient {
     pub secret_file: PathBuf,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Audit {
     pub segment_bytes_max: u64,
     pub segment_age_max: Duration,

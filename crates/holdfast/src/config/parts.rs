@@ -24,10 +24,10 @@ use crate::{
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawAudit {
-    segment_mib: Option<u64>,
-    segment_minutes: Option<u64>,
+    pub segment_mib: Option<u64>,
+    pub segment_minutes: Option<u64>,
     #[serde(default)]
-    accept_loss: bool,
+    pub accept_loss: bool,
 }
 
 #[derive(Default, Deserialize)]

@@ -23,7 +23,11 @@ use serde::Deserialize;
 use super::{CloudBlobsConfig, keks::KekServices};
 use crate::{
     ambient::OsAmbient,
-    config::parts::{self, HsmAccess, RawLog, address, read_secret},
+    cli::env_file::beside,
+    config::{
+        Audit,
+        parts::{self, HsmAccess, RawAudit, RawLog, RawSilicon, address, read_secret},
+    },
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
 };
@@ -40,8 +44,27 @@ struct Raw {
     key_service: Option<RawKeyService>,
     kms: Option<RawKms>,
     blobs: Option<RawBlobs>,
+    silicon: Option<RawSilicon>,
+    #[serde(default)]
+    audit: RawStorageAudit,
     #[serde(default)]
     log: RawLog,
+}
+
+/// As for every role, and whether requests that change nothing are told.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawStorageAudit {
+    segment_mib: Option<u64>,
+    segment_minutes: Option<u64>,
+    accept_loss: bool,
+    reads: bool,
+}
+
+impl Default for RawStorageAudit {
+    fn default() -> Self {
+        Self { segment_mib: None, segment_minutes: None, accept_loss: false, reads: true }
+    }
 }
 
 #[derive(Deserialize)]
@@ -124,6 +147,8 @@ pub(crate) struct Config {
     pub address: SocketAddr,
     pub metrics_address: Option<SocketAddr>,
     pub data_dir: PathBuf,
+    pub silicon_root: PathBuf,
+    pub audit: Audit,
     pub role: StorageConfig,
     pub kek_poll: Duration,
     /// Bytes.
@@ -186,7 +211,15 @@ impl Config {
             outage_grace: secs("storage.outage_grace_secs", storage.outage_grace_secs, 0, 0, 86_400)?,
             entries_max: storage.dek_cache_entries.unwrap_or(100_000).clamp(1, 10_000_000),
         };
+        let silicon_root = match raw.silicon {
+            Some(silicon) => silicon.check()?,
+            // Configurations from before storage services had a sealed instance.
+            None => beside(&storage.data_dir, "silicon"),
+        };
+        let RawStorageAudit { segment_mib, segment_minutes, accept_loss, reads } = raw.audit;
         Ok(Self {
+            silicon_root,
+            audit: RawAudit { segment_mib, segment_minutes, accept_loss }.check()?,
             address: address("listen.address", &listen)?,
             metrics_address: metrics_address
                 .as_deref()
@@ -200,6 +233,7 @@ impl Config {
                 region: storage.region,
                 host_domains: host_domains.iter().map(|domain| host_domain(domain)).collect::<Result<_, _>>()?,
                 new_buckets_block_customer_keys: storage.new_buckets_block_sse_c,
+                audit_reads: reads,
             },
             kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,
             disk_reserve: storage.disk_reserve_mib.map(|mib| mib.saturating_mul(1024 * 1024)),

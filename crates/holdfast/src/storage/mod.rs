@@ -1,4 +1,4 @@
-//! The storage role, wired: index, blobs, KEKs, listener, admin socket, and what goes on in the background.
+//! The storage role, wired: instance, audit log, index, blobs, KEKs, listener, admin socket, and what goes on in the background.
 
 pub(crate) mod admin;
 pub(crate) mod config;
@@ -7,9 +7,9 @@ mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, BlobStore, KekService};
+use holdfast_core::{Ambient, AuditSink, BlobStore, KekService, Store};
 use holdfast_storage::{Seams, Storage, StorageConfig};
-use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs};
+use holdfast_store::{CloudBlobs, EmbeddedEngine, EmbeddedIndex, FileBlobs, IndexOwner, SealedStore, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -20,9 +20,11 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
+    config::Audit,
     control,
     fault::Fault,
     health::{Health, Told},
+    instance::{self, AuditMarks, Opened, close_audit, open_audit},
     server::{self, ConnectionLimits},
 };
 
@@ -41,8 +43,8 @@ pub(crate) struct CloudBlobsConfig {
 }
 
 /// All that a storage service is started with.
-pub(crate) struct StorageSetup<'a> {
-    pub data_dir: &'a Path,
+pub(crate) struct StorageSetup {
+    pub audit: Audit,
     pub role: StorageConfig,
     pub keys: Vec<holdfast_storage::AccessKey>,
     pub keks: Arc<dyn KekService>,
@@ -56,31 +58,105 @@ pub(crate) struct StorageSetup<'a> {
     /// None: plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
     pub connections: ConnectionLimits,
-    pub ambient: Arc<dyn Ambient>,
     pub metrics: PrometheusHandle,
 }
 
-/// Opens the service and serves until `stopped`.
-pub(crate) async fn start(
-    setup: StorageSetup<'_>,
-    stopped: watch::Receiver<bool>,
-) -> Result<Vec<JoinHandle<()>>, Fault> {
-    let data_dir = setup.data_dir;
-    std::fs::create_dir_all(data_dir).map_err(|error| Fault::file(data_dir, error))?;
-    let index = EmbeddedIndex::open(&data_dir.join("index.redb")).map_err(|error| {
-        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
+/// An instance, and whether it was founded for an index that was there before.
+pub(crate) struct StorageInstance {
+    opened: Opened,
+    adopts: bool,
+}
+
+const INDEX: &str = "index.redb";
+/// How far the audit log has come.
+const RECORDS: &str = "records.redb";
+
+/// Opens the instance in `data_dir`, or founds one there; also for an index from before storage services had instances, once. An index
+/// that belongs to an instance opens with that one alone.
+pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<StorageInstance, Fault> {
+    let path = data_dir.join(INDEX);
+    let owner = IndexOwner::of(&path).map_err(|error| {
+        Fault::new(format!("{}: {error}", path.display())).hint("does another process use this data directory?")
     })?;
+    let state = data_dir.join("instance.sealed");
+    let founds = !state.exists();
+    if let (IndexOwner::Instance(id), true) = (owner, founds) {
+        return Err(Fault::new(format!("{} is missing, but {INDEX} belongs to instance {id}", state.display()))
+            .hint("restore the whole data directory from the same moment"));
+    }
+    let opened = instance::open(data_dir, silicon_root, RECORDS)?;
+    match owner {
+        IndexOwner::Instance(id) if id != opened.instance => {
+            let why =
+                format!("{} is of instance {}, but {INDEX} belongs to instance {id}", state.display(), opened.instance);
+            Err(Fault::new(why).hint("restore the whole data directory from the same moment"))
+        }
+        IndexOwner::Instance(_) | IndexOwner::Missing => Ok(StorageInstance { opened, adopts: false }),
+        IndexOwner::Nobody => {
+            tracing::info!(instance = %opened.instance, index = %path.display(), "the index of an earlier version is taken over");
+            Ok(StorageInstance { opened, adopts: true })
+        }
+    }
+}
+
+/// A running service.
+pub(crate) struct Running {
+    tasks: Vec<JoinHandle<()>>,
+    role: Arc<Storage>,
+    audit: Arc<AuditLog>,
+    marks: JoinHandle<AuditMarks>,
+}
+
+impl Running {
+    /// Waits, once it was told to stop, until requests in flight have ended, and closes the audit log.
+    pub(crate) async fn ended(self) {
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        self.role.settle().await;
+        close_audit(self.audit, self.marks).await;
+    }
+}
+
+/// Builds every part and serves until `stopped`.
+pub(crate) async fn start(
+    instance: StorageInstance,
+    setup: StorageSetup,
+    stopped: watch::Receiver<bool>,
+) -> Result<Running, Fault> {
+    let StorageInstance { opened, adopts } = instance;
+    let Opened { instance, secrets, ambient, data_dir, .. } = opened;
+    let data_dir = data_dir.as_path();
+    let used = |error| {
+        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
+    };
+    let founding = adopts.then(|| holdfast_storage::founding_event(ambient.now(), instance));
+    let (path, key) = (data_dir.join(INDEX), &secrets.database_key);
+    let index = EmbeddedIndex::open(&path, instance, key, Arc::clone(&ambient), founding.as_ref()).map_err(used)?;
+    let engine = EmbeddedEngine::open(&data_dir.join(RECORDS)).map_err(used)?;
+    let store = SealedStore::open(engine, instance, key, Arc::clone(&ambient), setup.audit.accept_loss).await;
+    let store = store.map_err(Fault::new)?;
+    let (directory, outbox) = (data_dir.join("audit"), (index.outbox(), store.notes().to_vec()));
+    let store: Arc<dyn Store> = Arc::new(store);
+    let (audit, mark_version) =
+        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient, outbox).await?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
     };
-    let ambient = Arc::clone(&setup.ambient);
     let written_to = match &setup.cloud_blobs {
         None => vec![data_dir.to_path_buf(), data_dir.join("blobs")],
         Some(_) => vec![data_dir.to_path_buf()],
     };
     let room = Arc::new(DiskRoom::new(written_to, setup.disk_reserve));
-    let seams = Seams { keks: setup.keks, index: Arc::new(index), blobs, ambient: setup.ambient, room };
+    let seams = Seams {
+        keks: setup.keks,
+        index: Arc::new(index),
+        blobs,
+        ambient: Arc::clone(&ambient),
+        room,
+        audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
+    };
     if setup.role.encryption_off {
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
@@ -90,7 +166,7 @@ pub(crate) async fn start(
         tracing::info!(orphans, "blobs left by a crash were deleted");
     }
     let service = Arc::new(holdfast_storage::service(&storage, setup.keys));
-    let health = Health::new(StorageTold(Arc::clone(&storage)), setup.metrics);
+    let health = Health::new(StorageTold { role: Arc::clone(&storage), audit: Arc::clone(&audit) }, setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
     if let Some(socket) = setup.metrics_socket {
@@ -116,11 +192,13 @@ pub(crate) async fn start(
     });
     tasks.push(tokio::spawn(server::serve("s3", setup.socket, setup.tls, setup.connections, handler, stopped.clone())));
     let asked = Arc::clone(&storage);
-    let carry_out = move |request, _, progress| admin::carry_out(Arc::clone(&asked), request, progress);
+    let carry_out = move |request, uid, progress| admin::carry_out(Arc::clone(&asked), request, uid, progress);
     tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
-    tasks.push(tokio::spawn(collect(storage, stopped)));
-    Ok(tasks)
+    tasks.push(tokio::spawn(collect(Arc::clone(&storage), stopped.clone())));
+    let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
+    let marks = tokio::spawn(marks.keep(stopped));
+    Ok(Running { tasks, role: storage, audit, marks })
 }
 
 /// True when it is time to stop; false after `wait`.
@@ -158,24 +236,30 @@ async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
 }
 
 /// What the role tells of itself.
-struct StorageTold(Arc<Storage>);
+struct StorageTold {
+    role: Arc<Storage>,
+    audit: Arc<AuditLog>,
+}
 
 impl Told for StorageTold {
     fn ready(&self) -> serde_json::Value {
-        let (reachable, left) = (self.0.keks_reachable(), self.0.room_left());
+        let (reachable, left) = (self.role.keks_reachable(), self.role.room_left());
         serde_json::json!({
-            "status": if reachable && left.has(0) { "ready" } else { "degraded" },
+            "status": if reachable && left.has(0) && self.audit.fault().is_none() { "ready" } else { "degraded" },
             "role": "storage",
             "version": env!("CARGO_PKG_VERSION"),
             "key_service_reachable": reachable,
             "takes_new_data": left.has(0),
             "disk_free_bytes": left.free,
             "disk_reserve_bytes": left.reserve,
+            "audit_lines": self.audit.latest().seq,
+            "audit_fault": self.audit.fault(),
+            "audit_outbox": self.audit.outbox_waiting(),
         })
     }
 
     fn set_gauges(&self) {
-        let left = self.0.room_left();
+        let left = self.role.room_left();
         gauge!("holdfast_storage_disk_free_bytes").set(left.free as f64);
         gauge!("holdfast_storage_disk_reserve_bytes").set(left.reserve as f64);
     }

@@ -17,6 +17,7 @@ use crate::{
     Storage,
     call::Call,
     error::{Error, Result, not_implemented},
+    event::About,
     record::{self, BucketRecord, FORMAT, Id, Versioning, Waste},
     rows,
     view::waste,
@@ -84,7 +85,9 @@ pub(crate) async fn create_bucket(storage: &Arc<Storage>, call: &Arc<Call>, body
     storage
         .transact(move |view| {
             let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&bucket, &[]));
-            Ok(((), view.vacant(&call)?.change(vec![row])?))
+            let kek = bucket.deks.first().map(|dek| dek.envelope.kek_url.clone());
+            let about = About { kek, ..About::default() };
+            Ok(((), view.vacant(&call)?.change(about, vec![row])?))
         })
         .await?;
     Ok(created)
@@ -105,7 +108,7 @@ pub(crate) async fn delete_bucket(
             // Uploads under way end with it.
             let uploads = waste(bucket.id, &Waste::Uploads { v: FORMAT });
             let row = IndexWrite::remove(rows::bucket(&bucket.name));
-            Ok(((), bucket.change(Action::BucketDelete, vec![row, uploads])?))
+            Ok(((), bucket.change(Action::BucketDelete, About::default(), vec![row, uploads])?))
         })
         .await?;
     Ok(S3Response::with_status(dto::DeleteBucketOutput {}, http::StatusCode::NO_CONTENT))

@@ -11,6 +11,7 @@ use crate::{
     Storage,
     call::Call,
     error::{Error, Result, invalid_argument, not_implemented},
+    event::About,
     record::{self, BucketRecord, DefaultEncryption},
     rows,
 };
@@ -127,7 +128,14 @@ impl Storage {
             let mut record = bucket.record();
             change(&mut record);
             let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&record, &[]));
-            Ok(((), bucket.change(Action::BucketUpdate, vec![row])?))
+            let default = record.default.as_ref();
+            let about = About {
+                mode: Some(if default.is_some_and(|default| default.kms) { "SSE-KMS" } else { "SSE-S3" }),
+                kek: default.and_then(|default| default.kek.clone()),
+                ..About::default()
+            };
+            let about = about.with("blocks_sse_c", record.blocks_customer_keys);
+            Ok(((), bucket.change(Action::BucketUpdate, about, vec![row])?))
         })
         .await
     }

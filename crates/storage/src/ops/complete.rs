@@ -11,7 +11,7 @@ use s3s::{S3Request, S3Response, dto};
 use super::{
     answer,
     conditions::WriteConditions,
-    place::{New, placed},
+    place::{New, Placed, placed},
 };
 use crate::{
     Storage,
@@ -19,6 +19,7 @@ use crate::{
     call::Call,
     encryption::{CustomerKey, Key},
     error::{Error, Result, damaged, invalid_request},
+    event::About,
     grant::{Granted, Known},
     record::{
         self, ChecksumRecord, CompletedRecord, Encryption, FORMAT, ManifestDigest, ManifestPart, ObjectRecord,
@@ -280,7 +281,8 @@ async fn commit(
             let id = upload.id.to_string();
             // Somebody else may have sent the same request.
             if let Some(done) = answer_of_before(&bucket, &upload.key, &id, &done.parts)? {
-                return Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, Vec::new())?));
+                let about = About::upload(&bucket, &upload).with("answered_before", "true");
+                return Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, about, Vec::new())?));
             }
             // A part that was uploaded again meanwhile is another than the manifest names.
             if bucket.upload(&upload.key, &id)?.changes != upload.changes {
@@ -289,14 +291,15 @@ async fn commit(
             check(&bucket, &upload, &conditions)?;
             let Prepared { new, manifest } = prepared;
             let object = new.record.object;
-            let (version, mut writes) = placed(&bucket, new)?;
-            done.version = version;
+            let Placed { told, about, mut writes } = placed(&bucket, new)?;
+            done.version = told;
             writes.push(IndexWrite::put(rows::manifest(object), manifest));
             writes.push(IndexWrite::remove(rows::upload(bucket.id, &upload.key, upload.id)));
             writes.push(waste(upload.id, &Waste::Parts { v: FORMAT, object: Some(object) }));
             let row = rows::completed(bucket.id, &upload.key, upload.id);
             writes.push(IndexWrite::put(row, record::encode(&done, &[])));
-            Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, writes)?))
+            let about = about.with("upload", upload.id);
+            Ok((done, bucket.change_object(Action::ObjectWrite, &upload.key, about, writes)?))
         })
         .await
 }

@@ -9,13 +9,14 @@ use s3s::{S3Request, S3Response, dto};
 use super::{
     answer,
     conditions::DeleteConditions,
-    place::{New, placed, remove_version},
+    place::{New, Placed, placed, remove_version},
 };
 use crate::{
     Storage,
     call::Call,
     encryption::Key,
     error::{Error, Result},
+    event::About,
     grant::Known,
     record::{Encryption, Id, ObjectRecord, Versioning},
     rows, versions,
@@ -54,7 +55,7 @@ async fn delete_one(storage: &Arc<Storage>, call: &Arc<Call>, bucket: Known, doo
     storage
         .transact(move |view| {
             let bucket = view.grant_same(&call, &bucket)?;
-            let (deleted, writes) = if let Some(version) = version {
+            let (deleted, about, writes) = if let Some(version) = version {
                 let found = match bucket.listed(&key, &version, at)? {
                     Some(found) => Some(found),
                     None => bucket.current(&key)?.filter(|found| found.record.version == version),
@@ -63,21 +64,22 @@ async fn delete_one(storage: &Arc<Storage>, call: &Arc<Call>, bucket: Known, doo
                 conditions.check(&key, Some(&version), found.as_ref())?;
                 let marker = found.as_ref().is_some_and(|found| found.delete_marker).then_some(true);
                 let writes = found.map_or(Ok(Vec::new()), |found| remove_version(&bucket, &found))?;
-                (Deleted { marker, version: Some(version) }, writes)
+                let about = About { version: Some(version.clone()), ..About::default() };
+                (Deleted { marker, version: Some(version) }, about, writes)
             } else {
                 conditions.check(&key, None, bucket.newest(&key)?.as_ref())?;
                 if bucket.versioning != Versioning::Off {
-                    let (version, writes) = placed(&bucket, marker)?;
-                    (Deleted { marker: Some(true), version }, writes)
+                    let Placed { told: version, about, writes } = placed(&bucket, marker)?;
+                    (Deleted { marker: Some(true), version }, about, writes)
                 } else if let Some(found) = bucket.current(&key)? {
                     let mut writes = View::discard(&found.record);
                     writes.push(IndexWrite::remove(rows::object(bucket.id, &key)));
-                    (Deleted::default(), writes)
+                    (Deleted::default(), About::object(&bucket, &found.record), writes)
                 } else {
-                    (Deleted::default(), Vec::new())
+                    (Deleted::default(), About::default(), Vec::new())
                 }
             };
-            Ok((deleted, bucket.change_object(Action::ObjectDelete, &key, writes)?))
+            Ok((deleted, bucket.change_object(Action::ObjectDelete, &key, about, writes)?))
         })
         .await
 }
@@ -164,9 +166,11 @@ pub(crate) async fn delete_objects(
                 version_id: version,
             }),
             Err(error) => {
+                let about = About { key: Some(key.clone()), version: version.clone(), ..About::default() };
+                storage.record_part(call, about, &error).await?;
                 let told = error.told();
                 errors.push(dto::Error {
-                    code: Some(told.code.to_owned()),
+                    code: Some(told.code.into_owned()),
                     key: Some(key),
                     message: Some(told.message.into_owned()),
                     version_id: version,

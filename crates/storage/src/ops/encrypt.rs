@@ -12,6 +12,7 @@ use crate::{
     call::Call,
     encryption::{CustomerKey, Key},
     error::{Error, Result, from_kek, invalid_request, not_implemented},
+    event::About,
     grant::{Change, Granted},
     record::{self, Encryption, Envelope, Id},
     rows,
@@ -93,6 +94,11 @@ pub(crate) fn replace_encryption(
     known: &record::ObjectRecord,
     encryption: &Encryption,
 ) -> Result<(bool, Change)> {
+    let new = record::ObjectRecord { encryption: encryption.clone(), ..known.clone() };
+    let mut about = About::object(&bucket, &new);
+    if let Encryption::Object { envelope, .. } = &known.encryption {
+        about = about.with("from_kek", &envelope.kek_url);
+    }
     let mut writes = Vec::new();
     let mut set = |row: Vec<u8>, mut found: crate::view::Found| {
         found.record.encryption = encryption.clone();
@@ -108,5 +114,5 @@ pub(crate) fn replace_encryption(
     if let Some(found) = bucket.current(&known.key)?.filter(same) {
         set(rows::object(bucket.id, &known.key), found);
     }
-    Ok((!writes.is_empty(), bucket.change_object(action, &known.key, writes)?))
+    Ok((!writes.is_empty(), bucket.change_object(action, &known.key, about, writes)?))
 }

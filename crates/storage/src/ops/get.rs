@@ -13,10 +13,11 @@ use crate::{
     call::Call,
     encryption::{CustomerKey, Key},
     error::{Error, Result, damaged, invalid_argument},
-    grant::{Granted, Known},
+    event::About,
+    grant::Known,
     readers::Hold,
     record::{ChecksumRecord, ManifestDigest, ManifestPart, ObjectRecord, Versioning},
-    view::{Found, View, decode_manifest},
+    view::{Found, decode_manifest},
 };
 
 /// An object found for reading, with all that its reading needs.
@@ -31,23 +32,20 @@ pub(crate) struct Opened {
 impl Opened {
     /// The object that a request is about.
     pub(crate) fn find(storage: &Storage, call: &Call, key: &str, version: Option<&str>) -> Result<Self> {
-        Self::find_in(storage, |view| view.grant(call), key, version)
+        let opened = Self::find_in(storage, call, false, key, version)?;
+        call.note(About::object(&opened.bucket, opened.record()));
+        Ok(opened)
     }
 
     /// The object that a request copies from.
     pub(crate) fn find_source(storage: &Storage, call: &Call, key: &str, version: Option<&str>) -> Result<Self> {
-        Self::find_in(storage, |view| view.grant_source(call), key, version)
+        Self::find_in(storage, call, true, key, version)
     }
 
-    fn find_in(
-        storage: &Storage,
-        grant: impl for<'v> FnOnce(&'v View<'v>) -> Result<Granted<'v>>,
-        key: &str,
-        version: Option<&str>,
-    ) -> Result<Self> {
+    fn find_in(storage: &Storage, call: &Call, source: bool, key: &str, version: Option<&str>) -> Result<Self> {
         let look = || {
             storage.look(|view| {
-                let bucket = grant(view)?;
+                let bucket = if source { view.grant_source(call)? } else { view.grant(call)? };
                 let found = bucket.object(key, version)?;
                 let manifest = match found.record.parts {
                     0 => None,

@@ -13,6 +13,7 @@ use crate::{
     call::Call,
     encryption::{CustomerKey, Key},
     error::{Result, invalid_argument, invalid_request},
+    event::About,
     grant::Known,
     record::{self, Encryption, FORMAT, Id, PartRecord, UploadRecord, Waste},
     rows,
@@ -74,7 +75,8 @@ pub(crate) async fn create_multipart_upload(
             upload.began_on = Some(newest.map(|newest| newest.object.to_string()).unwrap_or_default());
             let row = rows::upload(bucket.id, &upload.key, upload.id);
             let write = IndexWrite::put(row, record::encode(&upload, &[]));
-            Ok(((), bucket.change_object(Action::ObjectWrite, &upload.key, vec![write])?))
+            let about = About::upload(&bucket, &upload);
+            Ok(((), bucket.change_object(Action::ObjectWrite, &upload.key, about, vec![write])?))
         })
         .await?;
     answer(dto::CreateMultipartUploadOutput {
@@ -185,7 +187,8 @@ impl OpenUpload {
                 // Whoever completes it sees that its parts are others than he looked at.
                 open.changes += 1;
                 writes.push(IndexWrite::put(rows::upload(bucket.id, &key, upload), record::encode(&open, &[])));
-                Ok(((), bucket.change_object(Action::ObjectWrite, &key, writes)?))
+                let about = About::upload(&bucket, &open).with("part", number);
+                Ok(((), bucket.change_object(Action::ObjectWrite, &key, about, writes)?))
             })
             .await?;
         Ok(part)
@@ -239,11 +242,12 @@ pub(crate) async fn abort_multipart_upload(
             let bucket = view.grant(&call)?;
             let upload = bucket.upload(&input.key, &input.upload_id)?;
             check_initiated(upload.initiated, input.if_match_initiated_time.as_ref())?;
+            let about = About::upload(&bucket, &upload);
             let writes = vec![
                 IndexWrite::remove(rows::upload(bucket.id, &upload.key, upload.id)),
                 waste(upload.id, &Waste::Parts { v: FORMAT, object: None }),
             ];
-            Ok(((), bucket.change_object(Action::ObjectDelete, &upload.key, writes)?))
+            Ok(((), bucket.change_object(Action::ObjectDelete, &upload.key, about, writes)?))
         })
         .await?;
     Ok(S3Response::with_status(dto::AbortMultipartUploadOutput::default(), http::StatusCode::NO_CONTENT))

@@ -7,6 +7,7 @@ use crate::{
     Storage,
     encryption::Key,
     error::Result,
+    event::About,
     grant::{Change, Granted},
     record::{self, BucketRecord, Id, ManifestDigest, ObjectRecord, Versioning},
     rows, versions,
@@ -55,12 +56,20 @@ fn null_at(bucket: Id, key: &str, seq: u64) -> IndexWrite {
 /// versions are kept, of delete markers always.
 pub(crate) fn place(bucket: Granted<'_>, new: New) -> Result<(Option<String>, Change)> {
     let key = new.record.key.clone();
-    let (version, writes) = placed(&bucket, new)?;
-    Ok((version, bucket.change_object(Action::ObjectWrite, &key, writes)?))
+    let Placed { told, about, writes } = placed(&bucket, new)?;
+    Ok((told, bucket.change_object(Action::ObjectWrite, &key, about, writes)?))
+}
+
+/// A version in its place.
+pub(crate) struct Placed {
+    /// The version, where that is told.
+    pub told: Option<String>,
+    pub about: About,
+    pub writes: Vec<IndexWrite>,
 }
 
 /// The same as rows, for a change that is more than this.
-pub(crate) fn placed(bucket: &Granted<'_>, mut new: New) -> Result<(Option<String>, Vec<IndexWrite>)> {
+pub(crate) fn placed(bucket: &Granted<'_>, mut new: New) -> Result<Placed> {
     let key = new.record.key.clone();
     let old = bucket.current(&key)?;
     let object_row = rows::object(bucket.id, &key);
@@ -69,7 +78,7 @@ pub(crate) fn placed(bucket: &Granted<'_>, mut new: New) -> Result<(Option<Strin
         new.settle(bucket, old.as_ref().map(|old| old.record.seq));
         writes.extend(old.iter().flat_map(|old| View::discard(&old.record)));
         writes.push(IndexWrite::put(object_row, record::encode(&new.record, &new.inline)));
-        return Ok((None, writes));
+        return Ok(Placed { told: None, about: About::object(bucket, &new.record), writes });
     }
     let newest = match &old {
         Some(old) => Some(old.record.seq),
@@ -100,7 +109,8 @@ pub(crate) fn placed(bucket: &Granted<'_>, mut new: New) -> Result<(Option<Strin
     writes.push(IndexWrite::put(rows::version(bucket.id, &key, new.seq), value.clone()));
     writes.push(if new.delete_marker { IndexWrite::remove(object_row) } else { IndexWrite::put(object_row, value) });
     let told = bucket.versioning == Versioning::Enabled || new.delete_marker;
-    Ok((told.then_some(new.version), writes))
+    let about = About::object(bucket, &new);
+    Ok(Placed { told: told.then_some(new.version), about, writes })
 }
 
 /// What must be written to remove one version for good.

@@ -11,6 +11,7 @@ use crate::{
     Storage,
     call::Call,
     error::{Error, Result, invalid_argument},
+    event::About,
     record, rows,
 };
 
@@ -119,8 +120,9 @@ async fn set(
             if bucket.current(&key)?.is_some_and(|current| current.record.object == record.object) {
                 writes.push(IndexWrite::put(rows::object(bucket.id, &key), value));
             }
+            let about = About { version: Some(record.version.clone()), ..About::default() };
             let version = record.listed.then(|| record.version.clone());
-            Ok((version, bucket.change_object(Action::ObjectUpdate, &key, writes)?))
+            Ok((version, bucket.change_object(Action::ObjectUpdate, &key, about, writes)?))
         })
         .await
 }
@@ -155,6 +157,7 @@ pub(crate) async fn get_object_tagging(
     let record = storage.look(|view| {
         let bucket = view.grant(call)?;
         let found = bucket.object(&input.key, input.version_id.as_deref())?;
+        call.note(About { version: Some(found.record.version.clone()), ..About::default() });
         bucket.read(Action::ObjectRead)?;
         Ok(found.record)
     })?;
@@ -169,7 +172,7 @@ async fn set_bucket(storage: &Arc<Storage>, call: &Arc<Call>, tags: Tags) -> Res
             let bucket = view.grant(&call)?;
             let record = record::BucketRecord { tags, ..bucket.record() };
             let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&record, &[]));
-            Ok(((), bucket.change(Action::BucketUpdate, vec![row])?))
+            Ok(((), bucket.change(Action::BucketUpdate, About::default(), vec![row])?))
         })
         .await
 }

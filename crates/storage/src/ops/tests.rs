@@ -9,6 +9,7 @@ use s3s::{S3Request, dto};
 use super::{bucket, complete, delete, multipart, put, tagging, versions};
 use crate::{
     Storage,
+    event::About,
     grant::Upkeep,
     record::{self, PartRecord, StreamRecord},
     rows, twins,
@@ -170,7 +171,7 @@ async fn versions_from_before_ids_carried_their_places_are_found_in_one_walk() {
             writes.push(holdfast_core::IndexWrite::put(rows::version(bucket.id, "k", seq), value));
             Ok(std::ops::ControlFlow::Continue(()))
         })?;
-        Ok(((), bucket.change(Action::ObjectWrite, writes)?))
+        Ok(((), bucket.change(Action::ObjectWrite, About::default(), writes)?))
     });
     renamed.await.unwrap();
     let reader = twins::call("GetObject", Action::ObjectRead, Some("k"));
@@ -204,7 +205,7 @@ async fn uploads_of_many_parts_end_in_a_few_rows() {
             let part = PartRecord { v: 1, number, stream, etag, modified: 0, checksum: None };
             let row = rows::part(record::Id::parse(&id).unwrap(), number);
             let write = holdfast_core::IndexWrite::put(row, record::encode(&part, &[]));
-            storage.transact(move |_| Ok(((), Upkeep::begin()?.change(vec![write])?))).await.unwrap();
+            storage.keep(move |_| Upkeep::begin()?.change(vec![write])).await.unwrap();
         }
         ended.push(id);
     }

@@ -14,6 +14,7 @@ use crate::{
     Storage,
     call::Call,
     error::{Error, Result},
+    event::About,
     grant::Granted,
     record::{self, ObjectRecord, Versioning},
     rows, versions,
@@ -40,7 +41,9 @@ pub(crate) async fn put_bucket_versioning(
             let bucket = view.grant(&call)?;
             let record = record::BucketRecord { versioning: wanted, ..bucket.record() };
             let row = IndexWrite::put(rows::bucket(&bucket.name), record::encode(&record, &[]));
-            Ok(((), bucket.change(Action::BucketUpdate, vec![row])?))
+            let status = if wanted == Versioning::Enabled { "Enabled" } else { "Suspended" };
+            let about = About::default().with("versioning", status);
+            Ok(((), bucket.change(Action::BucketUpdate, about, vec![row])?))
         })
         .await?;
     answer(dto::PutBucketVersioningOutput {})

@@ -34,12 +34,10 @@ impl Directory {
     pub(crate) fn caller(&self, verified: Option<&Credentials>, arrived: &Arrived) -> Result<Caller> {
         let known = verified.and_then(|verified| self.keys.get(&verified.access_key));
         let (key, principal) = known.ok_or(Error::Denied)?;
-        Ok(Caller {
-            principal: principal.clone(),
-            access_key: key.id.clone(),
-            source: arrived.source,
-            request_id: arrived.id.clone(),
-        })
+        let request = Arc::clone(&arrived.facts);
+        let caller = Caller { principal: principal.clone(), access_key: key.id.clone(), request };
+        arrived.came_from(&caller);
+        Ok(caller)
     }
 }
 

@@ -115,7 +115,7 @@ mod tests {
         let policy = ("policy".to_owned(), BASE64.encode(policy));
         let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let fields: Vec<_> = fields.chain([policy]).collect();
-        check(&fields, "b", 1_700_000_000_000).map(drop).map_err(|error| error.told().code.to_owned())
+        check(&fields, "b", 1_700_000_000_000).map(drop).map_err(|error| error.code().to_owned())
     }
 
     #[test]

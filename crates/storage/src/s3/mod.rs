@@ -10,7 +10,7 @@ mod operations;
 mod scope;
 pub(crate) mod xml;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use authn::{Directory, Secrets};
@@ -30,8 +30,9 @@ use serde::Deserialize;
 
 use crate::{
     Storage,
-    call::{Act, Arrived, Call, Caller, Named},
+    call::{Act, Arrived, Call, Named},
     error::{Error, Result, not_implemented},
+    event::UNRESOLVED,
     ops,
 };
 
@@ -112,16 +113,15 @@ impl S3 {
         request_id: &str,
         source: Option<SocketAddr>,
     ) -> http::Response<Body> {
-        let began = Instant::now();
-        let arrived = Arrived::new(request_id, source);
+        let ambient = self.storage.ambient();
+        let arrived = Arrived::new(request_id, source, request.uri().path(), request.headers(), ambient);
         request.extensions_mut().insert(Arc::clone(&arrived));
-        let result = self.answer(request, &arrived).await;
-        let operation = arrived.call().map_or(UNRESOLVED, |call| call.act.operation);
-        if let (Err(error), Some(call)) = (&result, arrived.call()) {
-            let Caller { principal, access_key, source, request_id } = &call.caller;
-            let (outcome, reason) = (error.outcome().as_str(), error.reason());
-            tracing::debug!(%principal, access_key, ?source, request_id, operation, outcome, reason, "a request is refused");
+        let mut result = self.answer(request, &arrived).await;
+        let status = result.as_ref().map(|answer| answer.status().as_u16());
+        if let Err(error) = self.storage.record(&arrived, status).await {
+            result = Err(error);
         }
+        let operation = arrived.call().map_or(UNRESOLVED, |call| call.act.operation);
         let mut answer = result.unwrap_or_else(|error| error.response(request_id));
         if let Ok(id) = HeaderValue::try_from(request_id) {
             answer.headers_mut().insert("x-amz-request-id", id);
@@ -133,7 +133,7 @@ impl S3 {
         };
         counter!("holdfast_storage_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
         histogram!("holdfast_storage_request_duration_seconds", "operation" => operation)
-            .record(began.elapsed().as_secs_f64());
+            .record(arrived.facts.began.elapsed().as_secs_f64());
         answer
     }
 
@@ -154,8 +154,6 @@ impl S3 {
     }
 }
 
-/// The operation of a request that was refused before anybody knew what it asks for.
-const UNRESOLVED: &str = "unresolved";
 const INTERNAL: &str = "We encountered an internal error. Please try again.";
 
 /// What s3s says by itself of a request that it cannot read, or whose signature does not hold.

@@ -132,7 +132,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
             let checked = check_region(&uri.parse().unwrap(), &headers, "us-east-1");
-            checked.err().map(|error| error.told().code.to_owned())
+            checked.err().map(|error| error.code().to_owned())
         };
         let header = |region: &str| {
             format!("AWS4-HMAC-SHA256 Credential=A/K/20261126/{region}/s3/aws4_request,SignedHeaders=host,Signature=0")

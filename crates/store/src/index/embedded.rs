@@ -1,5 +1,7 @@
 //! One redb file, one writer thread. The writer drains its queue into one transaction: each decision sees the state
-//! that the ones before it left, and one sync makes them all durable.
+//! that the ones before it left, and one sync makes them all durable. The event of a change is a row of the same transaction.
+
+mod instance;
 
 use std::{
     ops::ControlFlow,
@@ -8,12 +10,26 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, IndexWrite, StoreError};
+use holdfast_core::{
+    Ambient, AuditEvent, Index, IndexChange, IndexDecision, IndexReader, IndexVisitor, IndexWrite, PartitionId,
+    Revision, StoreError,
+};
+use holdfast_crypto::{SealingKey, SecretBytes, kdf};
+pub use instance::{IndexCopy, IndexOwner};
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
-use crate::group::{GroupWriter, failed};
+use crate::{
+    audit,
+    group::{GroupWriter, failed},
+    outbox::{Outbox, Place, StoredEvent},
+};
 
 const ENTRIES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1");
+/// Revision to the sealed event of that change, until the log has it.
+const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events v1");
+/// What the index says of itself: [`REVISION`], [`instance::INSTANCE`].
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta v1");
+const REVISION: &str = "revision";
 
 /// Below so many free bytes of its disk the index takes no commit: one that fails half-way would leave it closed until a restart.
 /// On a small disk it is less, see [`has_room`].
@@ -25,31 +41,103 @@ const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// An index in one file.
 pub struct EmbeddedIndex {
     database: Arc<Database>,
-    commits: GroupWriter<IndexDecision, ()>,
+    commits: GroupWriter<Job, Revision>,
+    outbox: Arc<Outbox>,
+}
+
+/// A decision, and a place for its event if it may have one.
+struct Job {
+    decide: IndexDecision,
+    place: Option<Place>,
+}
+
+/// Seals the rows of events: whoever can write to the file can neither read, make nor move one.
+struct EventSealer {
+    instance: PartitionId,
+    key: SealingKey,
+    ambient: Arc<dyn Ambient>,
+}
+
+impl EventSealer {
+    fn bound_to(&self, revision: Revision) -> Vec<u8> {
+        [b"holdfast index event v1".as_slice(), self.instance.as_bytes(), &revision.0.to_be_bytes()].concat()
+    }
+
+    fn seal(&self, revision: Revision, body: &str) -> Result<Vec<u8>, StoreError> {
+        self.key.seal(self.ambient.random(), &self.bound_to(revision), body.as_bytes()).map_err(failed)
+    }
+
+    fn open(&self, revision: Revision, sealed: &[u8]) -> Result<StoredEvent, StoreError> {
+        let body = self.key.open(&self.bound_to(revision), sealed).map_err(|_| StoreError::Damaged)?;
+        let body = std::str::from_utf8(body.expose()).map_err(|_| StoreError::Damaged)?.to_owned();
+        Ok(StoredEvent { revision, body })
+    }
+}
+
+fn database(path: &Path) -> Result<Database, StoreError> {
+    let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
+    let create = database.begin_write().map_err(failed)?;
+    create.open_table(ENTRIES).map_err(failed)?;
+    create.open_table(EVENTS).map_err(failed)?;
+    create.open_table(META).map_err(failed)?;
+    create.commit().map_err(failed)?;
+    Ok(database)
 }
 
 impl EmbeddedIndex {
-    /// Opens the file at `path`, or makes it.
+    /// Opens the file at `path`, or makes it, for the instance that it belongs to; a file that belongs to none yet is its from now on. Takes up
+    /// the events that the log may not have. `database_key`: the instance's, 32 bytes; `founding`: what the log tells if the file becomes the
+    /// instance's now.
     ///
     /// # Errors
-    /// [`StoreError::Failed`]: damaged, locked by another process, or not to be read.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
-        let create = database.begin_write().map_err(failed)?;
-        create.open_table(ENTRIES).map_err(failed)?;
-        create.commit().map_err(failed)?;
-        let database = Arc::new(database);
-        let writer = Arc::clone(&database);
+    /// [`StoreError::Failed`]: not to be read, locked by another process, or of another instance; [`StoreError::Damaged`].
+    pub fn open(
+        path: &Path,
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        ambient: Arc<dyn Ambient>,
+        founding: Option<&AuditEvent>,
+    ) -> Result<Self, StoreError> {
+        let key = kdf::derive_key(database_key, "holdfast index events v1").map_err(failed)?;
+        let sealer = EventSealer { instance, key: SealingKey::new(&key).map_err(failed)?, ambient };
+        let database = Arc::new(database(path)?);
+        instance::claim(&database, &sealer, founding)?;
+        let (revision, left) = events_left(&database, &sealer)?;
+        let outbox = Arc::new(Outbox::with(left, revision));
+        let writer = Writer { database: Arc::clone(&database), sealer, outbox: Arc::clone(&outbox) };
         let disk: PathBuf = path.parent().unwrap_or(path).into();
-        let commits = GroupWriter::start("index-writer", move |decisions| {
+        let commits = GroupWriter::start("index-writer", move |jobs| {
             if !has_room(&disk) {
                 tracing::error!(path = %disk.display(), "the disk is full, and the index takes no commits");
                 return Err(StoreError::Busy);
             }
-            write_group(&writer, decisions)
+            writer.write_group(jobs)
         })?;
-        Ok(Self { database, commits })
+        Ok(Self { database, commits, outbox })
     }
+
+    /// Events of changes on their way to the log, which takes them from here.
+    #[must_use]
+    pub fn outbox(&self) -> Arc<Outbox> {
+        Arc::clone(&self.outbox)
+    }
+}
+
+/// The newest change, and the events whose rows are still there.
+fn events_left(database: &Database, sealer: &EventSealer) -> Result<(Revision, Vec<StoredEvent>), StoreError> {
+    let transaction = database.begin_read().map_err(failed)?;
+    let mut left = Vec::new();
+    for entry in transaction.open_table(EVENTS).map_err(failed)?.range(0..).map_err(failed)? {
+        let (revision, sealed) = entry.map_err(failed)?;
+        left.push(sealer.open(Revision(revision.value()), sealed.value())?);
+    }
+    let revision = stored_revision(&transaction.open_table(META).map_err(failed)?)?;
+    Ok((revision, left))
+}
+
+fn stored_revision(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Revision, StoreError> {
+    let Some(value) = meta.get(REVISION).map_err(failed)? else { return Ok(Revision(0)) };
+    value.value().try_into().map(|bytes| Revision(u64::from_be_bytes(bytes))).map_err(|_| StoreError::Damaged)
 }
 
 /// Whether a commit will fit. A disk that cannot be asked is taken to have room.
@@ -59,26 +147,81 @@ fn has_room(directory: &Path) -> bool {
     free >= (all / 64).min(ROOM_BYTES_MIN)
 }
 
-/// One transaction. The outer error means that nothing of the group is known to be written.
-fn write_group(database: &Database, decisions: Vec<IndexDecision>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-    let transaction = database.begin_write().map_err(failed)?;
-    let results = {
-        let mut table = transaction.open_table(ENTRIES).map_err(failed)?;
-        let mut results = Vec::with_capacity(decisions.len());
-        for decide in decisions {
-            let decided = decide(&InTransaction(&table));
-            results.push(match decided {
-                Ok(writes) => {
-                    apply(&mut table, writes)?;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            });
+struct Writer {
+    database: Arc<Database>,
+    sealer: EventSealer,
+    outbox: Arc<Outbox>,
+}
+
+impl Writer {
+    /// One transaction. The outer error means that nothing of the group is known to be written.
+    fn write_group(&self, jobs: Vec<Job>) -> Result<Vec<Result<Revision, StoreError>>, StoreError> {
+        // The rows of events that the log has go with whatever is committed next.
+        let dropped = self.outbox.take_recorded();
+        let written = self.try_write_group(jobs, &dropped);
+        if written.is_err() {
+            self.outbox.still_stored(dropped);
         }
-        results
+        let (results, told) = written?;
+        for (place, event) in told {
+            place.fill(event);
+        }
+        Ok(results)
+    }
+
+    #[expect(clippy::type_complexity, reason = "results of jobs, and events with their places")]
+    fn try_write_group(
+        &self,
+        jobs: Vec<Job>,
+        dropped: &[Revision],
+    ) -> Result<(Vec<Result<Revision, StoreError>>, Vec<(Place, StoredEvent)>), StoreError> {
+        let transaction = self.database.begin_write().map_err(failed)?;
+        let (mut results, mut told) = (Vec::with_capacity(jobs.len()), Vec::new());
+        {
+            let mut entries = transaction.open_table(ENTRIES).map_err(failed)?;
+            let mut events = transaction.open_table(EVENTS).map_err(failed)?;
+            let mut meta = transaction.open_table(META).map_err(failed)?;
+            for revision in dropped {
+                events.remove(revision.0).map_err(failed)?;
+            }
+            let before = stored_revision(&meta)?;
+            let mut revision = before;
+            for Job { decide, place } in jobs {
+                let decided = decide(&InTransaction(&entries)).and_then(|change| told_of(change, place));
+                results.push(match decided {
+                    Ok((writes, event)) => {
+                        apply(&mut entries, writes)?;
+                        if let Some((body, place)) = event {
+                            revision = Revision(revision.0 + 1);
+                            events.insert(revision.0, self.sealer.seal(revision, &body)?.as_slice()).map_err(failed)?;
+                            told.push((place, StoredEvent { revision, body }));
+                        }
+                        Ok(revision)
+                    }
+                    Err(error) => Err(error),
+                });
+            }
+            if revision != before {
+                meta.insert(REVISION, revision.0.to_be_bytes().as_slice()).map_err(failed)?;
+            }
+        }
+        transaction.commit().map_err(failed)?;
+        Ok((results, told))
+    }
+}
+
+/// The rows of a change, and its event with the place that was kept for it.
+#[expect(clippy::type_complexity, reason = "the two halves of a change")]
+fn told_of(
+    change: IndexChange,
+    place: Option<Place>,
+) -> Result<(Vec<IndexWrite>, Option<(String, Place)>), StoreError> {
+    let event = match (change.event, place) {
+        (None, _) => None,
+        (Some(event), Some(place)) => Some((audit::event_body(&event)?, place)),
+        (Some(_), None) => return Err(failed("an event came with what has none")),
     };
-    transaction.commit().map_err(failed)?;
-    Ok(results)
+    Ok((change.writes, event))
 }
 
 fn apply(table: &mut Table<'_, &[u8], &[u8]>, writes: Vec<IndexWrite>) -> Result<(), StoreError> {
@@ -141,7 +284,12 @@ impl Index for EmbeddedIndex {
         Ok(Box::new(Snapshot(transaction.open_table(ENTRIES).map_err(failed)?)))
     }
 
-    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
-        self.commits.write(decide).await
+    async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError> {
+        let place = Some(self.outbox.reserve()?);
+        self.commits.write(Job { decide, place }).await
+    }
+
+    async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {
+        self.commits.write(Job { decide, place: None }).await.map(drop)
     }
 }

@@ -7,17 +7,29 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, StoreError};
+use holdfast_core::{AuditEvent, Index, IndexDecision, IndexReader, IndexVisitor, Revision, StoreError};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// An index in a map.
 #[derive(Default)]
-pub struct MemoryIndex(Mutex<Map>);
+pub struct MemoryIndex(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    map: Map,
+    events: Vec<AuditEvent>,
+}
 
 impl MemoryIndex {
-    fn map(&self) -> MutexGuard<'_, Map> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The events of all changes, in order.
+    #[must_use]
+    pub fn events(&self) -> Vec<AuditEvent> {
+        self.state().events.clone()
     }
 }
 
@@ -41,17 +53,23 @@ impl IndexReader for View {
 #[async_trait]
 impl Index for MemoryIndex {
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
-        Ok(Box::new(View(self.map().clone())))
+        Ok(Box::new(View(self.state().map.clone())))
     }
 
-    async fn commit(&self, decide: IndexDecision) -> Result<(), StoreError> {
-        let mut map = self.map();
-        for write in decide(&View(map.clone()))? {
+    async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError> {
+        let mut state = self.state();
+        let change = decide(&View(state.map.clone()))?;
+        for write in change.writes {
             match write.value {
-                Some(value) => map.insert(write.key, value),
-                None => map.remove(&write.key),
+                Some(value) => state.map.insert(write.key, value),
+                None => state.map.remove(&write.key),
             };
         }
-        Ok(())
+        state.events.extend(change.event);
+        Ok(Revision(state.events.len() as u64))
+    }
+
+    async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {
+        self.commit(decide).await.map(drop)
     }
 }
