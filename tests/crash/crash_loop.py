@@ -7,10 +7,12 @@ intends before a request and what was acknowledged after it. After each kill and
 - acknowledged: as it was left, the same versions, and what was wrapped unwraps to the same;
 - intended and not acknowledged: either way, but stable from then on;
 - purged and acknowledged: gone;
-- every acknowledged request is an `allowed` event of the audit log, found by the id the client gave it.
+- every acknowledged request is exactly one `allowed` event of the audit log, found by the id the client gave it; with
+  --in-flight, what was in flight has one if it happened, and none if it did not.
 
     python3 tests/crash/crash_loop.py --kills 50
 """
+import collections
 import functools
 import http.client
 import json
@@ -24,7 +26,7 @@ import time
 import urllib.parse
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from kills import arguments, kill_under_load  # noqa: E402
+from kills import arguments, in_flight, kill_under_load  # noqa: E402
 from process import Server, b64, unb64  # noqa: E402
 
 WRITERS = 8
@@ -50,7 +52,7 @@ class Key:
     """What a writer knows of one key. `state` and `versions` are certain unless `doubt` names a request in flight."""
 
     def __init__(self, name):
-        self.name, self.state, self.versions, self.wrapped, self.doubt = name, "absent", [], None, None
+        self.name, self.state, self.versions, self.wrapped, self.doubt, self.asked = name, "absent", [], None, None, ""
 
 
 class Writer:
@@ -74,7 +76,7 @@ class Writer:
     def step(self, connection):
         key, act = self.intend()
         request_id = f"{self.number}-{time.monotonic_ns()}"
-        key.doubt = act
+        key.doubt, key.asked = act, request_id
         requests = {
             "create": ("POST", f"/keys/{key.name}/create", {"kty": "oct-HSM"}), "rotate": ("POST", f"/keys/{key.name}/rotate", {}),
             "delete": ("DELETE", f"/keys/{key.name}", None), "recover": ("POST", f"/deletedkeys/{key.name}/recover", {}),
@@ -119,9 +121,19 @@ def observed(connection, key):
 AFTER = {"create": "active", "rotate": "active", "wrap": "active", "delete": "deleted", "recover": "active", "purge": "absent"}
 
 
-def check_key(connection, key):
+def happened(key, state, versions):
+    """Whether what was in flight was done, if one can see it."""
+    if key.doubt == "rotate":
+        return None if versions is None or len(key.versions) >= 25 else len(versions) > len(key.versions)
+    return None if key.doubt == "wrap" else state == AFTER[key.doubt]
+
+
+def check_key(connection, key, told):
     state, versions = observed(connection, key)
     known = set(key.versions)
+    if in_flight() and key.doubt is not None and (done := happened(key, state, versions)) is not None:
+        events = told[key.asked]
+        assert events == done, f"{key.name}: {key.doubt} from {key.state} {'happened' if done else 'did not happen'}, and has {events} events"
     if key.doubt is None:
         assert state == key.state, f"{key.name}: {key.state} was acknowledged, {state} was found"
         # A page holds 25 versions.
@@ -141,18 +153,22 @@ def check_key(connection, key):
 
 
 def check_audit(server, writers, seen):
+    """How often the log says that a request was done, by its id. A change that is told twice by its revision is told once."""
     result = server.holdfast("audit", "verify", "--log", server.data_dir / "audit", check=False)
     assert result.returncode == 0, result.stderr
-    acknowledged = {request_id for writer in writers for request_id in writer.acknowledged}
     lines = server.holdfast("audit", "export", "--log", server.data_dir / "audit", "--from", str(seen["line"] + 1)).stdout.splitlines()
     events = [json.loads(line) for line in lines]
-    logged = {event.get("client_request_id") for event in events if event.get("outcome") == "allowed"}
-    missing = acknowledged - logged
-    assert not missing, f"acknowledged requests are not in the audit log: {sorted(missing)[:5]}"
-    seen["line"] = events[-1]["seq"] if events else seen["line"]
+    told = collections.defaultdict(set)
+    for event in events:
+        if event.get("outcome") == "allowed":
+            told[event.get("client_request_id")].add(event.get("revision") or f"line {event['seq']}")
+    acknowledged = {request_id for writer in writers for request_id in writer.acknowledged}
+    wrong = {request_id: len(told[request_id]) for request_id in acknowledged if len(told[request_id]) != 1}
+    assert not wrong, f"acknowledged requests do not have one event each: {sorted(wrong.items())[:5]}"
+    seen["line"], seen["total"] = events[-1]["seq"] if events else seen["line"], seen["total"] + len(acknowledged)
     for writer in writers:
         writer.acknowledged.clear()
-    return len(acknowledged)
+    return collections.Counter({request_id: len(events) for request_id, events in told.items()})
 
 
 def main():
@@ -161,7 +177,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         server = Server(pathlib.Path(directory))
         writers = [Writer(number, seed + number) for number in range(WRITERS)]
-        seen, total, slowest = {"line": 0}, 0, 0.0
+        seen, slowest = {"line": 0, "total": 0}, 0.0
         for kill in range(kills + 1):
             server.env_file.unlink(missing_ok=True)
             started = time.monotonic()
@@ -169,9 +185,10 @@ def main():
             slowest = max(slowest, time.monotonic() - started)
             token = server.token()
             connection = Connection(server, token)
+            told = check_audit(server, writers, seen)
             for writer in writers:
                 for key in writer.keys.values():
-                    check_key(connection, key)
+                    check_key(connection, key, told)
                 # Bounded, so that the check does not grow with the loop: settled keys have been checked.
                 settled = [key.name for key in writer.keys.values() if len(writer.keys) > 60]
                 for name in settled[:-60]:
@@ -179,10 +196,9 @@ def main():
             if kill == kills:
                 break
             kill_under_load(server.process, [functools.partial(writer.run, server, token) for writer in writers], chance.uniform(0.01, 0.5))
-            total += check_audit(server, writers, seen)
         server.stop()
         assert "panicked" not in server.log.read_text()
-    print(f"{kills} kills, {total} acknowledged requests: 0 lost; slowest start {slowest:.2f} s", flush=True)
+    print(f"{kills} kills, {seen['total']} acknowledged requests: 0 lost, each with its event; slowest start {slowest:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from battery import Battery
 from of_key_vault import KeyVault
 from of_kms import KeyManagement
+from of_s3 import S3
 from of_xks import QuorumCredentials, QuorumKeys, QuorumSwitches, Xks
 
 
@@ -30,7 +31,7 @@ def write(file: pathlib.Path, dialect: str, rows: dict) -> None:
         out.write("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("dialect", [KeyVault, KeyManagement, Xks, QuorumKeys, QuorumCredentials, QuorumSwitches])
+@pytest.mark.parametrize("dialect", [KeyVault, KeyManagement, S3, Xks, QuorumKeys, QuorumCredentials, QuorumSwitches])
 def test_cuts(dialect, tmp_path, request, seed):
     option = request.config.getoption
     rows = {}
