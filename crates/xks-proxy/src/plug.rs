@@ -67,8 +67,12 @@ impl XksProxy {
         self.note("Kill", who, AuditOutcome::Allowed, Some(kill.reason.clone()), context).await?;
         if process == self.beside.process() {
             let (beside, number) = (Arc::clone(&self.beside), *number);
-            let told = tokio::task::spawn_blocking(move || beside.told(number)).await;
-            told.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())))?;
+            // Nobody waits for it: if it is lost, the event is told once more.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = beside.told(number) {
+                    tracing::warn!(%error, number, "it could not be remembered that a kill's event is in the log");
+                }
+            });
         }
         Ok(())
     }

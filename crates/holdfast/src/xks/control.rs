@@ -211,6 +211,7 @@ pub(crate) fn status(proxy: &XksProxy) -> Value {
         "operators": operators, "threshold": governed.operators.threshold,
         "state": {
             "generation": governed.generation, "remembered": proxy.remembered(), "kills_to_take_in": governed.pulled.len(),
+            "events_to_tell": governed.events_to_tell(),
             "distrusted": proxy.distrusted().map(|why| why.to_string()),
         },
     })

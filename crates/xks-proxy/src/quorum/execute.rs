@@ -17,6 +17,7 @@ use crate::{
         CallerMeta, CredentialMeta, Governed, OperatorsRecord, PinMeta, PolicyRecord, encode, encode_with_secret, kind,
         put,
     },
+    untold::{Change, Untold},
 };
 use holdfast_wire::hex::hex;
 
@@ -217,7 +218,7 @@ impl XksProxy {
         governed: &Governed,
         mut proposal: Proposal,
         expected_version: u64,
-    ) -> Result<Proposal, AdminError> {
+    ) -> Result<(Proposal, Untold), AdminError> {
         let id = proposal.id();
         let change = proposal.request().change.clone();
         let stored = self.read_secret(&id).await?;
@@ -227,8 +228,10 @@ impl XksProxy {
             proposal.status = Status::Failed;
             proposal.outcome = Some(error.to_string());
             let write = Write { key, expected_version, value: Some(proposal.encode()?) };
-            self.store.keep(vec![write, put(self.store.as_ref(), secret_key(&id), None).await?]).await?;
-            return Ok(proposal);
+            let event = self.result(Change::Execute, &proposal);
+            let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
+            self.store.keep(vec![write, forget, event.write()?]).await?;
+            return Ok((proposal, event));
         }
         let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
         match writes(self, &change, stored.as_ref()).await? {
@@ -236,20 +239,26 @@ impl XksProxy {
                 proposal.status = Status::Executed;
                 batch.push(Write { key, expected_version, value: Some(proposal.encode()?) });
                 batch.push(forget);
+                let event = self.result(Change::Execute, &proposal);
+                batch.push(event.write()?);
                 self.store.keep(batch).await?;
+                Ok((proposal, event))
             }
             None => {
                 proposal.status = Status::Executing;
                 let write = Write { key: key.clone(), expected_version, value: Some(proposal.encode()?) };
-                self.store.keep(vec![write]).await?;
+                let event = self.result(Change::Begin, &proposal);
+                self.store.keep(vec![write, event.write()?]).await?;
+                self.tell(&event).await;
                 let made = self.make_key(&change, &id, stored).await;
                 proposal.status = if made.is_ok() { Status::Executed } else { Status::Failed };
                 proposal.outcome = made.err().map(|error| error.to_string());
                 let write = Write { key, expected_version: expected_version + 1, value: Some(proposal.encode()?) };
-                self.store.keep(vec![write, forget]).await?;
+                let event = self.result(Change::Execute, &proposal);
+                self.store.keep(vec![write, forget, event.write()?]).await?;
+                Ok((proposal, event))
             }
         }
-        Ok(proposal)
     }
 
     pub(crate) async fn read_secret(&self, id: &str) -> Result<Option<BlindedSecret>, AdminError> {

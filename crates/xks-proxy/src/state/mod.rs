@@ -19,6 +19,7 @@ use crate::{
     error::AdminError,
     policy::Policy,
     quorum::Proposal,
+    untold::Untold,
 };
 
 /// Kinds of records (`docs/formats/xks-records.md`).
@@ -32,6 +33,7 @@ pub(crate) mod kind {
     pub(crate) const PROPOSAL_SECRET: u8 = 7;
     pub(crate) const CALLER: u8 = 8;
     pub(crate) const HEARD: u8 = 9;
+    pub(crate) const UNTOLD: u8 = 10;
 }
 
 pub(crate) use record::{encode, encode_with_secret};
@@ -53,6 +55,8 @@ pub struct Governed {
     pub heard: Heard,
     /// Those that it has not.
     pub pulled: Vec<PulledKill>,
+    /// Events of changes that may not be in a log yet.
+    pub(crate) untold: Vec<Untold>,
     /// Which state this is.
     pub generation: u64,
     /// Who approves changes.
@@ -94,6 +98,7 @@ impl Governed {
             kills: Kills::default(),
             heard: Heard::new(),
             pulled: Vec::new(),
+            untold: Vec::new(),
             generation: 0,
             operators: Operators::default(),
             callers: HashMap::new(),
@@ -108,6 +113,7 @@ impl Governed {
             kind::PROPOSAL,
             kind::CALLER,
             kind::HEARD,
+            kind::UNTOLD,
         ] {
             let mut result = Ok(());
             store
@@ -152,9 +158,16 @@ impl Governed {
                 self.callers.insert(meta.access_key_id, caller);
             }
             kind::HEARD => self.heard = decode::<HeardRecord>(value)?.heard,
+            kind::UNTOLD => self.untold.push(decode(value)?),
             _ => {}
         }
         Ok(())
+    }
+
+    /// How many events of changes may not be in a log yet.
+    #[must_use]
+    pub fn events_to_tell(&self) -> usize {
+        self.untold.len()
     }
 
     /// The credentials of a store.
