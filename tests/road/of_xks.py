@@ -57,8 +57,8 @@ class OfProxy:
         return event.get("client_request_id")
 
     def change_of(self, event: dict):
-        """The change that it tells of, by its number."""
-        return event.get("revision")
+        """The change that it tells of: its event may be written twice, and its id says that it is one."""
+        return event["request_id"]
 
     def more_faults(self) -> list[str]:
         return []
