@@ -81,7 +81,7 @@ client_secret_file = "{hsm.directory / 'storage.secret'}"
     def settle(self):
         """Waits until the log has the events of all changes that were answered."""
         deadline = time.monotonic() + 30
-        while requests.get(self.url + "/readyz", timeout=5).json()["audit_outbox"]:
+        while requests.get(self.url + "/readyz", timeout=5).json()["audit_waiting"]:
             assert time.monotonic() < deadline, "the log does not take the events"
             time.sleep(0.01)
 

@@ -75,6 +75,10 @@ def test_a_disk_that_fills(storage):
     inline, refusal = fill(s3, "bkt-f", 8192, "i")
     assert refusal in FULL
     kept |= inline
+    # Events take room, too: to the last page of it.
+    tiny, refusal = fill(s3, "bkt-f", 16, "t")
+    assert refusal in FULL
+    kept |= tiny
     state = ready(storage)
     assert state["status"] == "degraded" and not state["takes_new_data"] and state["disk_free_bytes"] > 0
     assert metric(storage, "holdfast_storage_refused_for_room_total") > 0
@@ -167,8 +171,11 @@ def test_somebody_else_fills_the_disk(storage, small_disk):
             pass
     assert answer_of(s3.put_object, Bucket="bkt-e", Key="new", Body=b"x") in FULL
     assert answer_of(s3.delete_object, Bucket="bkt-e", Key="k") in FULL, "not even a deletion can be noted"
-    assert s3.get_object(Bucket="bkt-e", Key="k")["Body"].read() == b"kept"
+    # Nor can the event of a read, and nothing is read without (unless the configuration says so: `audit.reads`).
+    answers = {answer_of(s3.get_object, Bucket="bkt-e", Key="k") for _ in range(50)} - {None}
+    assert answers == {("ServiceUnavailable", 503)}
     filler.unlink()
+    assert s3.get_object(Bucket="bkt-e", Key="k")["Body"].read() == b"kept"
     s3.put_object(Bucket="bkt-e", Key="new", Body=b"there is room again")
     s3.delete_object(Bucket="bkt-e", Key="k")
     assert answer_of(s3.head_object, Bucket="bkt-e", Key="k") == ("404", 404)

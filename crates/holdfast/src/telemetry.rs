@@ -29,6 +29,8 @@ pub(crate) fn start_logging(json: bool) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Where the disk with the log is full, saying so on the same stream would be a panic of the request that is at work.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // A second call, in tests, leaves the first in force.

@@ -518,8 +518,8 @@ impl From<PermitMismatch> for Error {
 }
 
 impl From<AuditError> for Error {
-    fn from(error: AuditError) -> Self {
-        tracing::error!(%error, "a request fails for want of its event");
+    /// The log has said so itself, once and not for each request.
+    fn from(_: AuditError) -> Self {
         Self::AuditUnavailable
     }
 }

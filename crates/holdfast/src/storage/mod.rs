@@ -24,7 +24,7 @@ use crate::{
     control,
     fault::Fault,
     health::{Health, Told},
-    instance::{self, AuditMarks, Opened, close_audit, open_audit},
+    instance::{self, AuditMarks, Opened, close_audit, open_audit, with_audit},
     server::{self, ConnectionLimits},
 };
 
@@ -244,18 +244,16 @@ struct StorageTold {
 impl Told for StorageTold {
     fn ready(&self) -> serde_json::Value {
         let (reachable, left) = (self.role.keks_reachable(), self.role.room_left());
-        serde_json::json!({
-            "status": if reachable && left.has(0) && self.audit.fault().is_none() { "ready" } else { "degraded" },
+        let told = serde_json::json!({
+            "status": if reachable && left.has(0) { "ready" } else { "degraded" },
             "role": "storage",
             "version": env!("CARGO_PKG_VERSION"),
             "key_service_reachable": reachable,
             "takes_new_data": left.has(0),
             "disk_free_bytes": left.free,
             "disk_reserve_bytes": left.reserve,
-            "audit_lines": self.audit.latest().seq,
-            "audit_fault": self.audit.fault(),
-            "audit_outbox": self.audit.outbox_waiting(),
-        })
+        });
+        with_audit(told, &self.audit)
     }
 
     fn set_gauges(&self) {

@@ -118,7 +118,11 @@ impl S3 {
         request.extensions_mut().insert(Arc::clone(&arrived));
         let mut result = self.answer(request, &arrived).await;
         let status = result.as_ref().map(|answer| answer.status().as_u16());
-        if let Err(error) = self.storage.record(&arrived, status).await {
+        let fails_anyway = matches!(&result, Err(error) if error.told().status.is_server_error());
+        // What fails for another want is told for what it is; nothing else is answered without its event.
+        if let Err(error) = self.storage.record(&arrived, status).await
+            && !fails_anyway
+        {
             result = Err(error);
         }
         let operation = arrived.call().map_or(UNRESOLVED, |call| call.act.operation);
