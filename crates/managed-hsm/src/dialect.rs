@@ -139,7 +139,7 @@ impl Dialect for KeyVault<'_> {
         let Act { route, query } = act;
         let (body, query, base_url) = (request.body(), &query, base_url.as_str());
         let mut call = Call { hsm: self.0, body, query, base_url, trace, facts: told };
-        ops::dispatch(&route, leave, &mut call).await.map(Done::Told)
+        ops::dispatch(&route, leave, &mut call).await
     }
 
     fn status(reply: &Reply) -> StatusCode {

@@ -41,21 +41,28 @@ impl ManagedHsm {
     pub async fn maintain(&self) {
         let now = self.keys.now();
         for name in self.keys.names_where(|entry| crate::rotation::is_due(entry, now)) {
+            let trace = Trace::automatic(self.new_guid(), "KeyRotateAutomatic", "/");
+            let event = |version| {
+                let facts = Facts { version: Some(version), ..system_facts(&name) };
+                trace.event(self.ambient.now(), &facts, StatusCode::OK)
+            };
             let result = match self.system_permit(Action::KeyRotate, &name) {
-                Ok(permit) => ops::rotate_by_itself(self, permit, &name).await,
+                Ok(permit) => ops::rotate_by_itself(self, permit, &name, event).await,
                 Err(error) => Err(error),
             };
-            if !matches!(result, Ok(None)) {
-                let facts = Facts { version: result.as_ref().ok().copied().flatten(), ..system_facts(&name) };
-                self.record_system("KeyRotateAutomatic", facts, result.map(|_| ())).await;
+            if let Err(error) = result {
+                self.record_failure(&trace, &name, error).await;
             }
         }
         for name in self.keys.names_where(|entry| entry.deletion.is_some_and(|deletion| deletion.purge <= now)) {
             let lock = self.keys.lock(&name).await;
             let Ok((entry, deletion)) = self.keys.deleted(&name) else { continue };
             if deletion.purge <= now {
-                let result = ops::purge_for_good(self, &lock, &entry).await;
-                self.record_system("KeyPurgeAutomatic", system_facts(&name), result).await;
+                let trace = Trace::automatic(self.new_guid(), "KeyPurgeAutomatic", "/");
+                let event = trace.event(self.ambient.now(), &system_facts(&name), StatusCode::OK);
+                if let Err(error) = ops::purge_for_good(self, &lock, &entry, event).await {
+                    self.record_failure(&trace, &name, error).await;
+                }
             }
         }
     }
@@ -65,21 +72,15 @@ impl ManagedHsm {
         authorize(&SystemPolicy, &Principal::system(), intent).map_err(|denial| ApiError::internal(denial.to_string()))
     }
 
-    async fn record_system(&self, operation: &'static str, facts: Facts, result: Result<(), ApiError>) {
-        let trace = Trace::automatic(self.new_guid(), operation, "/");
-        let mut event = trace.event(self.ambient.now(), &facts, StatusCode::OK);
-        if let Err(error) = result {
-            tracing::error!(
-                operation,
-                reason = error.reason.as_deref(),
-                message = error.message,
-                "an automatic act failed"
-            );
-            event.outcome = AuditOutcome::Failed;
-            event.status = error.status.as_u16();
-            event.error_code = Some(error.code);
-            event.reason = Some(error.reason.unwrap_or(error.message));
-        }
+    /// Tells the log of an automatic act that failed; one that was done has its event in its commit.
+    async fn record_failure(&self, trace: &Trace, name: &KeyName, error: ApiError) {
+        let operation = trace.operation();
+        let (reason, message) = (error.reason.as_deref(), error.message.as_str());
+        tracing::error!(operation, reason, message, "an automatic act failed");
+        let mut event = trace.event(self.ambient.now(), &system_facts(name), error.status);
+        event.outcome = AuditOutcome::Failed;
+        event.error_code = Some(error.code);
+        event.reason = Some(error.reason.unwrap_or(error.message));
         if let Err(error) = self.audit.append(event).await {
             tracing::error!(operation, %error, "an automatic act is missing from the audit log");
         }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, Changed, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Projection,
-    RecordKey, Store, StoreError, Timestamp, Write,
+    Ambient, AuditEvent, Change, Changed, Committed, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
+    OpenKeyError, OpenKeys, Projection, RecordKey, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -218,8 +218,13 @@ impl KeyRing {
         }
     }
 
-    /// Makes a draft durable, then visible. The caller holds the name's lock.
-    pub(crate) async fn commit(&self, _lock: &NameLock<'_>, draft: Draft) -> Result<Arc<KeyEntry>, ApiError> {
+    /// Makes a draft and its event durable, then visible. The caller holds the name's lock.
+    pub(crate) async fn commit(
+        &self,
+        _lock: &NameLock<'_>,
+        draft: Draft,
+        event: AuditEvent,
+    ) -> Result<(Committed, Arc<KeyEntry>), ApiError> {
         let Draft { mut entry, blobs } = draft;
         let value =
             serde_json::to_vec(&StoredKey::from_entry(&entry)).map_err(|e| ApiError::internal(e.to_string()))?;
@@ -228,19 +233,24 @@ impl KeyRing {
         for (id, expected_version, masked) in blobs {
             batch.push(Write { key: records::blob(id), expected_version, value: Some(masked.0.to_vec()) });
         }
-        self.store.keep(batch).await?;
+        let committed = self.store.commit(Change { writes: batch, event }).await?;
         entry.record_version += 1;
-        Ok(Arc::new(entry))
+        Ok((committed, Arc::new(entry)))
     }
 
     /// Removes a key and its blobs for good, with `more` in the same batch. The caller holds the name's lock.
-    pub(crate) async fn purge(&self, _lock: &NameLock<'_>, entry: &KeyEntry, more: Vec<Write>) -> Result<(), ApiError> {
+    pub(crate) async fn purge(
+        &self,
+        _lock: &NameLock<'_>,
+        entry: &KeyEntry,
+        more: Vec<Write>,
+        event: AuditEvent,
+    ) -> Result<Committed, ApiError> {
         let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
         let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
         batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
         batch.extend(more);
-        self.store.keep(batch).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: batch, event }).await?)
     }
 
     /// The masked blob of a version.

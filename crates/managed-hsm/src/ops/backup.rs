@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_core::{HsmError, KeyName, MaskedKey, Permit};
+use holdfast_service::Done;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::{Call, Reply};
@@ -38,7 +40,7 @@ pub(super) async fn backup(call: &Call<'_>, permit: Permit, name: &KeyName) -> R
     Reply::ok(&Value { value: wire::encode(&sealed) })
 }
 
-pub(super) async fn restore(call: &mut Call<'_>) -> Result<Reply, ApiError> {
+pub(super) async fn restore(call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
     let request: Value = wire::parse(call.body)?;
     let sealed = wire::decode("value", &request.value)?;
     let not_ours =
@@ -72,7 +74,7 @@ pub(super) async fn restore(call: &mut Call<'_>) -> Result<Reply, ApiError> {
     for (version, (_, _, masked)) in entry.versions.iter().zip(&blobs) {
         call.hsm.hsm.open(&entry.bound(version), masked).await.map_err(not_ours)?;
     }
-    let entry = keys.commit(&lock, Draft { entry, blobs }).await?;
     call.facts.version = entry.current().map(|version| version.id);
-    Reply::ok(&call.current_bundle(&entry).await?)
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
 }

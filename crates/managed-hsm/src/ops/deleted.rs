@@ -1,6 +1,8 @@
 //! Soft delete: delete, see, recover, purge.
 
-use holdfast_core::KeyName;
+use holdfast_core::{AuditEvent, Committed, KeyName};
+use holdfast_service::Done;
+use http::StatusCode;
 
 use super::{Call, Reply};
 use crate::{
@@ -9,14 +11,14 @@ use crate::{
     keys::{Deletion, Draft, KeyEntry, NameLock},
 };
 
-pub(super) async fn delete(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn delete(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let keys = &call.hsm.keys;
     let lock = keys.lock(name).await;
     let mut entry = (*keys.active(name)?).clone();
     let deleted = keys.now();
     entry.deletion = Some(Deletion { deleted, purge: call.hsm.retention.end(deleted) });
-    let entry = keys.commit(&lock, Draft { entry, blobs: Vec::new() }).await?;
-    Reply::ok(&call.current_bundle(&entry).await?)
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
 }
 
 pub(super) async fn get(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
@@ -24,17 +26,17 @@ pub(super) async fn get(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiErr
     Reply::ok(&call.current_bundle(&entry).await?)
 }
 
-pub(super) async fn recover(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn recover(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let keys = &call.hsm.keys;
     let lock = keys.lock(name).await;
     let (entry, _) = keys.deleted(name)?;
     let mut entry = (*entry).clone();
     entry.deletion = None;
-    let entry = keys.commit(&lock, Draft { entry, blobs: Vec::new() }).await?;
-    Reply::ok(&call.current_bundle(&entry).await?)
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
 }
 
-pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let keys = &call.hsm.keys;
     let lock = keys.lock(name).await;
     let (entry, _) = keys.deleted(name)?;
@@ -43,13 +45,18 @@ pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiE
             "Operation purge is not allowed: purge protection is on, and keys stay until their retention ends";
         return Err(ApiError::not_permitted(message));
     }
-    purge_for_good(call.hsm, &lock, &entry).await?;
-    Ok(Reply::no_content())
+    let committed = purge_for_good(call.hsm, &lock, &entry, call.event(StatusCode::NO_CONTENT)).await?;
+    Ok(Done::Changed(committed, Reply::no_content()))
 }
 
 /// Removes a key, its blobs and the role assignments on it in one batch: no assignment may outlive its key, since the next
 /// key of that name would be another's.
-pub(crate) async fn purge_for_good(hsm: &ManagedHsm, lock: &NameLock<'_>, entry: &KeyEntry) -> Result<(), ApiError> {
+pub(crate) async fn purge_for_good(
+    hsm: &ManagedHsm,
+    lock: &NameLock<'_>,
+    entry: &KeyEntry,
+    event: AuditEvent,
+) -> Result<Committed, ApiError> {
     let ending = hsm.rbac.end_assignments_on(&entry.name).await;
-    hsm.keys.purge(lock, entry, ending.writes).await
+    hsm.keys.purge(lock, entry, ending.writes, event).await
 }

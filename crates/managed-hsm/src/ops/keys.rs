@@ -2,6 +2,8 @@
 
 use holdfast_core::{KeyName, KeyOperation, KeyVersion, KeyVersionId, NewKey, Permit};
 use holdfast_crypto::{AesSize, EncryptionPadding, KeySpec, RsaSize, transfer::Transfer};
+use holdfast_service::Done;
+use http::StatusCode;
 
 use super::{
     Call, Reply,
@@ -42,7 +44,7 @@ fn existing(call: &Call<'_>, name: &KeyName) -> Result<Option<std::sync::Arc<Key
     Ok(entry)
 }
 
-pub(super) async fn create(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let request: CreateRequest = wire::parse(call.body)?;
     let spec = requested_spec(&request)?;
     let description =
@@ -54,12 +56,13 @@ pub(super) async fn create(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     call.facts.version = Some(version.id);
     let new = call.hsm.admin.generate(permit, &bound(name, &version)).await?;
     let public = new.public.clone();
-    let entry = keys.commit(&lock, append(name, old.as_deref(), version, new)).await?;
+    let draft = append(name, old.as_deref(), version, new);
+    let (committed, entry) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
     let current = entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
-    Reply::ok(&call.bundle(&entry, current, &public))
+    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, current, &public))?))
 }
 
-pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let request: ImportRequest = wire::parse(call.body)?;
     // The key tells its own size; until it is read, any size of its kind stands in.
     let provisional = match KeyType::parse(&request.key.kty)? {
@@ -82,9 +85,10 @@ pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     };
     version.attributes.spec = new.spec;
     let public = new.public.clone();
-    let entry = keys.commit(&lock, append(name, old.as_deref(), version, new)).await?;
+    let draft = append(name, old.as_deref(), version, new);
+    let (committed, entry) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
     let current = entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
-    Reply::ok(&call.bundle(&entry, current, &public))
+    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, current, &public))?))
 }
 
 /// BYOK: the blob names the exchange key that it was wrapped under.
@@ -127,7 +131,7 @@ pub(super) async fn update(
     permit: Permit,
     name: &KeyName,
     version: Option<KeyVersionId>,
-) -> Result<Reply, ApiError> {
+) -> Result<Done<Reply>, ApiError> {
     let request: UpdateRequest = wire::parse(call.body)?;
     let keys = &call.hsm.keys;
     let lock = keys.lock(name).await;
@@ -146,9 +150,9 @@ pub(super) async fn update(
     for version in entry.versions.iter_mut().filter(|version| version.id == id) {
         version.clone_from(&new);
     }
-    let entry = keys.commit(&lock, Draft { entry, blobs: vec![blob] }).await?;
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: vec![blob] }, call.event(StatusCode::OK)).await?;
     let public = keys.public(&entry, &new).await?;
-    Reply::ok(&call.bundle(&entry, &new, &public))
+    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, &new, &public))?))
 }
 
 fn changed(old: &VersionEntry, request: UpdateRequest) -> Result<VersionEntry, ApiError> {

@@ -15,7 +15,7 @@ mod settings;
 use bytes::Bytes;
 pub(crate) use deleted::purge_for_good;
 use holdfast_core::{AuditEvent, KeyVersionId, Permit};
-use holdfast_service::{Told, Trace};
+use holdfast_service::{Done, Told, Trace};
 use http::StatusCode;
 pub(crate) use rotate::rotate_by_itself;
 use serde::Serialize;
@@ -36,7 +36,6 @@ pub(crate) struct Call<'a> {
 
 impl Call<'_> {
     /// The event of this request's success, for whoever commits it together with what it changes.
-    #[expect(dead_code, reason = "changes are committed without their event so far")]
     pub(crate) fn event(&self, status: StatusCode) -> AuditEvent {
         self.trace.event(self.hsm.ambient.now(), self.facts, status)
     }
@@ -92,14 +91,16 @@ fn spend(permit: Permit, route: &Route) -> Result<(), ApiError> {
 }
 
 /// Carries out a permitted request.
-pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>) -> Result<Reply, ApiError> {
+pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
     match route {
-        Route::Backup(name) => backup::backup(call, permit, name).await,
+        Route::Backup(name) => backup::backup(call, permit, name).await.map(Done::Told),
         Route::Closed(_, what, ..) => spend(permit, route).and(Err(ApiError::closed(what))),
         Route::Create(name) => keys::create(call, permit, name).await,
-        Route::Crypto(operation, name, version) => crypto::perform(call, permit, *operation, name, *version).await,
+        Route::Crypto(operation, name, version) => {
+            crypto::perform(call, permit, *operation, name, *version).await.map(Done::Told)
+        }
         Route::Import(name) => keys::import(call, permit, name).await,
-        Route::Random => crypto::random(call, permit).await,
+        Route::Random => crypto::random(call, permit).await.map(Done::Told),
         Route::Rotate(name) => rotate::rotate(call, permit, name).await,
         Route::Update(name, version) => keys::update(call, permit, name, *version).await,
         other => {
@@ -110,29 +111,29 @@ pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>)
 }
 
 /// Operations that the HSM itself has no part in; their permit has been used up.
-async fn dispatch_local(route: &Route, call: &mut Call<'_>) -> Result<Reply, ApiError> {
+async fn dispatch_local(route: &Route, call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
     match route {
         Route::Delete(name) => deleted::delete(call, name).await,
-        Route::Get(name, version) => keys::get(call, name, *version).await,
-        Route::GetDeleted(name) => deleted::get(call, name).await,
-        Route::GetRotationPolicy(name) => rotate::get_policy(call, name),
-        Route::List => list::active(call),
-        Route::ListDeleted => list::deleted(call),
-        Route::ListVersions(name) => list::versions(call, name),
+        Route::Get(name, version) => keys::get(call, name, *version).await.map(Done::Told),
+        Route::GetDeleted(name) => deleted::get(call, name).await.map(Done::Told),
+        Route::GetRotationPolicy(name) => rotate::get_policy(call, name).map(Done::Told),
+        Route::List => list::active(call).map(Done::Told),
+        Route::ListDeleted => list::deleted(call).map(Done::Told),
+        Route::ListVersions(name) => list::versions(call, name).map(Done::Told),
         Route::Purge(name) => deleted::purge(call, name).await,
         Route::PutRotationPolicy(name) => rotate::put_policy(call, name).await,
         Route::Recover(name) => deleted::recover(call, name).await,
         Route::Restore => backup::restore(call).await,
         Route::RoleAssignmentDelete(scope, id) => roles::delete_assignment(call, scope, id).await,
-        Route::RoleAssignmentGet(scope, id) => roles::get_assignment(call, scope, id),
-        Route::RoleAssignmentList(scope) => roles::list_assignments(call, scope),
+        Route::RoleAssignmentGet(scope, id) => roles::get_assignment(call, scope, id).map(Done::Told),
+        Route::RoleAssignmentList(scope) => roles::list_assignments(call, scope).map(Done::Told),
         Route::RoleAssignmentPut(scope, id) => roles::put_assignment(call, scope, id).await,
         Route::RoleDefinitionDelete(_, id) => roles::delete_definition(call, id).await,
-        Route::RoleDefinitionGet(_, id) => roles::get_definition(call, id),
-        Route::RoleDefinitionList(_) => roles::list_definitions(call),
+        Route::RoleDefinitionGet(_, id) => roles::get_definition(call, id).map(Done::Told),
+        Route::RoleDefinitionList(_) => roles::list_definitions(call).map(Done::Told),
         Route::RoleDefinitionPut(scope, id) => roles::put_definition(call, scope, id).await,
-        Route::SettingGet(name) => settings::get(call, name),
-        Route::SettingList => settings::list(call),
+        Route::SettingGet(name) => settings::get(call, name).map(Done::Told),
+        Route::SettingList => settings::list(call).map(Done::Told),
         Route::SettingPatch(name) => settings::patch(call, name).await,
         Route::Backup(_)
         | Route::Closed(..)

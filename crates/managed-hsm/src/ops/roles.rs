@@ -1,5 +1,7 @@
 //! Role definitions and assignments.
 
+use holdfast_service::Done;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -169,7 +171,7 @@ struct PermissionIn {
 }
 
 /// Creates or replaces: what is not sent becomes empty, as in the real service.
-pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
     check_guid("role definition name", id)?;
     if matches!(scope, Scope::Key(_)) {
         return Err(ApiError::bad_parameter("Role definitions are made at scope /"));
@@ -195,11 +197,10 @@ pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> 
         not_data_actions,
     };
     check_definition(&definition)?;
-    call.hsm
-        .rbac
-        .put_definition(call.hsm.store.as_ref(), definition.clone(), |state| room_for_definition(state, &definition))
-        .await?;
-    Reply::created(&definition_out(&definition))
+    let (rbac, store) = (&call.hsm.rbac, call.hsm.store.as_ref());
+    let check = |state: &RbacState| room_for_definition(state, &definition);
+    let committed = rbac.put_definition(store, call.event(StatusCode::CREATED), definition.clone(), check).await?;
+    Ok(Done::Changed(committed, Reply::created(&definition_out(&definition))?))
 }
 
 fn check_definition(definition: &RoleDefinition) -> Result<(), ApiError> {
@@ -235,9 +236,10 @@ fn room_for_definition(state: &RbacState, definition: &RoleDefinition) -> Result
     Ok(())
 }
 
-pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Reply, ApiError> {
-    let removed = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), id).await?;
-    Reply::ok(&definition_out(&removed))
+pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Done<Reply>, ApiError> {
+    let event = call.event(StatusCode::OK);
+    let (committed, removed) = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), event, id).await?;
+    Ok(Done::Changed(committed, Reply::ok(&definition_out(&removed))?))
 }
 
 /// At `/` and `/keys`: assignments made at the top. At a key: those on that key. A filter may ask for more.
@@ -281,7 +283,7 @@ struct AssignmentIn {
     principal_id: String,
 }
 
-pub(super) async fn put_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
+pub(super) async fn put_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
     check_guid("role assignment name", id)?;
     let request = wire::parse::<AssignmentPut>(call.body)?.properties;
     let definition_id = request.role_definition_id.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
@@ -293,11 +295,10 @@ pub(super) async fn put_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> 
         definition_id,
         scope: scope.clone(),
     };
-    call.hsm
-        .rbac
-        .put_assignment(call.hsm.store.as_ref(), assignment.clone(), |state| room_for_assignment(state, &assignment))
-        .await?;
-    Reply::created(&assignment_out(&assignment))
+    let (rbac, store) = (&call.hsm.rbac, call.hsm.store.as_ref());
+    let check = |state: &RbacState| room_for_assignment(state, &assignment);
+    let committed = rbac.put_assignment(store, call.event(StatusCode::CREATED), assignment.clone(), check).await?;
+    Ok(Done::Changed(committed, Reply::created(&assignment_out(&assignment))?))
 }
 
 fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result<(), ApiError> {
@@ -321,9 +322,10 @@ fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result
     Ok(())
 }
 
-pub(super) async fn delete_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Reply, ApiError> {
-    let removed = call.hsm.rbac.remove_assignment(call.hsm.store.as_ref(), id, scope).await?;
-    Reply::ok(&assignment_out(&removed))
+pub(super) async fn delete_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
+    let event = call.event(StatusCode::OK);
+    let (committed, removed) = call.hsm.rbac.remove_assignment(call.hsm.store.as_ref(), event, id, scope).await?;
+    Ok(Done::Changed(committed, Reply::ok(&assignment_out(&removed))?))
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use holdfast_core::{KeyName, KeyVersionId, Permit};
+use holdfast_core::{AuditEvent, Committed, KeyName, KeyVersionId, Permit};
+use holdfast_service::Done;
+use http::StatusCode;
 
 use super::{
     Call, Reply,
@@ -22,7 +24,8 @@ async fn new_version(
     permit: Permit,
     name: &KeyName,
     still_wanted: impl FnOnce(&KeyEntry) -> bool + Send,
-) -> Result<Option<Arc<KeyEntry>>, ApiError> {
+    event: impl FnOnce(KeyVersionId) -> AuditEvent + Send,
+) -> Result<Option<(Committed, Arc<KeyEntry>)>, ApiError> {
     let keys = &hsm.keys;
     let lock = keys.lock(name).await;
     let old = keys.active(name)?;
@@ -38,14 +41,19 @@ async fn new_version(
     version.attributes.not_before = None;
     version.attributes.expires = old.rotation.as_deref().and_then(|policy| rotation::expiry(policy, now));
     let new = hsm.admin.generate(permit, &bound(&old.name, &version)).await?;
-    keys.commit(&lock, append(name, Some(&old), version, new)).await.map(Some)
+    let event = event(version.id);
+    keys.commit(&lock, append(name, Some(&old), version, new), event).await.map(Some)
 }
 
-pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Reply, ApiError> {
-    let entry = new_version(call.hsm, permit, name, |_| true).await?;
-    let entry = entry.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
-    call.facts.version = entry.current().map(|version| version.id);
-    Reply::ok(&call.current_bundle(&entry).await?)
+pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Done<Reply>, ApiError> {
+    let hsm = call.hsm;
+    let event = |version| {
+        call.facts.version = Some(version);
+        call.event(StatusCode::OK)
+    };
+    let rotated = new_version(hsm, permit, name, |_| true, event).await?;
+    let (committed, entry) = rotated.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
+    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
 }
 
 /// Rotates if it is still due; for maintenance.
@@ -53,10 +61,11 @@ pub(crate) async fn rotate_by_itself(
     hsm: &ManagedHsm,
     permit: Permit,
     name: &KeyName,
-) -> Result<Option<KeyVersionId>, ApiError> {
+    event: impl FnOnce(KeyVersionId) -> AuditEvent + Send,
+) -> Result<Option<Committed>, ApiError> {
     let now = hsm.keys.now();
-    let entry = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now)).await?;
-    Ok(entry.and_then(|entry| entry.current().map(|version| version.id)))
+    let rotated = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now), event).await?;
+    Ok(rotated.map(|(committed, _)| committed))
 }
 
 fn policy_body(call: &Call<'_>, entry: &KeyEntry) -> RotationPolicyBody {
@@ -80,12 +89,12 @@ pub(super) fn get_policy(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiEr
     Reply::ok(&policy_body(call, &entry))
 }
 
-pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
+pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>, ApiError> {
     let body: RotationPolicyBody = wire::parse(call.body)?;
     let keys = &call.hsm.keys;
     let lock = keys.lock(name).await;
     let mut entry = (*keys.active(name)?).clone();
     entry.rotation = rotation::check(body, entry.rotation.as_deref(), keys.now())?.map(Box::new);
-    let entry = keys.commit(&lock, Draft { entry, blobs: Vec::new() }).await?;
-    Reply::ok(&policy_body(call, &entry))
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, Reply::ok(&policy_body(call, &entry))?))
 }

@@ -5,7 +5,9 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use holdfast_core::{Changed, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{AuditEvent, Change, Changed, Committed, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_service::Done;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -52,12 +54,12 @@ impl Settings {
         Ok(Self { held, changing: Mutex::default() })
     }
 
-    async fn set(&self, store: &dyn Store, value: bool) -> Result<(), ApiError> {
+    async fn set(&self, store: &dyn Store, value: bool, event: AuditEvent) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
         let text = if value { "true" } else { "false" };
         let expected_version = self.held.version.load(Ordering::Acquire);
-        store.keep(vec![Write { key: record_key(), expected_version, value: Some(text.into()) }]).await?;
-        Ok(())
+        let writes = vec![Write { key: record_key(), expected_version, value: Some(text.into()) }];
+        Ok(store.commit(Change { writes, event }).await?)
     }
 }
 
@@ -94,7 +96,7 @@ pub(super) fn get(call: &Call<'_>, name: &str) -> Result<Reply, ApiError> {
     Reply::ok(&current(call))
 }
 
-pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Reply, ApiError> {
+pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Done<Reply>, ApiError> {
     #[derive(Deserialize)]
     struct Patch {
         value: String,
@@ -105,6 +107,6 @@ pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Reply, ApiError
         "false" => false,
         _ => return Err(ApiError::bad_parameter("Property value must be \"true\" or \"false\"")),
     };
-    call.hsm.settings.set(call.hsm.store.as_ref(), value).await?;
-    Reply::ok(&current(call))
+    let committed = call.hsm.settings.set(call.hsm.store.as_ref(), value, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, Reply::ok(&current(call))?))
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use holdfast_core::{Changed, KeyName, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{AuditEvent, Change, Changed, Committed, KeyName, Projection, RecordKey, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -155,22 +155,24 @@ impl Rbac {
     async fn change(
         &self,
         store: &dyn Store,
+        event: AuditEvent,
         key: RecordKey,
         decide: impl FnOnce(&RbacState) -> Result<Option<Vec<u8>>, ApiError>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
         let value = decide(&self.state())?;
         let expected_version = self.held.version(&key);
-        store.keep(vec![Write { key, expected_version, value }]).await?;
-        Ok(())
+        let writes = vec![Write { key, expected_version, value }];
+        Ok(store.commit(Change { writes, event }).await?)
     }
 
     pub(crate) async fn put_definition(
         &self,
         store: &dyn Store,
+        event: AuditEvent,
         definition: RoleDefinition,
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Committed, ApiError> {
         let stored = StoredDefinition {
             v: FORMAT,
             id: definition.id.clone(),
@@ -181,35 +183,42 @@ impl Rbac {
         };
         let key = RecordKey::new(ROLE_DEFINITION, definition.id.as_bytes());
         let value = to_json(&stored)?;
-        self.change(store, key, |state| {
+        self.change(store, event, key, |state| {
             check(state)?;
             Ok(Some(value))
         })
         .await
     }
 
-    pub(crate) async fn remove_definition(&self, store: &dyn Store, id: &str) -> Result<RoleDefinition, ApiError> {
+    pub(crate) async fn remove_definition(
+        &self,
+        store: &dyn Store,
+        event: AuditEvent,
+        id: &str,
+    ) -> Result<(Committed, RoleDefinition), ApiError> {
         let mut removed = None;
-        self.change(store, RecordKey::new(ROLE_DEFINITION, id.as_bytes()), |state| {
-            let found = state.definition(id).ok_or_else(|| definition_not_found(id))?;
-            if found.built_in {
-                return Err(ApiError::not_permitted("A built-in role cannot be deleted"));
-            }
-            removed = Some(found.clone());
-            Ok(None)
-        })
-        .await?;
-        removed.ok_or_else(|| definition_not_found(id))
+        let committed = self
+            .change(store, event, RecordKey::new(ROLE_DEFINITION, id.as_bytes()), |state| {
+                let found = state.definition(id).ok_or_else(|| definition_not_found(id))?;
+                if found.built_in {
+                    return Err(ApiError::not_permitted("A built-in role cannot be deleted"));
+                }
+                removed = Some(found.clone());
+                Ok(None)
+            })
+            .await?;
+        Ok((committed, removed.ok_or_else(|| definition_not_found(id))?))
     }
 
     pub(crate) async fn put_assignment(
         &self,
         store: &dyn Store,
+        event: AuditEvent,
         assignment: RoleAssignment,
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Committed, ApiError> {
         let write = assignment_write(&assignment, 0)?;
-        self.change(store, write.key, |state| {
+        self.change(store, event, write.key, |state| {
             check(state)?;
             Ok(write.value)
         })
@@ -232,17 +241,19 @@ impl Rbac {
     pub(crate) async fn remove_assignment(
         &self,
         store: &dyn Store,
+        event: AuditEvent,
         id: &str,
         scope: &Scope,
-    ) -> Result<RoleAssignment, ApiError> {
+    ) -> Result<(Committed, RoleAssignment), ApiError> {
         let mut removed = None;
-        self.change(store, assignment_key(id), |state| {
-            let found = state.assignment(id).filter(|found| found.scope == *scope);
-            removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
-            Ok(None)
-        })
-        .await?;
-        removed.ok_or_else(|| assignment_not_found(id))
+        let committed = self
+            .change(store, event, assignment_key(id), |state| {
+                let found = state.assignment(id).filter(|found| found.scope == *scope);
+                removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
+                Ok(None)
+            })
+            .await?;
+        Ok((committed, removed.ok_or_else(|| assignment_not_found(id))?))
     }
 }
 
