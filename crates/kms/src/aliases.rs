@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use holdfast_core::{Changed, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{
+    AuditEvent, Change, Changed, Committed, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -167,7 +169,8 @@ impl Aliases {
         name: AliasName,
         target: KeyId,
         now: Timestamp,
-    ) -> Result<(), ApiError> {
+        event: AuditEvent,
+    ) -> Result<Committed, ApiError> {
         let old = self.get(&name);
         let old = old.as_deref();
         if old.is_none_or(|old| old.target != target)
@@ -188,14 +191,18 @@ impl Aliases {
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
-        self.store.keep(vec![write]).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
-    pub(crate) async fn remove(&self, _changing: &Changing<'_>, name: &AliasName, old: &Alias) -> Result<(), ApiError> {
+    pub(crate) async fn remove(
+        &self,
+        _changing: &Changing<'_>,
+        name: &AliasName,
+        old: &Alias,
+        event: AuditEvent,
+    ) -> Result<Committed, ApiError> {
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
-        self.store.keep(vec![write]).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// Writes that remove a key's aliases, to go with the key.

@@ -81,7 +81,6 @@ pub(crate) struct With<'a> {
 
 impl<'a> Call<'a> {
     /// The event of this request's success, for whoever commits it together with what it changes.
-    #[expect(dead_code, reason = "changes are committed without their event so far")]
     pub(crate) fn event(&self) -> AuditEvent {
         self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK)
     }

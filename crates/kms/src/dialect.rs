@@ -163,7 +163,7 @@ impl Dialect for AwsKms<'_> {
         };
         let mut attempts = 1;
         // Conflicts are ours to settle: the caller is told what holds on the state as it is now.
-        let body = loop {
+        let done = loop {
             let result = ops::dispatch(&mut call).await;
             if attempts == ATTEMPTS_MAX || !result.as_ref().is_err_and(ApiError::is_stale) {
                 break result?;
@@ -171,7 +171,8 @@ impl Dialect for AwsKms<'_> {
             attempts += 1;
             *call.told = Told::on_behalf_of(source_arn);
         };
-        Ok(Done::Told(Reply { body, operation, used: std::mem::take(&mut call.told.used) }))
+        let used = std::mem::take(&mut call.told.used);
+        Ok(done.map(|body| Reply { body, operation, used }))
     }
 
     fn status(_: &Reply) -> StatusCode {

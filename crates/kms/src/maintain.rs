@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use holdfast_core::Committed;
 use metrics::gauge;
 
 use crate::{
@@ -14,33 +15,25 @@ use crate::{
 };
 
 impl Kms {
-    /// Does what is due. Each act is an event of its own.
+    /// Does what is due. Each act is an event of its own: with the change, or of the failure.
     pub async fn maintain(&self) {
         let now = self.keys.now();
-        for key in self.keys.find(|key| key.rotation.is_some_and(|rotation| rotation.next <= now)) {
-            match self.rotate(&key).await {
-                Ok(false) => {}
-                Ok(true) => self.record("RotateKeyAutomatic", &key, Ok("rotated".into())).await,
-                Err(error) => self.record("RotateKeyAutomatic", &key, Err(error)).await,
-            }
+        for key in self.keys.find(|key| ops::is_due(key, now)) {
+            self.ended("RotateKeyAutomatic", &key, self.rotate(&key).await).await;
         }
         let expired = |key: &KeyEntry| {
             key.materials.iter().any(|m| m.blob_version.is_some() && m.expires.is_some_and(|moment| moment <= now))
         };
         for key in self.keys.find(expired) {
-            let result = self.erase_expired(&key).await;
-            self.record("DeleteExpiredKeyMaterial", &key, result.map(|()| "erased".into())).await;
+            self.ended("DeleteExpiredKeyMaterial", &key, self.erase_expired(&key).await).await;
         }
         for key in self.keys.find(|key| key.deletion.is_some_and(|moment| moment <= now)) {
+            let event = self.event_by_itself("DeleteKey", &key.arn, "the deletion window is over");
             let result = match permit(Own::Delete, &key.name) {
-                Ok(permit) => ops::delete_by_itself(self, permit, &key).await,
+                Ok(permit) => ops::delete_by_itself(self, permit, &key, event).await,
                 Err(error) => Err(error),
             };
-            match result {
-                Ok(false) => {}
-                Ok(true) => self.record("DeleteKey", &key, Ok("the deletion window is over".into())).await,
-                Err(error) => self.record("DeleteKey", &key, Err(error)).await,
-            }
+            self.ended("DeleteKey", &key, result).await;
         }
         self.write_usage().await;
         self.watch_stores().await;
@@ -77,26 +70,29 @@ impl Kms {
         }
     }
 
-    async fn record(&self, operation: &'static str, key: &KeyEntry, result: Result<String, ApiError>) {
-        if let Err(error) = &result {
-            let reason = error.reason.as_deref().unwrap_or(&error.message);
-            tracing::error!(operation, key = key.arn, reason, "an automatic act failed");
+    /// What was done has its event; what failed gets one here.
+    async fn ended(&self, operation: &'static str, key: &KeyEntry, result: Result<Option<Committed>, ApiError>) {
+        match result {
+            Ok(None) => {}
+            Ok(Some(committed)) => tracing::info!(operation, key = key.arn, revision = %committed.revision(), "done"),
+            Err(error) => {
+                let reason = error.reason.as_deref().unwrap_or(&error.message);
+                tracing::error!(operation, key = key.arn, reason, "an automatic act failed");
+                self.record_failure(operation, &key.arn, error).await;
+            }
         }
-        self.record_by_itself(operation, &key.arn, result).await;
     }
 
-    async fn rotate(&self, key: &Arc<KeyEntry>) -> Result<bool, ApiError> {
-        if !ops::rotate_by_itself(self, key, None).await? {
-            return Ok(false);
-        }
+    async fn rotate(&self, key: &Arc<KeyEntry>) -> Result<Option<Committed>, ApiError> {
         let permits = (permit(Own::Rotate, &key.name)?, permit(Own::Rotate, &key.name)?);
-        ops::rotate_by_itself(self, key, Some(permits)).await
+        let event = self.event_by_itself("RotateKeyAutomatic", &key.arn, "rotated");
+        ops::rotate_by_itself(self, key, permits, event).await
     }
 
-    async fn erase_expired(&self, key: &KeyEntry) -> Result<(), ApiError> {
+    async fn erase_expired(&self, key: &KeyEntry) -> Result<Option<Committed>, ApiError> {
         let lock = self.keys.lock(key.id).await;
         let now = self.keys.now();
-        let Some(entry) = self.keys.entry(&key.key_ref()) else { return Ok(()) };
+        let Some(entry) = self.keys.entry(&key.key_ref()) else { return Ok(None) };
         let expired = entry.materials.iter().filter(|m| m.blob_version.is_some() && !m.is_present(now));
         let mut draft = Draft { entries: ops::family(self, &entry), ..Draft::default() };
         for material in expired {
@@ -104,7 +100,9 @@ impl Kms {
             draft.entries = more.entries;
             draft.blobs.extend(more.blobs);
         }
-        self.keys.commit(&lock, permit(Own::EraseMaterial, &entry.name)?, draft).await?;
-        Ok(())
+        let permit = permit(Own::EraseMaterial, &entry.name)?;
+        let event = self.event_by_itself("DeleteExpiredKeyMaterial", &entry.arn, "erased");
+        let (_, committed) = self.keys.commit(&lock, permit, draft, event).await?;
+        Ok(Some(committed))
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use holdfast_core::AuditOutcome;
+use holdfast_core::{AuditEvent, AuditOutcome};
 use holdfast_service::Trace;
 use http::{Response, StatusCode, request::Parts};
 use http_body::Body;
@@ -31,16 +31,20 @@ impl Kms {
         crate::names::KeyId::new(self.ambient.random(), false).to_string()
     }
 
-    /// Writes down what the service did by itself.
-    pub(crate) async fn record_by_itself(&self, operation: &'static str, key: &str, result: Result<String, ApiError>) {
-        let (outcome, status, error_code, reason) = match result {
-            Ok(rule) => (AuditOutcome::Allowed, StatusCode::OK, None, rule),
-            Err(error) => (AuditOutcome::Failed, StatusCode::INTERNAL_SERVER_ERROR, Some(error.code), error.message),
+    /// The event of what the service does by itself.
+    pub(crate) fn event_by_itself(&self, operation: &'static str, key: &str, rule: &str) -> AuditEvent {
+        let told = Told { key: Some(key.to_owned()), rule: Some(rule.to_owned()), ..Told::default() };
+        Trace::automatic(self.new_uuid(), operation, "/").event(self.ambient.now(), &told, StatusCode::OK)
+    }
+
+    /// Writes down what the service could not do by itself.
+    pub(crate) async fn record_failure(&self, operation: &'static str, key: &str, error: ApiError) {
+        let event = AuditEvent {
+            outcome: AuditOutcome::Failed,
+            status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
+            error_code: Some(error.code),
+            ..self.event_by_itself(operation, key, &error.message)
         };
-        let told = Told { key: Some(key.to_owned()), rule: Some(reason), ..Told::default() };
-        let mut event = Trace::automatic(self.new_uuid(), operation, "/").event(self.ambient.now(), &told, status);
-        event.outcome = outcome;
-        event.error_code = error_code;
         if let Err(error) = self.audit.append(event).await {
             tracing::error!(operation, %error, "an automatic act is missing from the audit log");
         }

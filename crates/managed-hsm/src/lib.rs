@@ -28,7 +28,8 @@ pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
 pub use client::{KekClient, ServiceIdentity};
 pub use error::ApiError;
 use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
-use holdfast_service::Spine;
+use holdfast_service::{Spine, Trace};
+use http::StatusCode;
 use keys::{KeyRing, KeyRingLimits};
 use ops::Settings;
 pub use rbac::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
@@ -151,7 +152,11 @@ impl ManagedHsm {
                 scope: Scope::Instance,
             })
             .collect();
-        let retention = retention::open(store.as_ref(), wanted, ambient.now(), &first_assignments).await?;
+        let event = |operation| {
+            let facts = ops::Facts { rule: Some("the configuration".into()), ..ops::Facts::default() };
+            Trace::automatic(guid(ambient.random()), operation, "/").event(ambient.now(), &facts, StatusCode::OK)
+        };
+        let retention = retention::open(store.as_ref(), wanted, ambient.now(), &first_assignments, event).await?;
         let rbac = Rbac::open(store.as_ref()).await?;
         let settings = Settings::open(store.as_ref()).await?;
         let ring_limits = KeyRingLimits {

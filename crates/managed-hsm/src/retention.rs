@@ -1,6 +1,6 @@
 //! Soft delete: how long, and whether it can be cut short. Fixed when the instance is made.
 
-use holdfast_core::{RecordKey, Store, Timestamp, Write};
+use holdfast_core::{AuditEvent, Change, RecordKey, Store, Timestamp, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::{OpenError, rbac, records};
@@ -45,6 +45,7 @@ pub(crate) async fn open(
     wanted: Retention,
     now: Timestamp,
     first_assignments: &[rbac::RoleAssignment],
+    event: impl FnOnce(&'static str) -> AuditEvent,
 ) -> Result<Retention, OpenError> {
     let encode = |retention: Retention, created| {
         let stored = StoredInstance {
@@ -64,7 +65,8 @@ pub(crate) async fn open(
         for assignment in first_assignments {
             batch.push(rbac::assignment_write(assignment, 0).map_err(|error| OpenError::Record(error.message))?);
         }
-        store.keep(batch).await?;
+        let founded = store.commit(Change { writes: batch, event: event("InstanceFound") }).await?;
+        tracing::debug!(revision = %founded.revision(), "what is fixed for ever is written");
         return Ok(wanted);
     };
     let stored: StoredInstance =
@@ -82,7 +84,9 @@ pub(crate) async fn open(
     if wanted.purge_protection && !retention.purge_protection {
         retention.purge_protection = true;
         let value = Some(encode(retention, stored.created)?);
-        store.keep(vec![Write { key: record_key(), expected_version: record.version, value }]).await?;
+        let writes = vec![Write { key: record_key(), expected_version: record.version, value }];
+        let changed = store.commit(Change { writes, event: event("PurgeProtectionOn") }).await?;
+        tracing::info!(revision = %changed.revision(), "purge protection is on from now on");
     }
     Ok(retention)
 }

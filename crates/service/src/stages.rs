@@ -95,6 +95,14 @@ pub enum Done<R> {
 }
 
 impl<R> Done<R> {
+    /// The same with another reply.
+    pub fn map<S>(self, reply: impl FnOnce(R) -> S) -> Done<S> {
+        match self {
+            Self::Told(told) => Done::Told(reply(told)),
+            Self::Changed(committed, told) => Done::Changed(committed, reply(told)),
+        }
+    }
+
     pub(crate) fn reply(&self) -> &R {
         match self {
             Self::Told(reply) | Self::Changed(_, reply) => reply,

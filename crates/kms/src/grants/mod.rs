@@ -8,10 +8,12 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::{Changed, Projection, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{
+    AuditEvent, Change, Changed, Committed, Projection, RecordKey, Store, StoreError, Timestamp, Write,
+};
 use holdfast_wire::hex::{hex, unhex};
 use record::StoredGrant;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{action::KmsAction, context::EncryptionContext, error::ApiError, keys::KeyRef, records};
 
@@ -306,8 +308,14 @@ impl Grants {
         found.cloned().collect()
     }
 
-    /// Makes one, or with the same name and content gives the one that is there.
-    pub(crate) async fn create(&self, id: GrantId, new: GrantTerms, now: Timestamp) -> Result<GrantId, ApiError> {
+    /// Makes one, or with the same name and content gives the one that is there: then nothing is committed.
+    pub(crate) async fn create(
+        &self,
+        id: GrantId,
+        new: GrantTerms,
+        now: Timestamp,
+        event: AuditEvent,
+    ) -> Result<(GrantId, Option<Committed>), ApiError> {
         let _changing = self.changing.lock().await;
         if let Some(name) = &new.name {
             let same = |grant: &Grant| {
@@ -318,7 +326,7 @@ impl Grants {
                     && grant.terms.source_arn == new.source_arn
             };
             if let Some(grant) = self.find(&new.key, &new.grantee, same) {
-                return Ok(grant.id);
+                return Ok((grant.id, None));
             }
         }
         let count = self.read().by_key.get(&new.key).map_or(0, |of_key| of_key.values().map(Vec::len).sum());
@@ -328,26 +336,39 @@ impl Grants {
         let grant = Grant { id, terms: new, created: now, record_version: 1 };
         let value =
             serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
-        self.store.keep(vec![Write { key: record(id), expected_version: 0, value: Some(value) }]).await?;
-        Ok(id)
+        let writes = vec![Write { key: record(id), expected_version: 0, value: Some(value) }];
+        let committed = self.store.commit(Change { writes, event }).await?;
+        Ok((id, Some(committed)))
     }
 
     /// Ends one.
-    pub(crate) async fn remove(&self, grant: &Grant) -> Result<(), ApiError> {
+    pub(crate) async fn remove(&self, grant: &Grant, event: AuditEvent) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
-        let write = Write { key: record(grant.id), expected_version: grant.record_version, value: None };
-        self.store.keep(vec![write]).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: vec![removal(grant)], event }).await?)
     }
 
-    /// Those of a key that is gone. A crash before leaves grants of a key that no longer is, which allow nothing.
-    pub(crate) async fn remove_of_key(&self, key: &KeyRef) {
-        for grant in self.of_key(key) {
-            if let Err(error) = self.remove(&grant).await {
-                tracing::warn!(%error.message, grant = %grant.id, "a grant of a deleted key stays for now");
-            }
-        }
+    /// Begins to end those of a key, to go with it.
+    pub(crate) async fn ending(&self, key: &KeyRef) -> Ending<'_> {
+        let changing = self.changing.lock().await;
+        Ending { _changing: changing, grants: self.of_key(key) }
     }
+}
+
+/// Grants that are about to end with their key. Nobody else changes grants while it lives.
+pub(crate) struct Ending<'a> {
+    _changing: MutexGuard<'a, ()>,
+    grants: Vec<Arc<Grant>>,
+}
+
+impl Ending<'_> {
+    /// What removes their records.
+    pub(crate) fn writes(&self) -> impl Iterator<Item = Write> {
+        self.grants.iter().map(|grant| removal(grant))
+    }
+}
+
+fn removal(grant: &Grant) -> Write {
+    Write { key: record(grant.id), expected_version: grant.record_version, value: None }
 }
 
 #[cfg(test)]

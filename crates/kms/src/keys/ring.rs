@@ -8,8 +8,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, Ambient, Changed, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError, OpenKeys, Permit, Projection,
-    RecordKey, Resource, Store, StoreError, Timestamp, Write,
+    Action, Ambient, AuditEvent, Change, Changed, Committed, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError,
+    OpenKeys, Permit, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -195,14 +195,15 @@ impl KeyRing {
         Err(ApiError::new("LimitExceededException", format!("There are {} keys already", self.limits.keys_max)))
     }
 
-    /// Makes a draft durable, then visible. The permit must be for a change of the one id that all its keys have; the caller holds
+    /// Makes a draft durable with its event, then visible. The permit must be for a change of the one id that all its keys have; the caller holds
     /// the id's lock.
     pub(crate) async fn commit(
         &self,
         _lock: &KeyLock<'_>,
         permit: Permit,
         draft: Draft,
-    ) -> Result<Vec<Arc<KeyEntry>>, ApiError> {
+        event: AuditEvent,
+    ) -> Result<(Vec<Arc<KeyEntry>>, Committed), ApiError> {
         let Draft { entries, removed, blobs, others: mut batch } = draft;
         let names = entries.iter().map(|entry| &entry.name).chain(removed.iter().map(|entry| &entry.name));
         let mut names = names.collect::<Vec<_>>();
@@ -221,12 +222,12 @@ impl KeyRing {
             let value = masked.map(|masked| masked.0.to_vec());
             batch.push(Write { key: records::material(id), expected_version, value });
         }
-        self.store.keep(batch).await?;
+        let committed = self.store.commit(Change { writes: batch, event }).await?;
         let changed = entries.into_iter().map(|mut entry| {
             entry.record_version += 1;
             Arc::new(entry)
         });
-        Ok(changed.collect())
+        Ok((changed.collect(), committed))
     }
 
     /// A material opened for use.

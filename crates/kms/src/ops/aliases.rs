@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{limit, marker::Listing, nothing};
+use super::{Answer, changed, limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
     aliases::AliasName,
@@ -70,7 +70,7 @@ fn same_account(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
     Err(ApiError::not_found("An alias is of the same account and region as its key"))
 }
 
-pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
     let aliases = &call.kms.aliases;
@@ -83,15 +83,15 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         let message = format!("An alias with the name {arn} already exists");
         return Err(ApiError::new("AlreadyExistsException", message));
     }
-    aliases.put(&changing, name, key.id, call.now).await?;
-    nothing()
+    let committed = aliases.put(&changing, name, key.id, call.now, call.event()).await?;
+    changed(committed, nothing())
 }
 
 fn existing(call: &Call<'_>, name: &AliasName, arn: &str) -> Result<Arc<crate::aliases::Alias>, ApiError> {
     call.kms.aliases.get(name).ok_or_else(|| ApiError::not_found(format!("Alias {arn} is not found.")))
 }
 
-pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
     let aliases = &call.kms.aliases;
@@ -108,8 +108,8 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         }
     }
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    aliases.put(&changing, name, key.id, call.now).await?;
-    nothing()
+    let committed = aliases.put(&changing, name, key.id, call.now, call.event()).await?;
+    changed(committed, nothing())
 }
 
 /// Symmetric, asymmetric, HMAC.
@@ -122,7 +122,7 @@ fn kind(key: &KeyEntry) -> u8 {
     }
 }
 
-pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let (name, arn) = own_name(call, request.alias_name.as_deref())?;
     let aliases = &call.kms.aliases;
@@ -135,8 +135,8 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         }
         None => call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?,
     }
-    aliases.remove(&changing, &name, &alias).await?;
-    nothing()
+    let committed = aliases.remove(&changing, &name, &alias, call.event()).await?;
+    changed(committed, nothing())
 }
 
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use holdfast_core::Committed;
+
 use super::KeyOnly;
 use crate::{
     action::KmsAction,
@@ -17,15 +19,16 @@ pub(super) async fn change(
     action: KmsAction,
     with: With<'_>,
     change: impl FnOnce(&Call<'_>, &mut KeyEntry) -> Result<(), ApiError>,
-) -> Result<Arc<KeyEntry>, ApiError> {
+) -> Result<(Arc<KeyEntry>, Committed), ApiError> {
     let key = call.named_without_alias("keyId", key_id)?;
     let permit = call.permit(action, &key, with)?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
     let mut entry = current(call, &key)?;
     change(call, &mut entry)?;
-    let changed = kms.keys.commit(&lock, permit, Draft::of(entry)).await?;
-    changed.into_iter().next().ok_or_else(|| ApiError::internal("nothing was changed"))
+    let (changed, committed) = kms.keys.commit(&lock, permit, Draft::of(entry), call.event()).await?;
+    let key = changed.into_iter().next().ok_or_else(|| ApiError::internal("nothing was changed"))?;
+    Ok((key, committed))
 }
 
 /// A key as it is now, under its lock.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_crypto::KeySpec;
+use holdfast_service::Done;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    limit,
+    Answer, changed, limit,
     marker::{Listing, bad_marker},
     nothing,
 };
@@ -240,7 +241,7 @@ fn facts(call: &Call<'_>, new: &GrantTerms) -> Vec<(&'static str, Vec<String>)> 
     facts
 }
 
-pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let request: CreateRequest = call.parse()?;
     let none = Constraints::default();
     let constraints = request.constraints.as_ref().unwrap_or(&none);
@@ -278,9 +279,15 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     call.unless_dry_run(request.dry_run)?;
     let id = GrantId(call.kms.ambient.random());
-    let id = call.kms.grants.create(id, new, call.now).await?;
     call.told.context.push(("grant", id.to_string()));
-    wire::answer(&json!({"GrantId": id.to_string(), "GrantToken": id.token()}))
+    let (found, committed) = call.kms.grants.create(id, new, call.now, call.event()).await?;
+    let body = wire::answer(&json!({"GrantId": found.to_string(), "GrantToken": found.token()}))?;
+    let Some(committed) = committed else {
+        call.told.context.pop();
+        call.told.context.push(("grant", found.to_string()));
+        return Ok(Done::Told(body));
+    };
+    Ok(Done::Changed(committed, body))
 }
 
 /// The root of the account that an ARN is of.
@@ -398,7 +405,7 @@ pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     page(call, &request, call.kms.grants.of_retiring(&retiring), &chosen)
 }
 
-pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn revoke(call: &mut Call<'_>) -> Answer {
     let request: ListRequest = call.parse()?;
     let mut violations = Violations::default();
     let id = violations.text(request.grant_id.as_deref(), "grantId", 1, 128);
@@ -409,8 +416,8 @@ pub(super) async fn revoke(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let grant = of_key(call, parse_id(id)?, &key.key_ref())?;
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    call.kms.grants.remove(&grant).await?;
-    nothing()
+    let committed = call.kms.grants.remove(&grant, call.event()).await?;
+    changed(committed, nothing())
 }
 
 fn of_key(call: &Call<'_>, id: GrantId, key: &KeyRef) -> Result<Arc<Grant>, ApiError> {
@@ -419,7 +426,7 @@ fn of_key(call: &Call<'_>, id: GrantId, key: &KeyRef) -> Result<Arc<Grant>, ApiE
 }
 
 /// By the retiring principal, by a grantee whose grant says so, or by whom the key's policies let.
-pub(super) async fn retire(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn retire(call: &mut Call<'_>) -> Answer {
     let request: ListRequest = call.parse()?;
     let grant = match (&request.grant_token, &request.grant_id) {
         (Some(token), None) => {
@@ -445,6 +452,6 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    call.kms.grants.remove(&grant).await?;
-    nothing()
+    let committed = call.kms.grants.remove(&grant, call.event()).await?;
+    changed(committed, nothing())
 }

@@ -7,10 +7,12 @@ use holdfast_core::{
     HsmError, KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId, MaskedKey, NewKey, Timestamp,
 };
 use holdfast_crypto::{EncryptionPadding, KeySpec, RsaSize, transfer::Transfer};
+use holdfast_service::Done;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::rotation::{family, material_of};
+use super::{Answer, changed};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -296,7 +298,7 @@ async fn place(
     }
 }
 
-pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     let request: ImportRequest = call.parse()?;
     let (token, wrapped) = blobs(&request)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
@@ -328,8 +330,9 @@ pub(super) async fn import(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         entry.enabled |= entry.materials.len() == 1;
     }
     call.told.material = Some(material.id.to_string());
-    kms.keys.commit(&lock, permit, Draft { entries, blobs: vec![blob], ..Draft::default() }).await?;
-    wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()}))
+    let draft = Draft { entries, blobs: vec![blob], ..Draft::default() };
+    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.event()).await?;
+    changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }
 
 /// Takes material away from a key; the bytes may be imported again.
@@ -345,7 +348,7 @@ pub(crate) fn without(mut entries: Vec<KeyEntry>, material: &Material) -> Draft 
     Draft { entries, blobs, ..Draft::default() }
 }
 
-pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Request {
@@ -367,9 +370,9 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let material = material.cloned();
     let Some(material) = material.filter(|material| material.blob_version.is_some()) else {
         // Nothing is there to be deleted: which is what was wanted.
-        return wire::answer(&json!({"KeyId": key.arn}));
+        return wire::answer(&json!({"KeyId": key.arn})).map(Done::Told);
     };
     let entries = family(kms, &Arc::new(entry));
-    kms.keys.commit(&lock, permit, without(entries, &material)).await?;
-    wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()}))
+    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.event()).await?;
+    changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    KeyWithTokens,
+    Answer, KeyWithTokens,
     change::change,
-    layers, limit,
+    changed, layers, limit,
     marker::{Listing, bad_marker},
     nothing, policies,
     rotation::material_of,
@@ -105,7 +105,7 @@ fn wanted(request: &CreateRequest) -> Result<Wanted, ApiError> {
     Ok(Wanted { spec, usage, origin, multi_region, tags })
 }
 
-pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let request: CreateRequest = call.parse()?;
     let wanted = wanted(&request)?;
     let facts = create_facts(&request, &wanted);
@@ -174,9 +174,9 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     let lock = call.kms.keys.lock(id).await;
     let draft = Draft { blobs, ..Draft::of(entry) };
-    let made = call.kms.keys.commit(&lock, to_store, draft).await?;
+    let (made, committed) = call.kms.keys.commit(&lock, to_store, draft, call.event()).await?;
     let entry = made.first().ok_or_else(|| ApiError::internal("nothing was made"))?;
-    wire::answer(&json!({"KeyMetadata": metadata(call, entry)}))
+    changed(committed, wire::answer(&json!({"KeyMetadata": metadata(call, entry)})))
 }
 
 fn create_facts(request: &CreateRequest, wanted: &Wanted) -> Vec<(&'static str, Vec<String>)> {
@@ -354,7 +354,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     wire::answer(&answer)
 }
 
-pub(super) async fn update_description(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn update_description(call: &mut Call<'_>) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Request {
@@ -365,11 +365,12 @@ pub(super) async fn update_description(call: &mut Call<'_>) -> Result<Bytes, Api
     let mut violations = Violations::default();
     let description = violations.text(request.description.as_deref(), "description", 0, DESCRIPTION_CHARS_MAX);
     violations.finish()?;
-    change(call, request.key_id.as_deref(), KmsAction::UpdateKeyDescription, With::default(), |call, key| {
-        call.must_not_be(key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-        key.description = description.to_owned();
-        Ok(())
-    })
-    .await?;
-    nothing()
+    let (_, committed) =
+        change(call, request.key_id.as_deref(), KmsAction::UpdateKeyDescription, With::default(), |call, key| {
+            call.must_not_be(key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
+            key.description = description.to_owned();
+            Ok(())
+        })
+        .await?;
+    changed(committed, nothing())
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{change::change, limit, nothing};
+use super::{Answer, change::change, changed, limit, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -102,7 +102,7 @@ pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     wire::answer(&json!({"PolicyNames": [NAME], "Truncated": false}))
 }
 
-pub(super) async fn put(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn put(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let mut violations = wire::Violations::default();
     let text = violations.text(request.policy.as_deref(), "policy", 1, 131_072);
@@ -110,11 +110,11 @@ pub(super) async fn put(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let bypass = request.bypass_policy_lockout_safety_check;
     let facts = [("kms:bypasspolicylockoutsafetycheck", vec![bypass.unwrap_or_default().to_string()])];
     let with = With { more: &facts, ..With::default() };
-    change(call, request.key_id.as_deref(), KmsAction::PutKeyPolicy, with, |call, key| {
+    let (_, committed) = change(call, request.key_id.as_deref(), KmsAction::PutKeyPolicy, with, |call, key| {
         check_name(request.policy_name.as_deref())?;
         key.policy = Arc::new(checked(call, text)?);
         check_lockout(call, key, bypass)
     })
     .await?;
-    nothing()
+    changed(committed, nothing())
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{change::current, keys::metadata, nothing, policies, rotation::family, tags};
+use super::{Answer, change::current, changed, keys::metadata, nothing, policies, rotation::family, tags};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -31,7 +30,7 @@ fn must_be_primary(key: &KeyEntry) -> Result<(), ApiError> {
     Err(ApiError::unsupported(format!("{} is not a multi-region primary key.", key.arn)))
 }
 
-pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Request {
@@ -93,18 +92,20 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         policies::check_lockout(call, &replica, request.bypass_policy_lockout_safety_check)?;
     }
     entries.push(replica);
-    let made = call.kms.keys.commit(&lock, permit, Draft { entries, ..Draft::default() }).await?;
+    let draft = Draft { entries, ..Draft::default() };
+    let (made, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()).await?;
     let replica = made.iter().find(|entry| entry.region == region);
     let replica = replica.ok_or_else(|| ApiError::internal("no replica was made"))?;
     let tags: Vec<_> = replica.tags.iter().map(|(name, value)| json!({"TagKey": name, "TagValue": value})).collect();
-    wire::answer(&json!({
+    let answer = json!({
         "ReplicaKeyMetadata": metadata(call, replica),
         "ReplicaPolicy": replica.policy.text(),
         "ReplicaTags": tags,
-    }))
+    });
+    changed(committed, wire::answer(&answer))
 }
 
-pub(super) async fn update_primary(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn update_primary(call: &mut Call<'_>) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Request {
@@ -138,6 +139,7 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Result<Bytes, ApiErro
         }
         entry.rotation = rotation.filter(|_| entry.region == region);
     }
-    call.kms.keys.commit(&lock, permit, Draft { entries, ..Draft::default() }).await?;
-    nothing()
+    let draft = Draft { entries, ..Draft::default() };
+    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()).await?;
+    changed(committed, nothing())
 }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::{KeyVersionId, NewKey, Permit, Timestamp};
+use holdfast_core::{AuditEvent, Committed, KeyVersionId, NewKey, Permit, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    Answer,
     change::{change, current, key_only},
-    limit,
+    changed, limit,
     marker::{Listing, bad_marker},
     nothing,
     state::after_days,
@@ -73,7 +74,8 @@ async fn new_material(
     key: &KeyEntry,
     kind: RotationKind,
     still_wanted: impl FnOnce(&KeyEntry) -> bool,
-) -> Result<Option<Arc<KeyEntry>>, ApiError> {
+    event: impl FnOnce(KeyVersionId) -> AuditEvent,
+) -> Result<Option<Committed>, ApiError> {
     let lock = kms.keys.lock(key.id).await;
     let now = kms.keys.now();
     let Some(entry) = kms.keys.entry(&key.key_ref()).filter(|entry| still_wanted(entry)) else { return Ok(None) };
@@ -90,11 +92,11 @@ async fn new_material(
         }
     }
     let draft = Draft { entries, blobs: vec![(version, 0, Some(new.masked))], ..Draft::default() };
-    let changed = kms.keys.commit(&lock, permits.1, draft).await?;
-    Ok(changed.into_iter().find(|changed| changed.region == key.region))
+    let (_, committed) = kms.keys.commit(&lock, permits.1, draft, event(version)).await?;
+    Ok(Some(committed))
 }
 
-fn is_due(key: &KeyEntry, now: Timestamp) -> bool {
+pub(crate) fn is_due(key: &KeyEntry, now: Timestamp) -> bool {
     key.enabled
         && key.deletion.is_none()
         && key.deletion_after_replicas.is_none()
@@ -103,19 +105,19 @@ fn is_due(key: &KeyEntry, now: Timestamp) -> bool {
         && key.rotation.is_some_and(|rotation| rotation.next <= now)
 }
 
-/// Rotates a key whose time has come; for maintenance. With no permits: only whether it has.
+/// Rotates a key whose time has come; for maintenance.
 pub(crate) async fn rotate_by_itself(
     kms: &Kms,
     key: &KeyEntry,
-    permits: Option<(Permit, Permit)>,
-) -> Result<bool, ApiError> {
+    permits: (Permit, Permit),
+    event: AuditEvent,
+) -> Result<Option<Committed>, ApiError> {
     let now = kms.keys.now();
-    let Some(permits) = permits else { return Ok(is_due(key, now)) };
-    let changed = new_material(kms, permits, key, RotationKind::Automatic, |entry| is_due(entry, now)).await?;
-    Ok(changed.is_some())
+    let event = |version: KeyVersionId| AuditEvent { key_version: Some(version.to_string()), ..event };
+    new_material(kms, permits, key, RotationKind::Automatic, |entry| is_due(entry, now), event).await
 }
 
-pub(super) async fn enable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn enable(call: &mut Call<'_>) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Request {
@@ -129,7 +131,7 @@ pub(super) async fn enable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let period_days = request.rotation_period_in_days.map_or(PERIOD_DAYS_DEFAULT, |days| days as u32);
     let facts = [("kms:rotationperiodindays", vec![period_days.to_string()])];
     let with = With { more: &facts, ..With::default() };
-    change(call, request.key_id.as_deref(), KmsAction::EnableKeyRotation, with, |call, key| {
+    let (_, committed) = change(call, request.key_id.as_deref(), KmsAction::EnableKeyRotation, with, |call, key| {
         must_rotate(key)?;
         call.must_be_enabled(key)?;
         if key.rotation.is_none_or(|rotation| rotation.period_days != period_days) {
@@ -138,19 +140,20 @@ pub(super) async fn enable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         Ok(())
     })
     .await?;
-    nothing()
+    changed(committed, nothing())
 }
 
-pub(super) async fn disable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn disable(call: &mut Call<'_>) -> Answer {
     let key_id = key_only(call)?;
-    change(call, key_id.as_deref(), KmsAction::DisableKeyRotation, With::default(), |call, key| {
-        must_rotate(key)?;
-        call.must_be_enabled(key)?;
-        key.rotation = None;
-        Ok(())
-    })
-    .await?;
-    nothing()
+    let (_, committed) =
+        change(call, key_id.as_deref(), KmsAction::DisableKeyRotation, With::default(), |call, key| {
+            must_rotate(key)?;
+            call.must_be_enabled(key)?;
+            key.rotation = None;
+            Ok(())
+        })
+        .await?;
+    changed(committed, nothing())
 }
 
 pub(super) fn status(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -168,7 +171,7 @@ pub(super) fn status(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     wire::answer(&answer)
 }
 
-pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
     let key_id = key_only(call)?;
     let key = call.named_without_alias("keyId", key_id.as_deref())?;
     let permits = (
@@ -191,21 +194,25 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Result<Bytes, ApiEr
         );
         return Err(ApiError::new("LimitExceededException", message));
     }
-    if imported {
-        adopt_pending(call, permits.1, &key).await?;
+    let committed = if imported {
+        adopt_pending(call, permits.1, &key).await?
     } else {
         // It may have changed while this request waited for its turn.
         let still_wanted =
             |entry: &KeyEntry| entry.enabled && entry.deletion.is_none() && entry.rotations_on_demand < ON_DEMAND_MAX;
-        let changed = new_material(call.kms, permits, &key, RotationKind::OnDemand, still_wanted).await?;
-        let changed = changed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?;
-        call.told.material = changed.current().map(|material| material.id.to_string());
-    }
-    wire::answer(&json!({"KeyId": key.id.to_string()}))
+        let kms = call.kms;
+        let event = |version: KeyVersionId| {
+            call.told.material = Some(version.to_string());
+            call.event()
+        };
+        let committed = new_material(kms, permits, &key, RotationKind::OnDemand, still_wanted, event).await?;
+        committed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?
+    };
+    changed(committed, wire::answer(&json!({"KeyId": key.id.to_string()})))
 }
 
 /// Imported material that waits becomes current.
-async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> Result<(), ApiError> {
+async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> Result<Committed, ApiError> {
     let lock = call.kms.keys.lock(key.id).await;
     let entry = current(call, key)?;
     let pending = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);
@@ -220,8 +227,9 @@ async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> R
         supersede(entry, pending.clone());
         entry.rotations_on_demand += 1;
     }
-    call.kms.keys.commit(&lock, permit, Draft { entries, ..Draft::default() }).await?;
-    Ok(())
+    let draft = Draft { entries, ..Draft::default() };
+    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()).await?;
+    Ok(committed)
 }
 
 fn list_entry(key: &KeyEntry, material: &Material, now: Timestamp) -> Value {

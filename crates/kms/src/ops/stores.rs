@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_core::Ambient;
+use holdfast_service::{Done, Trace};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{limit, marker::Listing, nothing};
+use super::{Answer, limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
-    call::{Call, With},
+    call::{Call, Told, With},
     error::ApiError,
     stores::{About, Connection, KeyStore, KeyStores, ProxySecret, StoreKind, XksConfig, connection_error_code},
     wire::{self, Violations, secs},
@@ -179,7 +182,7 @@ fn check_place(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
     Err(ApiError::new("LimitExceededException", "There are as many custom key stores as there may be"))
 }
 
-pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let mut violations = Violations::default();
     let name = violations.text(request.custom_key_store_name.as_deref(), "customKeyStoreName", 1, 256).to_owned();
@@ -233,8 +236,8 @@ pub(super) async fn create(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     // Not before the other side has answered: a disconnection waits for nobody's network.
     let _changing = stores.changing.lock().await;
     check_place(call, &store)?;
-    stores.put(&store).await?;
-    wire::answer(&json!({"CustomKeyStoreId": id}))
+    let committed = stores.put(&store, call.event()).await?;
+    super::changed(committed, wire::answer(&json!({"CustomKeyStoreId": id})))
 }
 
 /// A store as a request wants it, if its state lets it change so.
@@ -294,7 +297,7 @@ fn to_be_asked(store: &KeyStore) -> Option<&XksConfig> {
     (config.vpc_service.is_none() || store.connection == Connection::Connected).then_some(config)
 }
 
-pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     check_proxy(&request)?;
     let mut violations = Violations::default();
@@ -317,8 +320,8 @@ pub(super) async fn update(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     {
         return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
-    stores.put(&store).await?;
-    nothing()
+    let committed = stores.put(&store, call.event()).await?;
+    super::changed(committed, nothing())
 }
 
 fn allowed(call: &mut Call<'_>, action: KmsAction) -> Result<(), ApiError> {
@@ -326,7 +329,7 @@ fn allowed(call: &mut Call<'_>, action: KmsAction) -> Result<(), ApiError> {
     Ok(permit.spend(action.core(), &holdfast_core::Resource::Keys)?)
 }
 
-pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     allowed(call, KmsAction::DeleteCustomKeyStore)?;
     let stores = &call.kms.stores;
@@ -341,8 +344,8 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         let message = format!("The custom key store holds {} keys", keys.len());
         return Err(ApiError::new("CustomKeyStoreHasCMKsException", message));
     }
-    stores.remove(&store).await?;
-    nothing()
+    let committed = stores.remove(&store, call.event()).await?;
+    super::changed(committed, nothing())
 }
 
 fn entry(store: &KeyStore) -> Value {
@@ -428,11 +431,19 @@ pub(super) async fn connect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     connecting.connection = Connection::Connecting;
     stores.show(connecting.clone());
     let (arn, request_id) = (call.identity.arn.clone(), call.request_id.to_owned());
-    tokio::spawn(finish_connecting(Arc::clone(&stores), connecting, arn, request_id));
+    let ambient = Arc::clone(&call.kms.ambient);
+    tokio::spawn(finish_connecting(Arc::clone(&stores), ambient, connecting, arn, request_id));
     nothing()
 }
 
-async fn finish_connecting(stores: Arc<KeyStores>, mut store: KeyStore, arn: String, request_id: String) {
+/// The second half of a connection: an act of the service's own, under the id of the request that began it.
+async fn finish_connecting(
+    stores: Arc<KeyStores>,
+    ambient: Arc<dyn Ambient>,
+    mut store: KeyStore,
+    arn: String,
+    request_id: String,
+) {
     let about = About {
         principal_arn: &arn,
         key_arn: None,
@@ -460,7 +471,13 @@ async fn finish_connecting(stores: Arc<KeyStores>, mut store: KeyStore, arn: Str
     if !still {
         return;
     }
-    if let Err(error) = stores.put(&store).await {
+    let told = Told {
+        rule: Some(store.connection.name().to_owned()),
+        context: vec![("custom-key-store", store.id.clone())],
+        ..Told::default()
+    };
+    let trace = Trace::automatic(request_id, "FinishConnectCustomKeyStore", "/");
+    if let Err(error) = stores.put(&store, trace.event(ambient.now(), &told, StatusCode::OK)).await {
         tracing::error!(store = store.id, error.message, "the state of a custom key store could not be kept");
         store.connection = Connection::Disconnected;
         stores.show(store);
@@ -468,16 +485,16 @@ async fn finish_connecting(stores: Arc<KeyStores>, mut store: KeyStore, arn: Str
 }
 
 /// In force when it returns, and kept over restarts.
-pub(super) async fn disconnect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn disconnect(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     allowed(call, KmsAction::DisconnectCustomKeyStore)?;
     let stores = &call.kms.stores;
     let _changing = stores.changing.lock().await;
     let store = named(call, request.custom_key_store_id.as_deref())?;
     if store.connection == Connection::Disconnected {
-        return nothing();
+        return nothing().map(Done::Told);
     }
     let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&store) };
-    stores.put(&disconnected).await?;
-    nothing()
+    let committed = stores.put(&disconnected, call.event()).await?;
+    super::changed(committed, nothing())
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{change::change, limit, marker::Listing, nothing};
+use super::{Answer, change::change, changed, limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},
@@ -75,11 +75,11 @@ struct Request {
 
 const GONE: [KeyState; 2] = [KeyState::PendingDeletion, KeyState::PendingReplicaDeletion];
 
-pub(super) async fn tag(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn tag(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let tags = checked(request.tags.as_deref())?;
     let with = With { tags: Some(&tags), ..With::default() };
-    change(call, request.key_id.as_deref(), KmsAction::TagResource, with, |call, key| {
+    let (_, committed) = change(call, request.key_id.as_deref(), KmsAction::TagResource, with, |call, key| {
         call.must_not_be(key, &GONE)?;
         key.tags.extend(tags.clone());
         if key.tags.len() > TAGS_MAX {
@@ -88,10 +88,10 @@ pub(super) async fn tag(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         Ok(())
     })
     .await?;
-    nothing()
+    changed(committed, nothing())
 }
 
-pub(super) async fn untag(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
+pub(super) async fn untag(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
     let names = request.tag_keys.unwrap_or_default();
     let mut violations = Violations::default();
@@ -102,13 +102,13 @@ pub(super) async fn untag(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let names: BTreeSet<String> = names.into_iter().collect();
     let facts = [("aws:tagkeys", names.iter().cloned().collect())];
     let with = With { more: &facts, ..With::default() };
-    change(call, request.key_id.as_deref(), KmsAction::UntagResource, with, |call, key| {
+    let (_, committed) = change(call, request.key_id.as_deref(), KmsAction::UntagResource, with, |call, key| {
         call.must_not_be(key, &GONE)?;
         key.tags.retain(|name, _| !names.contains(name));
         Ok(())
     })
     .await?;
-    nothing()
+    changed(committed, nothing())
 }
 
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {

@@ -19,7 +19,8 @@ use async_trait::async_trait;
 pub use fault::LinkFault;
 pub(crate) use fault::connection_error_code;
 use holdfast_core::{
-    Ambient, Changed, KekError, KekService, Projection, RecordKey, Store, StoreError, Timestamp, Write,
+    Ambient, AuditEvent, Change, Changed, Committed, KekError, KekService, Projection, RecordKey, Store, StoreError,
+    Timestamp, Write,
 };
 use holdfast_wire::{Exchange, Quotas, sigv4::SigningSecret};
 use metrics::{counter, histogram};
@@ -344,12 +345,11 @@ impl KeyStores {
     }
 
     /// Makes a store or its new state durable, then visible. The caller holds `changing`.
-    pub(crate) async fn put(&self, store: &KeyStore) -> Result<(), ApiError> {
+    pub(crate) async fn put(&self, store: &KeyStore, event: AuditEvent) -> Result<Committed, ApiError> {
         let stored = StoredStore::of(store);
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: Some(value) };
-        self.store.keep(vec![write]).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// Shows a state that is not kept: CONNECTING.
@@ -357,10 +357,9 @@ impl KeyStores {
         self.held.insert(store);
     }
 
-    pub(crate) async fn remove(&self, store: &KeyStore) -> Result<(), ApiError> {
+    pub(crate) async fn remove(&self, store: &KeyStore, event: AuditEvent) -> Result<Committed, ApiError> {
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: None };
-        self.store.keep(vec![write]).await?;
-        Ok(())
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// The link of a store for one cryptographic request, if the store is in use and its quota not used up.
