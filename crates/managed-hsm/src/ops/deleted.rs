@@ -17,8 +17,7 @@ pub(super) async fn delete(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply
     let mut entry = (*keys.active(name)?).clone();
     let deleted = keys.now();
     entry.deletion = Some(Deletion { deleted, purge: call.hsm.retention.end(deleted) });
-    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
-    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
+    change(call, &lock, entry).await
 }
 
 pub(super) async fn get(call: &Call<'_>, name: &KeyName) -> Result<Reply, ApiError> {
@@ -32,8 +31,15 @@ pub(super) async fn recover(call: &Call<'_>, name: &KeyName) -> Result<Done<Repl
     let (entry, _) = keys.deleted(name)?;
     let mut entry = (*entry).clone();
     entry.deletion = None;
-    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
-    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
+    change(call, &lock, entry).await
+}
+
+/// What can fail of the answer fails before the change.
+async fn change(call: &Call<'_>, lock: &NameLock<'_>, entry: KeyEntry) -> Result<Done<Reply>, ApiError> {
+    let reply = Reply::ok(&call.current_bundle(&entry).await?)?;
+    let draft = Draft { entry, blobs: Vec::new() };
+    let (committed, _) = call.hsm.keys.commit(lock, draft, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, reply))
 }
 
 pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>, ApiError> {

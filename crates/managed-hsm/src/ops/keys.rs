@@ -57,9 +57,10 @@ pub(super) async fn create(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     let new = call.hsm.admin.generate(permit, &bound(name, &version)).await?;
     let public = new.public.clone();
     let draft = append(name, old.as_deref(), version, new);
-    let (committed, entry) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
-    let current = entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
-    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, current, &public))?))
+    let current = draft.entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
+    let reply = Reply::ok(&call.bundle(&draft.entry, current, &public))?;
+    let (committed, _) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, reply))
 }
 
 pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Done<Reply>, ApiError> {
@@ -86,9 +87,10 @@ pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     version.attributes.spec = new.spec;
     let public = new.public.clone();
     let draft = append(name, old.as_deref(), version, new);
-    let (committed, entry) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
-    let current = entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
-    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, current, &public))?))
+    let current = draft.entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
+    let reply = Reply::ok(&call.bundle(&draft.entry, current, &public))?;
+    let (committed, _) = keys.commit(&lock, draft, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, reply))
 }
 
 /// BYOK: the blob names the exchange key that it was wrapped under.
@@ -150,9 +152,10 @@ pub(super) async fn update(
     for version in entry.versions.iter_mut().filter(|version| version.id == id) {
         version.clone_from(&new);
     }
-    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: vec![blob] }, call.event(StatusCode::OK)).await?;
-    let public = keys.public(&entry, &new).await?;
-    Ok(Done::Changed(committed, Reply::ok(&call.bundle(&entry, &new, &public))?))
+    let public = keys.public(&located.entry, old).await?;
+    let reply = Reply::ok(&call.bundle(&entry, &new, &public))?;
+    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: vec![blob] }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, reply))
 }
 
 fn changed(old: &VersionEntry, request: UpdateRequest) -> Result<VersionEntry, ApiError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use holdfast_core::{AuditEvent, Committed, KeyName, KeyVersionId, Permit};
+use holdfast_crypto::PublicKey;
 use holdfast_service::Done;
 use http::StatusCode;
 
@@ -18,6 +19,13 @@ use crate::{
     wire::{self, RotationAttributes, RotationPolicyBody},
 };
 
+/// A key with its new version, and the public part of that.
+struct Rotated {
+    entry: Arc<KeyEntry>,
+    public: PublicKey,
+    committed: Committed,
+}
+
 /// Makes a version like the current one: same kind, operations, tags and release policy; validity from the policy.
 async fn new_version(
     hsm: &ManagedHsm,
@@ -25,7 +33,7 @@ async fn new_version(
     name: &KeyName,
     still_wanted: impl FnOnce(&KeyEntry) -> bool + Send,
     event: impl FnOnce(KeyVersionId) -> AuditEvent + Send,
-) -> Result<Option<(Committed, Arc<KeyEntry>)>, ApiError> {
+) -> Result<Option<Rotated>, ApiError> {
     let keys = &hsm.keys;
     let lock = keys.lock(name).await;
     let old = keys.active(name)?;
@@ -41,8 +49,9 @@ async fn new_version(
     version.attributes.not_before = None;
     version.attributes.expires = old.rotation.as_deref().and_then(|policy| rotation::expiry(policy, now));
     let new = hsm.admin.generate(permit, &bound(&old.name, &version)).await?;
-    let event = event(version.id);
-    keys.commit(&lock, append(name, Some(&old), version, new), event).await.map(Some)
+    let (event, public) = (event(version.id), new.public.clone());
+    let (committed, entry) = keys.commit(&lock, append(name, Some(&old), version, new), event).await?;
+    Ok(Some(Rotated { entry, public, committed }))
 }
 
 pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) -> Result<Done<Reply>, ApiError> {
@@ -52,8 +61,10 @@ pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
         call.event(StatusCode::OK)
     };
     let rotated = new_version(hsm, permit, name, |_| true, event).await?;
-    let (committed, entry) = rotated.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
-    Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
+    let rotated = rotated.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
+    let current = rotated.entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
+    let reply = Reply::ok(&call.bundle(&rotated.entry, current, &rotated.public))?;
+    Ok(Done::Changed(rotated.committed, reply))
 }
 
 /// Rotates if it is still due; for maintenance.
@@ -65,7 +76,7 @@ pub(crate) async fn rotate_by_itself(
 ) -> Result<Option<Committed>, ApiError> {
     let now = hsm.keys.now();
     let rotated = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now), event).await?;
-    Ok(rotated.map(|(committed, _)| committed))
+    Ok(rotated.map(|rotated| rotated.committed))
 }
 
 fn policy_body(call: &Call<'_>, entry: &KeyEntry) -> RotationPolicyBody {
@@ -95,6 +106,7 @@ pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Done<R
     let lock = keys.lock(name).await;
     let mut entry = (*keys.active(name)?).clone();
     entry.rotation = rotation::check(body, entry.rotation.as_deref(), keys.now())?.map(Box::new);
-    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
-    Ok(Done::Changed(committed, Reply::ok(&policy_body(call, &entry))?))
+    let reply = Reply::ok(&policy_body(call, &entry))?;
+    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
+    Ok(Done::Changed(committed, reply))
 }
