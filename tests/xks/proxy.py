@@ -227,7 +227,9 @@ def assert_refused(answer: requests.Response, status: int, name: str) -> str:
     assert answer.headers["Content-Type"] == "application/json"
     assert "\n" not in answer.text, "AWS's test client reads the last line"
     body = answer.json()
-    assert set(body) <= {"errorName", "errorMessage"} and body["errorName"] == name, body
+    assert set(body) <= {"errorName", "errorMessage", "holdfastCause"} and body["errorName"] == name, body
+    # A key service of ours is told by a code, and nothing that a caller did is an outage.
+    assert body["holdfastCause"] in ({429: ("busy",), 500: ("outage", "refusal"), 503: ("outage", "refusal")}.get(status) or ("refusal",)), body
     message = body.get("errorMessage", "")
     assert len(message) < 512 and all(" " <= letter <= "~" for letter in message), message
     return message

@@ -43,7 +43,7 @@ pub struct WrappedDek {
     pub wrapped: Vec<u8>,
 }
 
-/// Why a KEK did not do its work. The first five are final until somebody acts; the last two may pass by themselves.
+/// Why a KEK did not do its work. The first six are final until somebody acts; the last two may pass by themselves.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum KekError {
     /// The service that asks may not use the KEK.
@@ -61,6 +61,9 @@ pub enum KekError {
     /// What was to be unwrapped was not wrapped by this KEK.
     #[error("the wrapped key does not open under the KEK")]
     Rejected,
+    /// The key service did not do it, and what it answered is not known to be an outage.
+    #[error("the key service gave no clear answer: {0}")]
+    Unclear(String),
     /// Too many requests.
     #[error("the key service is busy")]
     Throttled,
@@ -70,11 +73,16 @@ pub enum KekError {
 }
 
 impl KekError {
-    /// Whether somebody decided so: what was cached under the KEK must be dropped, and no grace applies.
+    /// Whether somebody decided so, or nobody knows that it is an outage: what was cached under the KEK must be dropped, and no grace applies.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Denied(_) | Self::Disabled(_) | Self::NotFound(_) | Self::InvalidUsage(_) | Self::Rejected => true,
+            Self::Denied(_)
+            | Self::Disabled(_)
+            | Self::NotFound(_)
+            | Self::InvalidUsage(_)
+            | Self::Rejected
+            | Self::Unclear(_) => true,
             Self::Throttled | Self::Unavailable(_) => false,
         }
     }

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use holdfast_core::{AuditError, AuditOutcome, HsmError, OpenKeyError, PermitMismatch, StoreError};
-use holdfast_wire::{body::BodyFault, sigv4::Rejection};
+use holdfast_wire::{CAUSE_MEMBER, Cause, body::BodyFault, sigv4::Rejection};
 use http::StatusCode;
 
 use crate::policy::MalformedPolicy;
@@ -18,13 +18,20 @@ pub struct ApiError {
     pub message: String,
     /// For the audit log alone.
     pub reason: Option<String>,
+    /// What another service of ours is told, as a code.
+    cause: Cause,
     /// What it rests on was changed by another request meanwhile: it is to be decided anew.
     stale: bool,
 }
 
 impl ApiError {
     pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), reason: None, stale: false }
+        Self { code, message: message.into(), reason: None, cause: Cause::Refusal, stale: false }
+    }
+
+    /// Nothing is an outage unless it is known to be one.
+    pub(crate) fn caused_by(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     pub(crate) fn because(self, reason: impl Into<String>) -> Self {
@@ -59,7 +66,7 @@ impl ApiError {
 
     /// Nothing was done, since somebody else was sooner. Told to callers only if that goes on and on.
     pub(crate) fn stale(reason: impl Into<String>) -> Self {
-        Self { stale: true, ..Self::internal(reason) }
+        Self { stale: true, ..Self::internal(reason).caused_by(Cause::Busy) }
     }
 
     pub(crate) fn is_stale(&self) -> bool {
@@ -67,7 +74,7 @@ impl ApiError {
     }
 
     pub(crate) fn throttled(message: &str) -> Self {
-        Self::new("ThrottlingException", message)
+        Self::new("ThrottlingException", message).caused_by(Cause::Busy)
     }
 
     /// All errors of callers are 400; only what may pass by itself is 500.
@@ -95,7 +102,7 @@ impl ApiError {
     }
 
     pub(crate) fn body(&self) -> Bytes {
-        let body = serde_json::json!({"__type": self.code, "message": self.message});
+        let body = serde_json::json!({"__type": self.code, "message": self.message, CAUSE_MEMBER: self.cause});
         Bytes::from(body.to_string())
     }
 }
@@ -104,17 +111,17 @@ impl From<HsmError> for ApiError {
     fn from(error: HsmError) -> Self {
         match error {
             HsmError::Busy => Self::throttled("Rate exceeded"),
-            // The role keeps state and validity of keys itself, so that these never come from the partition.
+            HsmError::Failed(_) | HsmError::TimedOut | HsmError::Unavailable(_) => {
+                Self::internal(error.to_string()).caused_by(Cause::Outage)
+            }
+            // The role looks at state, usage and validity itself, and refuses in better words before the partition does.
             HsmError::Damaged
             | HsmError::Disabled
             | HsmError::Expired
-            | HsmError::Failed(_)
             | HsmError::NotFound
             | HsmError::NotYetValid
             | HsmError::OperationNotAllowed
-            | HsmError::Permit(_)
-            | HsmError::TimedOut
-            | HsmError::Unavailable(_) => Self::internal(error.to_string()),
+            | HsmError::Permit(_) => Self::internal(error.to_string()),
             HsmError::InvalidInput(why) => Self::validation(format!("The request is not valid for this key: {why}")),
             HsmError::Rejected => Self::invalid_ciphertext(),
         }
@@ -126,10 +133,10 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged
-            | StoreError::Failed(_)
-            | StoreError::NotWhole { .. }
-            | StoreError::Unrecorded { .. } => Self::internal(error.to_string()),
+            StoreError::Damaged | StoreError::NotWhole { .. } => Self::internal(error.to_string()),
+            StoreError::Failed(_) | StoreError::Unrecorded { .. } => {
+                Self::internal(error.to_string()).caused_by(Cause::Outage)
+            }
         }
     }
 }
@@ -145,7 +152,7 @@ impl From<OpenKeyError> for ApiError {
 
 impl From<AuditError> for ApiError {
     fn from(error: AuditError) -> Self {
-        Self::internal(error.to_string())
+        Self::internal(error.to_string()).caused_by(Cause::Outage)
     }
 }
 

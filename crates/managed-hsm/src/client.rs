@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
 use holdfast_crypto::SecretBytes;
-use holdfast_wire::{Exchange, ExchangeError};
+use holdfast_wire::{Cause, Exchange, ToldCause, printable};
 use http::{Method, Request, Response, StatusCode, header};
 use serde::Deserialize;
 
@@ -19,6 +19,10 @@ use crate::wire;
 const API_VERSION: &str = "7.5";
 /// A token is renewed this long before it expires.
 const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+/// A token is renewed after a day, whatever its issuer says of it.
+const TOKEN_SECS_MAX: u64 = 86_400;
+/// Longest text of an error that is repeated, for people to read.
+const TOLD_CHARS_MAX: usize = 200;
 
 /// The identity with which a service asks: an application of the tenant, with its secret.
 pub struct ServiceIdentity {
@@ -78,6 +82,8 @@ struct ErrorBody {
     #[serde(default)]
     message: String,
     innererror: Option<Inner>,
+    #[serde(default, rename = "holdfastCause")]
+    cause: ToldCause,
 }
 
 #[derive(Deserialize)]
@@ -141,14 +147,14 @@ impl KekClient {
         let request = Request::post(format!("{authority}/oauth2/v2.0/token"))
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Bytes::from(form))
-            .map_err(|error| KekError::Unavailable(error.to_string()))?;
-        let response = self.exchange.send(request).await.map_err(unavailable)?;
-        if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS {
-            return Err(KekError::Denied("the issuer gives this service no token".into()));
+            .map_err(|error| KekError::Unclear(error.to_string()))?;
+        let response = self.exchange.send(request).await?;
+        if !response.status().is_success() {
+            return Err(no_token(&response));
         }
         let answer: Answer = serde_json::from_slice(response.body())
-            .map_err(|_| KekError::Unavailable(format!("the issuer answered {}", response.status())))?;
-        let lifetime = Duration::from_secs(answer.expires_in).saturating_sub(TOKEN_MARGIN);
+            .map_err(|_| KekError::Unclear("the issuer's answer cannot be read".into()))?;
+        let lifetime = Duration::from_secs(answer.expires_in.min(TOKEN_SECS_MAX)).saturating_sub(TOKEN_MARGIN);
         *held = Some(Token { value: answer.access_token.clone(), renew: Instant::now() + lifetime });
         Ok(answer.access_token)
     }
@@ -163,8 +169,8 @@ impl KekClient {
                 .header(header::AUTHORIZATION, format!("Bearer {token}"))
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(body.clone().map(Bytes::from).unwrap_or_default())
-                .map_err(|error| KekError::Unavailable(error.to_string()))?;
-            let response = self.exchange.send(request).await.map_err(unavailable)?;
+                .map_err(|error| KekError::Unclear(error.to_string()))?;
+            let response = self.exchange.send(request).await?;
             // The token may have been revoked with the issuer's key: once more with a new one.
             if response.status() == StatusCode::UNAUTHORIZED && !renew {
                 renew = true;
@@ -189,10 +195,10 @@ impl KekClient {
             self.call(Method::POST, &format!("{kek_url}/{operation}"), Some(body)).await.map_err(transport)?;
         let status = response.status();
         if !status.is_success() {
-            return Err((status, refusal(kek_url, &response)));
+            return Err((status, failure(kek_url, &response)));
         }
         serde_json::from_slice(response.body())
-            .map_err(|_| (StatusCode::BAD_GATEWAY, KekError::Unavailable("the HSM's answer cannot be read".into())))
+            .map_err(|_| (status, KekError::Unclear("the answer cannot be read".into())))
     }
 
     /// Makes an RSA key of `bits`, unless a key of this name exists. For `dev`, which brings its KEKs along.
@@ -206,20 +212,37 @@ impl KekClient {
         }
         let body = serde_json::json!({"kty": "RSA-HSM", "key_size": bits, "key_ops": ["wrapKey", "unwrapKey"]});
         let response = self.call(Method::POST, &format!("{kek_url}/create"), Some(body.to_string())).await?;
-        if response.status().is_success() { Ok(()) } else { Err(refusal(kek_url, &response)) }
+        if response.status().is_success() { Ok(()) } else { Err(failure(kek_url, &response)) }
     }
 }
 
-fn unavailable(error: ExchangeError) -> KekError {
-    KekError::Unavailable(error.to_string())
+/// Why the issuer gives no token (RFC 6749, section 5.2): it says no, unless it is known to be away.
+fn no_token(response: &Response<Bytes>) -> KekError {
+    #[derive(Default, Deserialize)]
+    struct Refused {
+        #[serde(default)]
+        error: String,
+    }
+    let told: Refused = serde_json::from_slice(response.body()).unwrap_or_default();
+    match (response.status().as_u16(), told.error.as_str()) {
+        (429, _) => KekError::Throttled,
+        (500, "server_error" | "temporarily_unavailable") | (502..=504, _) => {
+            KekError::Unavailable(format!("the issuer answered {}", response.status()))
+        }
+        (400..=499, _) => KekError::Denied("the issuer gives this service no token".into()),
+        _ => KekError::Unclear(format!("the issuer answered {}", response.status())),
+    }
 }
 
-/// What an error of the HSM means for whoever needs a DEK.
-fn refusal(kek_url: &str, response: &Response<Bytes>) -> KekError {
+/// What an error of the HSM means for whoever needs a DEK: status, codes and what a service of ours says of its cause decide, and never
+/// words. What is not known to be an outage counts as a refusal.
+fn failure(kek_url: &str, response: &Response<Bytes>) -> KekError {
     let status = response.status();
     let answer: ErrorAnswer = serde_json::from_slice(response.body()).unwrap_or_default();
-    let why: String = answer.error.message.chars().take(200).collect();
+    let why = printable(&answer.error.message, TOLD_CHARS_MAX);
     let inner = answer.error.innererror.map(|inner| inner.code).unwrap_or_default();
+    let cause = answer.error.cause;
+    let unclear = || KekError::Unclear(format!("it answered {status}: {why}"));
     match status {
         StatusCode::UNAUTHORIZED => KekError::Denied(why),
         StatusCode::FORBIDDEN => match (answer.error.code.as_str(), inner.as_str()) {
@@ -228,9 +251,22 @@ fn refusal(kek_url: &str, response: &Response<Bytes>) -> KekError {
             _ => KekError::Denied(why),
         },
         StatusCode::NOT_FOUND => KekError::NotFound(kek_url.into()),
-        StatusCode::TOO_MANY_REQUESTS => KekError::Throttled,
+        StatusCode::TOO_MANY_REQUESTS if cause.bears_out(Cause::Busy) => KekError::Throttled,
+        StatusCode::TOO_MANY_REQUESTS => unclear(),
         status if status.is_client_error() => KekError::InvalidUsage(why),
-        status => KekError::Unavailable(format!("the HSM answered {status}: {why}")),
+        // The codes that the service has for its own faults; and what HTTP has for services that are away, whoever tells it.
+        status
+            if cause.bears_out(Cause::Outage)
+                && match status.as_u16() {
+                    500 => {
+                        matches!(answer.error.code.as_str(), "GeneralError" | "InternalError" | "InternalServerError")
+                    }
+                    status => matches!(status, 502..=504),
+                } =>
+        {
+            KekError::Unavailable(format!("the HSM answered {status}: {why}"))
+        }
+        _ => unclear(),
     }
 }
 
@@ -251,10 +287,10 @@ impl KekService for KekClient {
             }
         }
         let answer = answer.map_err(|(_, error)| error)?;
-        let wrapped = answer.value.decode("value").map_err(|_| KekError::Unavailable("no wrapped key".into()))?;
+        let wrapped = answer.value.decode("value").map_err(|_| KekError::Unclear("no wrapped key".into()))?;
         // A version that is not of this KEK must not come to stand beside the data.
         if self.without_version(&answer.kid) != self.without_version(kek_url) {
-            return Err(KekError::Unavailable("the HSM names another key than was asked for".into()));
+            return Err(KekError::Unclear("it names another key than was asked for".into()));
         }
         Ok(WrappedDek { kek_url: answer.kid, algorithm, wrapped: wrapped.expose().to_vec() })
     }
@@ -265,7 +301,7 @@ impl KekService for KekClient {
             KekError::InvalidUsage(_) if status == StatusCode::BAD_REQUEST => KekError::Rejected,
             other => other,
         })?;
-        let dek = answer.value.decode("value").map_err(|_| KekError::Unavailable("no unwrapped key".into()))?;
+        let dek = answer.value.decode("value").map_err(|_| KekError::Unclear("no unwrapped key".into()))?;
         if dek.len() == 32 { Ok(dek) } else { Err(KekError::Rejected) }
     }
 
@@ -277,10 +313,10 @@ impl KekService for KekClient {
         }
         let response = self.call(Method::GET, kek_url, None).await?;
         if !response.status().is_success() {
-            return Err(refusal(kek_url, &response));
+            return Err(failure(kek_url, &response));
         }
         let answer: KeyAnswer = serde_json::from_slice(response.body())
-            .map_err(|_| KekError::Unavailable("the HSM's answer cannot be read".into()))?;
+            .map_err(|_| KekError::Unclear("the answer cannot be read".into()))?;
         Ok(answer.key.kid)
     }
 
@@ -300,6 +336,8 @@ impl KekService for KekClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use holdfast_wire::ExchangeError;
 
     struct Nobody;
     #[async_trait]
@@ -335,5 +373,51 @@ mod tests {
         }
         let with = format!("https://hsm.example.com:8443/keys/Kek/{version}");
         assert_eq!(client.without_version(&with), "https://hsm.example.com:8443/keys/kek");
+    }
+
+    fn told(status: u16, body: &str) -> KekError {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        failure("kek", &Response::builder().status(status).body(body).unwrap())
+    }
+
+    fn error(code: &str, inner: &str, cause: &str) -> String {
+        format!(
+            r#"{{"error":{{"code":"{code}","message":"{code} unavailable","innererror":{{"code":"{inner}"}}{cause}}}}}"#
+        )
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_an_outage_is_a_refusal() {
+        let outage = r#","holdfastCause":"outage""#;
+        for (status, code) in
+            [(429, "Throttled"), (500, "InternalError"), (503, "StoreUnavailable"), (502, ""), (504, "")]
+        {
+            assert!(!told(status, &error(code, "", "")).is_refusal(), "{status}");
+            assert!(!told(status, &error(code, "", outage)).is_refusal(), "{status}");
+            for strict in [r#","holdfastCause":"refusal""#, r#","holdfastCause":"?""#, r#","holdfastCause":null"#] {
+                assert!(told(status, &error(code, "", strict)).is_refusal(), "{status} {strict}");
+            }
+        }
+        for status in [302, 400, 401, 403, 404, 409, 418, 501] {
+            assert!(told(status, &error("InternalError", "", outage)).is_refusal(), "{status}");
+        }
+        for junk in ["", "<html>", "null", r#"{"error":"unavailable"}"#, r#"{"error":{"code":1}}"#] {
+            assert!(told(500, junk).is_refusal() && !told(503, junk).is_refusal(), "{junk}");
+        }
+        assert!(matches!(told(403, &error("Forbidden", "KeyDisabled", outage)), KekError::Disabled(_)));
+    }
+
+    #[test]
+    fn an_issuer_says_no_unless_it_is_away() {
+        let told = |status: u16, body: &'static str| {
+            no_token(&Response::builder().status(status).body(Bytes::from_static(body.as_bytes())).unwrap())
+        };
+        assert!(matches!(told(401, r#"{"error":"invalid_client"}"#), KekError::Denied(_)));
+        assert!(matches!(told(400, "temporarily unavailable"), KekError::Denied(_)));
+        assert!(matches!(told(500, "temporarily_unavailable"), KekError::Unclear(_)));
+        assert!(matches!(told(302, ""), KekError::Unclear(_)));
+        for (status, body) in [(500, r#"{"error":"server_error"}"#), (503, "")] {
+            assert!(matches!(told(status, body), KekError::Unavailable(_)), "{status}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use holdfast_core::{AuditError, AuditOutcome, Denial, HsmError, OpenKeyError, PermitMismatch, StoreError};
+use holdfast_wire::Cause;
 use http::StatusCode;
 use serde::Serialize;
 
@@ -23,11 +24,21 @@ pub struct ApiError {
     pub reason: Option<String>,
     /// Seconds, for `Retry-After`.
     pub retry_after_secs: Option<u32>,
+    /// What another service of ours is told, as a code.
+    cause: Cause,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, inner_code: None, message: message.into(), reason: None, retry_after_secs: None }
+        Self {
+            status,
+            code,
+            inner_code: None,
+            message: message.into(),
+            reason: None,
+            retry_after_secs: None,
+            cause: Cause::Refusal,
+        }
     }
 
     /// 400: the request is wrong in itself.
@@ -95,7 +106,8 @@ impl ApiError {
     /// 429: no capacity now.
     pub fn throttled() -> Self {
         let message = "Request was not processed because too many requests were received";
-        Self { retry_after_secs: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "Throttled", message) }
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "Throttled", message);
+        Self { retry_after_secs: Some(1), ..error.caused_by(Cause::Busy) }
     }
 
     /// 501: a door that exists and is closed.
@@ -114,7 +126,12 @@ impl ApiError {
     /// 503, with the cause kept inside.
     pub fn unavailable(code: &'static str, message: &str, reason: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
-        Self { reason: Some(reason.into()), retry_after_secs: Some(1), ..error }
+        Self { reason: Some(reason.into()), retry_after_secs: Some(1), ..error.caused_by(Cause::Outage) }
+    }
+
+    /// Nothing is an outage unless it is known to be one.
+    fn caused_by(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     /// How the audit log classes it.
@@ -138,6 +155,8 @@ impl ApiError {
             message: String,
             #[serde(skip_serializing_if = "Option::is_none")]
             innererror: Option<Code<'a>>,
+            #[serde(rename = "holdfastCause")]
+            cause: Cause,
         }
         #[derive(Serialize)]
         struct Code<'a> {
@@ -145,7 +164,7 @@ impl ApiError {
         }
         let message = format!("{} (Activity ID: {request_id})", self.message);
         let innererror = self.inner_code.map(|code| Code { code });
-        let body = Body { error: Inner { code: self.code, message, innererror } };
+        let body = Body { error: Inner { code: self.code, message, innererror, cause: self.cause } };
         // Strings always serialize.
         serde_json::to_vec(&body).map(Bytes::from).unwrap_or_default()
     }
@@ -158,9 +177,10 @@ impl From<HsmError> for ApiError {
             HsmError::Damaged | HsmError::Permit(_) => Self::internal(error.to_string()),
             HsmError::Disabled => Self::forbidden("KeyDisabled", "Operation is not allowed on a disabled key"),
             HsmError::Expired => Self::forbidden("KeyExpired", "Operation is not allowed on an expired key"),
-            HsmError::Failed(what) => Self::internal(what),
+            HsmError::Failed(what) => Self::internal(what).caused_by(Cause::Outage),
             // Of HSMs that keep their keys themselves; ours does not.
-            HsmError::NotFound | HsmError::TimedOut | HsmError::Unavailable(_) => Self::internal(error.to_string()),
+            HsmError::NotFound => Self::internal(error.to_string()),
+            HsmError::TimedOut | HsmError::Unavailable(_) => Self::internal(error.to_string()).caused_by(Cause::Outage),
             HsmError::InvalidInput(why) => Self::bad_parameter(capitalized(why)),
             HsmError::NotYetValid => {
                 Self::forbidden("KeyNotYetValid", "Operation is not allowed on a key that is not yet valid")

@@ -1,7 +1,7 @@
 //! Unwrapped DEKs, for a bounded time.
 //!
 //! The time runs from the unwrap and use never extends it. One unwrap serves all who wait for it. A refusal drops the
-//! entry at once; a key service that is away drops nothing. Values are zeroed when the last user lets go.
+//! entry at once, and ends the grace of all that its KEK wraps; a key service that is away drops nothing. Values are zeroed when the last user lets go.
 
 use std::{
     collections::HashMap,
@@ -12,6 +12,9 @@ use std::{
 use holdfast_core::{KekError, KekService, WrappedDek};
 use holdfast_crypto::{SecretBytes, kdf};
 use metrics::{counter, gauge};
+use refusals::Refusals;
+
+mod refusals;
 
 /// Bounds of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +37,7 @@ impl Default for DekCacheLimits {
 pub(crate) struct Dek {
     pub key: SecretBytes,
     pub expires: Instant,
+    asked: Instant,
     generation: u64,
 }
 
@@ -55,7 +59,7 @@ struct Held {
 
 /// The cache.
 pub(crate) struct DekCache {
-    keks: Arc<dyn KekService>,
+    keks: Refusals,
     limits: DekCacheLimits,
     held: Mutex<Held>,
 }
@@ -66,7 +70,7 @@ fn name(wrapped: &WrappedDek) -> Name {
 
 impl DekCache {
     pub(crate) fn new(keks: Arc<dyn KekService>, limits: DekCacheLimits) -> Self {
-        Self { keks, limits, held: Mutex::default() }
+        Self { keks: Refusals::of(keks), limits, held: Mutex::default() }
     }
 
     /// Without a cache a use that lasts is checked each second.
@@ -75,7 +79,7 @@ impl DekCache {
     }
 
     pub(crate) fn keks(&self) -> &dyn KekService {
-        self.keks.as_ref()
+        &self.keks
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -108,7 +112,7 @@ impl DekCache {
         let asked = Instant::now();
         match self.keks.unwrap(wrapped).await {
             Ok(key) => {
-                let dek = Arc::new(Dek { key, expires: asked + self.lifetime(), generation });
+                let dek = Arc::new(Dek { key, expires: asked + self.lifetime(), asked, generation });
                 self.keep(name, &dek);
                 Ok(dek)
             }
@@ -116,14 +120,14 @@ impl DekCache {
                 self.held().entries.remove(&name);
                 Err(error)
             }
-            Err(error) => self.through_outage(&name, asked).ok_or(error),
+            Err(error) => self.through_outage(&name, &wrapped.kek_url, asked).ok_or(error),
         }
     }
 
     /// Takes in a DEK that was just made and wrapped.
     pub(crate) fn insert(&self, wrapped: &WrappedDek, key: SecretBytes, asked: Instant) -> Arc<Dek> {
         let generation = self.held().generation;
-        let dek = Arc::new(Dek { key, expires: asked + self.lifetime(), generation });
+        let dek = Arc::new(Dek { key, expires: asked + self.lifetime(), asked, generation });
         self.keep(name(wrapped), &dek);
         dek
     }
@@ -147,12 +151,14 @@ impl DekCache {
         gauge!("holdfast_storage_dek_cache_entries").set(held.entries.len() as f64);
     }
 
-    /// Opt-in: an expired DEK goes on for a while if the key service is away; never after a refusal, which removed it.
-    fn through_outage(&self, name: &Name, now: Instant) -> Option<Arc<Dek>> {
+    /// Opt-in: an expired DEK goes on for a while if the key service is away; never after a refusal of it, which removed it, or of
+    /// anything else under its KEK.
+    fn through_outage(&self, name: &Name, kek_url: &str, now: Instant) -> Option<Arc<Dek>> {
         let held = self.held();
         let dek = held.entries.get(name)?.dek.as_ref()?;
         let grace_end = dek.expires + self.limits.outage_grace;
-        (!self.limits.outage_grace.is_zero() && now < grace_end).then(|| {
+        let in_grace = !self.limits.outage_grace.is_zero() && now < grace_end;
+        (in_grace && !self.keks.since(kek_url, dek.asked)).then(|| {
             counter!("holdfast_storage_outage_grace_uses_total").increment(1);
             Arc::clone(dek)
         })
@@ -178,6 +184,7 @@ impl DekCache {
         let now = Instant::now();
         let mut held = self.held();
         let keep = self.limits.outage_grace;
+        self.keks.sweep(self.lifetime() + keep);
         held.entries.retain(|_, entry| match &entry.dek {
             Some(dek) => now < dek.expires + keep,
             None => Arc::strong_count(&entry.gate) > 1,

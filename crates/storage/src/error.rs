@@ -411,6 +411,11 @@ fn told_of_kek(error: &KekError) -> (&'static str, StatusCode, Cow<'_, str>) {
         KekError::Throttled => {
             ("SlowDown", StatusCode::SERVICE_UNAVAILABLE, "The key service is busy; reduce your request rate".into())
         }
+        KekError::Unclear(_) => (
+            "ServiceUnavailable",
+            StatusCode::SERVICE_UNAVAILABLE,
+            "The key service gives no clear answer; try again".into(),
+        ),
         KekError::Unavailable(_) => (
             "ServiceUnavailable",
             StatusCode::SERVICE_UNAVAILABLE,
@@ -491,6 +496,7 @@ pub(crate) fn from_kek(error: KekError) -> Error {
     match &error {
         KekError::Rejected => return damaged("a wrapped DEK", "the KEK does not open it"),
         KekError::Unavailable(why) => tracing::warn!(why, "the key service is not available"),
+        KekError::Unclear(why) => tracing::warn!(why, "the key service refuses, or its answer is not understood"),
         KekError::Denied(_)
         | KekError::Disabled(_)
         | KekError::NotFound(_)

@@ -1,13 +1,15 @@
 //! What dialects over HTTP share: bodies within bounds, AWS Signature Version 4 from both sides, the seam by which a role
-//! sends requests of its own, secrets in JSON.
+//! sends requests of its own, causes of errors as codes, secrets in JSON.
 
 pub mod body;
+mod cause;
 mod exchange;
 pub mod hex;
 mod json;
 mod quota;
 pub mod sigv4;
 
+pub use cause::{CAUSE_MEMBER, Cause, ToldCause};
 pub use exchange::{Exchange, ExchangeError};
 pub use json::JsonText;
 pub use quota::Quotas;

@@ -256,9 +256,9 @@ pub(crate) fn error_body(refusal: &Refusal) -> (StatusCode, &'static str, Bytes)
         Refusal::UnknownPath => (StatusCode::NOT_FOUND, "NotFound"),
         Refusal::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
         Refusal::TimedOut(_) => (StatusCode::REQUEST_TIMEOUT, "RequestTimeout"),
-        Refusal::Dependency(_) => (StatusCode::BAD_GATEWAY, "BadGateway"),
+        Refusal::Dependency(_) | Refusal::Unserved => (StatusCode::BAD_GATEWAY, "BadGateway"),
         Refusal::Throttled(_) => (StatusCode::TOO_MANY_REQUESTS, "Throttled"),
-        Refusal::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
+        Refusal::Failed(_) | Refusal::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
     };
     #[derive(Serialize)]
     struct Body<'a> {
@@ -268,7 +268,7 @@ pub(crate) fn error_body(refusal: &Refusal) -> (StatusCode, &'static str, Bytes)
     let message = match refusal {
         Refusal::Unauthenticated(_) => "the client certificate is not the one this pool is known by".into(),
         Refusal::Denied(_) => "the policy of the proxy denies it".into(),
-        Refusal::Internal(_) => "the proxy failed; its log says why".into(),
+        Refusal::Failed(_) | Refusal::Internal(_) => "the proxy failed; its log says why".into(),
         other => other.to_string(),
     };
     (status, code, serde_json::to_vec(&Body { code, message }).unwrap_or_default().into())

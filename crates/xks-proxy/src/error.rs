@@ -1,6 +1,7 @@
 //! Why a request is refused, whatever its dialect. Each dialect has its own exhaustive map of these.
 
 use holdfast_core::{AuditError, AuditOutcome, HsmError, StoreError};
+use holdfast_wire::Cause;
 
 use crate::authn::Rejection;
 
@@ -40,6 +41,12 @@ pub(crate) enum Refusal {
     /// The HSM, or what else is needed, cannot be reached.
     #[error("{0}")]
     Dependency(String),
+    /// No HSM that is configured here has the key.
+    #[error("no HSM that has the key is configured here")]
+    Unserved,
+    /// The HSM, or what else is needed, failed.
+    #[error("{0}")]
+    Failed(String),
     /// The HSM, or what else is needed, did not answer in time.
     #[error("{0} did not answer in time")]
     TimedOut(&'static str),
@@ -61,6 +68,7 @@ impl Refusal {
         match self {
             Self::Unauthenticated(_) | Self::Denied(_) | Self::Blocked(_) => AuditOutcome::Denied,
             Self::Dependency(_)
+            | Self::Failed(_)
             | Self::Internal(_)
             | Self::InvalidCiphertext
             | Self::InvalidInput(_)
@@ -70,7 +78,28 @@ impl Refusal {
             | Self::Throttled(_)
             | Self::TimedOut(_)
             | Self::UnknownPath
+            | Self::Unserved
             | Self::Unsupported(_) => AuditOutcome::Failed,
+        }
+    }
+
+    /// What a key service of ours is told: nothing is an outage unless it is known to be one.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Dependency(_) | Self::Failed(_) | Self::TimedOut(_) => Cause::Outage,
+            Self::Throttled(_) => Cause::Busy,
+            Self::Blocked(_)
+            | Self::Denied(_)
+            | Self::Internal(_)
+            | Self::InvalidCiphertext
+            | Self::InvalidInput(_)
+            | Self::KeyNotFound
+            | Self::KeyUsage
+            | Self::MethodNotAllowed
+            | Self::Unauthenticated(_)
+            | Self::UnknownPath
+            | Self::Unserved
+            | Self::Unsupported(_) => Cause::Refusal,
         }
     }
 }
@@ -79,7 +108,8 @@ impl From<HsmError> for Refusal {
     fn from(error: HsmError) -> Self {
         match error {
             HsmError::Busy => Self::Throttled("the HSM has no capacity left"),
-            HsmError::Damaged | HsmError::Failed(_) | HsmError::Permit(_) => Self::Internal(error.to_string()),
+            HsmError::Damaged | HsmError::Permit(_) => Self::Internal(error.to_string()),
+            HsmError::Failed(_) => Self::Failed(error.to_string()),
             HsmError::Disabled | HsmError::Expired | HsmError::NotYetValid => Self::Blocked(error.to_string()),
             HsmError::InvalidInput(why) => Self::Unsupported(why.to_owned()),
             HsmError::NotFound => Self::KeyNotFound,
@@ -93,7 +123,7 @@ impl From<HsmError> for Refusal {
 
 impl From<AuditError> for Refusal {
     fn from(error: AuditError) -> Self {
-        Self::Internal(error.to_string())
+        Self::Failed(error.to_string())
     }
 }
 

@@ -106,7 +106,7 @@ impl Use<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(failure.unwrap_or_else(no_hsm))
+        Err(failure.unwrap_or(Refusal::Unserved))
     }
 
     /// Uses the key. `operation` is made anew for each HSM that is tried.
@@ -143,7 +143,7 @@ impl Use<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(failure.unwrap_or_else(no_hsm))
+        Err(failure.unwrap_or(Refusal::Unserved))
     }
 }
 
@@ -153,10 +153,6 @@ fn graver(before: Option<Refusal>, now: Refusal) -> Refusal {
         (Some(before), Refusal::KeyNotFound) => before,
         (_, now) => now,
     }
-}
-
-fn no_hsm() -> Refusal {
-    Refusal::Dependency("no HSM that has the key is configured here".into())
 }
 
 /// Whether another HSM may do better. Nothing that the caller did is put right by one.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -101,7 +102,7 @@ impl HttpsClient {
         let addresses = self.resolve(&target.host, target.port).await.map_err(unreachable)?;
         let stream = TcpStream::connect(addresses.as_slice()).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
-        let stream = self.tls.connect(name, stream).await.map_err(|error| ExchangeError::Tls(error.to_string()))?;
+        let stream = self.tls.connect(name, stream).await.map_err(no_trust)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // It ends when the sender is dropped or the other side closes.
         tokio::spawn(connection);
@@ -150,13 +151,32 @@ impl Target {
     }
 }
 
-fn broken(error: impl std::fmt::Display) -> ExchangeError {
-    ExchangeError::Broken(error.to_string())
+/// A handshake that was cut is a connection that failed; one that came to a verdict is not.
+fn no_trust(error: std::io::Error) -> ExchangeError {
+    match error.kind() {
+        ErrorKind::BrokenPipe
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::ConnectionReset
+        | ErrorKind::UnexpectedEof => ExchangeError::Unreachable(error.to_string()),
+        _ => ExchangeError::Tls(error.to_string()),
+    }
+}
+
+fn broken(error: hyper::Error) -> ExchangeError {
+    if error.is_parse() { ExchangeError::NotHttp(error.to_string()) } else { ExchangeError::Broken(error.to_string()) }
+}
+
+/// A body that ended early is a connection that failed; one that is too long, or not what its headers say, is no answer.
+fn no_body(error: Box<dyn std::error::Error + Send + Sync>) -> ExchangeError {
+    match error.downcast::<hyper::Error>() {
+        Ok(error) => broken(*error),
+        Err(other) => ExchangeError::NotHttp(other.to_string()),
+    }
 }
 
 async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, ExchangeError> {
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(broken)?;
+    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(no_body)?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 

@@ -1,20 +1,26 @@
 //! What can go wrong with the other side of a store, and what each operation makes of it (the table of the service's guide).
 //!
-//! The other side is not trusted: what it says in words goes to the audit log, never to the caller.
+//! The other side is not trusted: what it says in words goes to the audit log, never to the caller, and nothing is decided by it.
 
-use holdfast_wire::ExchangeError;
+use holdfast_wire::{Cause, ExchangeError};
 
 use crate::error::ApiError;
 
 /// Why the other side did not do its work.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LinkFault {
+    /// The connection ended before the answer was there.
+    #[error("the connection to the proxy ended: {0}")]
+    Broken(String),
     /// Too many exchanges are under way.
     #[error("too many requests to the store are under way")]
     Busy,
     /// It may not be used by this caller, for this key or operation.
     #[error("the proxy denies access: {0}")]
     Denied(String),
+    /// It, or what stands before it, says that it failed.
+    #[error("the proxy failed: {0}")]
+    Failed(String),
     /// All its key managers are unavailable.
     #[error("all key managers behind the proxy are unavailable")]
     ManagersUnavailable,
@@ -30,6 +36,9 @@ pub enum LinkFault {
     /// There is no such key.
     #[error("the proxy does not know the external key")]
     KeyNotFound,
+    /// The configuration does not let the service ask it.
+    #[error("it is not asked: {0}")]
+    NotAsked(String),
     /// Our credential is not accepted.
     #[error("the proxy does not accept the credential")]
     NotAuthenticated,
@@ -55,8 +64,10 @@ impl From<ExchangeError> for LinkFault {
         match error {
             ExchangeError::TimedOut => Self::TimedOut,
             ExchangeError::Tls(why) => Self::Tls(why),
-            ExchangeError::Unreachable(why) | ExchangeError::Invalid(why) => Self::Unreachable(why),
-            ExchangeError::Broken(why) => Self::InvalidResponse(why),
+            ExchangeError::Unreachable(why) => Self::Unreachable(why),
+            ExchangeError::Invalid(why) => Self::NotAsked(why),
+            ExchangeError::Broken(why) => Self::Broken(why),
+            ExchangeError::NotHttp(why) => Self::InvalidResponse(why),
         }
     }
 }
@@ -72,13 +83,16 @@ impl LinkFault {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Broken(_) => "broken",
             Self::Busy => "busy",
             Self::Denied(_) => "access-denied",
+            Self::Failed(_) => "failed",
             Self::ManagersUnavailable => "managers-unavailable",
             Self::InvalidResponse(_) => "invalid-response",
             Self::InvalidCiphertext => "invalid-ciphertext",
             Self::KeyUnusable(_) => "key-unusable",
             Self::KeyNotFound => "key-not-found",
+            Self::NotAsked(_) => "not-asked",
             Self::NotAuthenticated => "not-authenticated",
             Self::NoSuchPath => "no-such-path",
             Self::Throttled => "throttled",
@@ -88,8 +102,27 @@ impl LinkFault {
         }
     }
 
-    /// Whether the other side, as a whole, seems to be away.
-    pub(crate) fn is_outage(&self) -> bool {
+    /// What it means for whoever needs the key: a failure that is not known to be an outage counts as somebody's decision.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Busy | Self::Throttled => Cause::Busy,
+            Self::Broken(_) | Self::Failed(_) | Self::ManagersUnavailable | Self::TimedOut | Self::Unreachable(_) => {
+                Cause::Outage
+            }
+            Self::Denied(_)
+            | Self::InvalidCiphertext
+            | Self::InvalidResponse(_)
+            | Self::KeyNotFound
+            | Self::KeyUnusable(_)
+            | Self::NoSuchPath
+            | Self::NotAsked(_)
+            | Self::NotAuthenticated
+            | Self::Tls(_) => Cause::Refusal,
+        }
+    }
+
+    /// Whether the other side, as a whole, seems to be away: for the breaker.
+    pub(crate) fn is_away(&self) -> bool {
         matches!(self, Self::TimedOut | Self::Tls(_) | Self::Unreachable(_))
     }
 
@@ -103,7 +136,7 @@ impl LinkFault {
             Self::ManagersUnavailable => {
                 "The external key store proxy reports that all of its key managers are unavailable"
             }
-            Self::InvalidResponse(_) => {
+            Self::Broken(_) | Self::Failed(_) | Self::InvalidResponse(_) => {
                 "AWS KMS cannot interpret the response from the external key store proxy. If you see this error repeatedly, \
                  report it to your external key store proxy administrator"
             }
@@ -121,13 +154,13 @@ impl LinkFault {
                 "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify its TLS configuration, \
                  including its certificate"
             }
-            Self::Unreachable(_) => UNREACHABLE,
+            Self::NotAsked(_) | Self::Unreachable(_) => UNREACHABLE,
         };
         format!("{text}. (custom key store {store})")
     }
 
     fn error(&self, code: &'static str, store: &str) -> ApiError {
-        ApiError::new(code, self.message(store)).because(self.to_string())
+        ApiError::new(code, self.message(store)).because(self.to_string()).caused_by(self.cause())
     }
 
     /// In a cryptographic operation.
@@ -155,11 +188,15 @@ impl LinkFault {
         let code = match self {
             Self::NotAuthenticated | Self::Denied(_) => "XksProxyIncorrectAuthenticationCredentialException",
             Self::NoSuchPath => "XksProxyInvalidConfigurationException",
-            Self::InvalidCiphertext | Self::InvalidResponse(_) | Self::KeyNotFound | Self::KeyUnusable(_) => {
-                "XksProxyInvalidResponseException"
-            }
+            Self::Broken(_)
+            | Self::Failed(_)
+            | Self::InvalidCiphertext
+            | Self::InvalidResponse(_)
+            | Self::KeyNotFound
+            | Self::KeyUnusable(_) => "XksProxyInvalidResponseException",
             Self::Busy
             | Self::ManagersUnavailable
+            | Self::NotAsked(_)
             | Self::Throttled
             | Self::TimedOut
             | Self::Tls(_)
@@ -173,7 +210,9 @@ impl LinkFault {
 pub(crate) fn connection_error_code(fault: &LinkFault) -> &'static str {
     match fault {
         LinkFault::Denied(_) => "XKS_PROXY_ACCESS_DENIED",
-        LinkFault::InvalidCiphertext
+        LinkFault::Broken(_)
+        | LinkFault::Failed(_)
+        | LinkFault::InvalidCiphertext
         | LinkFault::InvalidResponse(_)
         | LinkFault::KeyNotFound
         | LinkFault::KeyUnusable(_) => "XKS_PROXY_INVALID_RESPONSE",
@@ -181,9 +220,11 @@ pub(crate) fn connection_error_code(fault: &LinkFault) -> &'static str {
         LinkFault::NotAuthenticated => "INVALID_CREDENTIALS",
         LinkFault::TimedOut => "XKS_PROXY_TIMED_OUT",
         LinkFault::Tls(_) => "XKS_PROXY_INVALID_TLS_CONFIGURATION",
-        LinkFault::Busy | LinkFault::ManagersUnavailable | LinkFault::Throttled | LinkFault::Unreachable(_) => {
-            "XKS_PROXY_NOT_REACHABLE"
-        }
+        LinkFault::Busy
+        | LinkFault::ManagersUnavailable
+        | LinkFault::NotAsked(_)
+        | LinkFault::Throttled
+        | LinkFault::Unreachable(_) => "XKS_PROXY_NOT_REACHABLE",
     }
 }
 

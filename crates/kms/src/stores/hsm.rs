@@ -24,6 +24,7 @@ fn fault(error: KekError) -> LinkFault {
         KekError::Disabled(why) | KekError::InvalidUsage(why) => LinkFault::KeyUnusable(why),
         KekError::NotFound(_) => LinkFault::KeyNotFound,
         KekError::Rejected => LinkFault::InvalidCiphertext,
+        KekError::Unclear(why) => LinkFault::InvalidResponse(why),
         KekError::Throttled => LinkFault::Throttled,
         KekError::Unavailable(why) => LinkFault::Unreachable(why),
     }

@@ -376,7 +376,7 @@ impl KeyStores {
             return Err(ApiError::throttled("The request quota of the custom key store is used up"));
         }
         store.link.clone().ok_or_else(|| {
-            LinkFault::Unreachable("the configuration does not let the service connect there".into()).for_crypto(id)
+            LinkFault::NotAsked("the configuration does not let the service connect there".into()).for_crypto(id)
         })
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use holdfast_core::Ambient;
 use holdfast_crypto::{kdf, secret::ct_eq};
 use holdfast_wire::{
-    Exchange,
+    Cause, Exchange, ToldCause,
     sigv4::{self, Scope},
 };
 use http::{Request, Response, StatusCode, header};
@@ -86,6 +86,8 @@ struct Manager {
 struct ErrorAnswer {
     #[serde(default)]
     error_name: String,
+    #[serde(default)]
+    holdfast_cause: ToldCause,
 }
 
 fn invalid(what: impl Into<String>) -> LinkFault {
@@ -126,12 +128,12 @@ impl XksLink {
         let request = self.request(path, body)?;
         let sent = tokio::time::timeout(self.limits.budget, self.exchange.send(request)).await;
         let result = sent.map_or(Err(LinkFault::TimedOut), |answer| answer.map_err(LinkFault::from));
-        self.breaker.note(result.as_ref().is_err_and(LinkFault::is_outage), Instant::now());
+        self.breaker.note(result.as_ref().is_err_and(LinkFault::is_away), Instant::now());
         result
     }
 
     fn request(&self, path: &str, body: String) -> Result<Request<Bytes>, LinkFault> {
-        let unsendable = |error: &dyn std::fmt::Display| LinkFault::Unreachable(error.to_string());
+        let unsendable = |error: &dyn std::fmt::Display| LinkFault::NotAsked(error.to_string());
         let request = Request::post(format!("{}/{path}", self.base))
             .header(header::HOST, &self.host)
             .header(header::CONTENT_TYPE, "application/json")
@@ -172,7 +174,8 @@ fn metadata(about: About<'_>) -> serde_json::Value {
     metadata
 }
 
-/// What an error of the proxy's means; its name decides, and the status where the name is unknown.
+/// What an error of the proxy's means: status and name decide. A proxy of ours says more, and may say that what looks like an outage is
+/// none.
 fn refusal(answer: &Response<Bytes>) -> LinkFault {
     let told: ErrorAnswer = serde_json::from_slice(answer.body()).unwrap_or_default();
     let name = holdfast_wire::printable(&told.error_name, TOLD_CHARS_MAX);
@@ -183,8 +186,12 @@ fn refusal(answer: &Response<Bytes>) -> LinkFault {
         (403, _) => LinkFault::Denied(name),
         (404, "KeyNotFoundException") => LinkFault::KeyNotFound,
         (404, "InvalidUriPathException") => LinkFault::NoSuchPath,
-        (429, _) => LinkFault::Throttled,
-        (503, "DependencyTimeoutException") => LinkFault::TimedOut,
+        (429, _) if told.holdfast_cause.bears_out(Cause::Busy) => LinkFault::Throttled,
+        (503, "DependencyTimeoutException") if told.holdfast_cause.bears_out(Cause::Outage) => LinkFault::TimedOut,
+        // The name that the protocol has for faults; and what HTTP has for services that are away, whoever tells it.
+        (500, "InternalException") | (502..=504, _) if told.holdfast_cause.bears_out(Cause::Outage) => {
+            LinkFault::Failed(format!("status {} {name}", answer.status()))
+        }
         (status, _) => invalid(format!("status {status} {name}")),
     }
 }
@@ -385,6 +392,30 @@ mod tests {
         assert_eq!(fault(404, r#"{"errorName":"InvalidUriPathException"}"#), LinkFault::NoSuchPath);
         assert!(matches!(fault(404, "<html>"), LinkFault::InvalidResponse(_)));
         assert!(matches!(fault(500, "null"), LinkFault::InvalidResponse(_)));
+        assert_eq!(fault(429, r#"{"errorName":"ThrottlingException"}"#), LinkFault::Throttled);
+        assert_eq!(fault(503, r#"{"errorName":"DependencyTimeoutException"}"#), LinkFault::TimedOut);
+        assert_eq!(
+            fault(503, r#"{"errorName":"DependencyTimeoutException","holdfastCause":"outage"}"#),
+            LinkFault::TimedOut
+        );
+        assert!(matches!(fault(500, r#"{"errorName":"InternalException"}"#), LinkFault::Failed(_)));
+        assert!(matches!(fault(502, "<html>"), LinkFault::Failed(_)));
+        // A code makes nothing laxer, and a stricter one counts.
+        for body in [
+            r#"{"errorName":"InternalException","holdfastCause":"refusal"}"#,
+            r#"{"errorName":"InternalException","holdfastCause":"?"}"#,
+        ] {
+            for status in [429, 500, 502, 503, 504] {
+                assert_eq!(fault(status, body).cause(), Cause::Refusal, "{status} {body}");
+            }
+        }
+        for (status, name) in
+            [(400, "InvalidStateException"), (403, "AccessDeniedException"), (500, "Other"), (501, "InternalException")]
+        {
+            let body = format!(r#"{{"errorName":"{name}","holdfastCause":"outage","errorMessage":"unavailable"}}"#);
+            let answer = Response::builder().status(status).body(Bytes::from(body)).unwrap();
+            assert_eq!(refusal(&answer).cause(), Cause::Refusal, "{status} {name}");
+        }
         assert!(matches!(fault(302, ""), LinkFault::InvalidResponse(_)), "redirects are not followed");
     }
 }

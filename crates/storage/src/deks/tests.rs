@@ -137,3 +137,53 @@ async fn forgetting_reaches_unwraps_in_flight() {
     cache.unwrap(&wrapped(1)).await.unwrap();
     assert_eq!(unwraps(&keks), 2);
 }
+
+#[tokio::test]
+async fn a_refusal_ends_the_grace_of_all_that_its_kek_wraps() {
+    let (keks, cache) = cache(10, 10_000);
+    let fail = |error| *keks.failure.lock().unwrap() = Some(error);
+    let away = || KekError::Unavailable("away".into());
+    for refusal in [KekError::Denied("no".into()), KekError::Unclear("junk".into())] {
+        *keks.failure.lock().unwrap() = None;
+        cache.unwrap(&wrapped(1)).await.unwrap();
+        cache.unwrap(&wrapped(2)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(12)).await;
+        fail(away());
+        assert!(cache.unwrap(&wrapped(1)).await.is_ok() && cache.unwrap(&wrapped(2)).await.is_ok(), "grace");
+        // One DEK that does not open is no word on its KEK.
+        fail(KekError::Rejected);
+        assert!(cache.unwrap(&wrapped(3)).await.is_err());
+        fail(away());
+        assert!(cache.unwrap(&wrapped(2)).await.is_ok(), "grace");
+        fail(refusal);
+        assert!(cache.unwrap(&wrapped(1)).await.is_err());
+        fail(away());
+        assert!(cache.unwrap(&wrapped(2)).await.is_err(), "the KEK was refused");
+        let another = WrappedDek { kek_url: "kek/2".into(), ..wrapped(2) };
+        *keks.failure.lock().unwrap() = None;
+        cache.unwrap(&another).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(12)).await;
+        fail(away());
+        assert!(cache.unwrap(&another).await.is_ok(), "another KEK was not");
+    }
+}
+
+#[tokio::test]
+async fn refusals_are_bounded() {
+    let (keks, cache) = cache(10, 10_000);
+    cache.unwrap(&wrapped(1)).await.unwrap();
+    *keks.failure.lock().unwrap() = Some(KekError::Denied("no".into()));
+    let asked = (0..=10_000).map(|number| WrappedDek { kek_url: format!("other/{number}"), ..wrapped(1) });
+    let asked: Vec<_> = asked
+        .map(|wrapped| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { cache.unwrap(&wrapped).await.map(|_| ()) })
+        })
+        .collect();
+    for asked in asked {
+        assert!(asked.await.unwrap().is_err());
+    }
+    tokio::time::sleep(Duration::from_millis(12)).await;
+    *keks.failure.lock().unwrap() = Some(KekError::Unavailable("away".into()));
+    assert!(cache.unwrap(&wrapped(1)).await.is_err(), "what cannot be remembered counts for all");
+}

@@ -1,6 +1,7 @@
 //! Refusals in the protocol's words.
 
 use bytes::Bytes;
+use holdfast_wire::Cause;
 use http::StatusCode;
 use serde::Serialize;
 
@@ -22,9 +23,9 @@ pub(super) fn name(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::UnknownPath => (StatusCode::NOT_FOUND, "InvalidUriPathException"),
         Refusal::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "UnsupportedOperationException"),
         Refusal::Throttled(_) => (StatusCode::TOO_MANY_REQUESTS, "ThrottlingException"),
-        Refusal::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalException"),
+        Refusal::Failed(_) | Refusal::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalException"),
         Refusal::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "UnsupportedOperationException"),
-        Refusal::Dependency(_) | Refusal::TimedOut(_) => {
+        Refusal::Dependency(_) | Refusal::TimedOut(_) | Refusal::Unserved => {
             (StatusCode::SERVICE_UNAVAILABLE, "DependencyTimeoutException")
         }
     }
@@ -35,7 +36,7 @@ fn message(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Unauthenticated(_) => "the request is not signed by a credential of this store, or not now".into(),
         Refusal::Denied(_) => "the policy of the external key store denies it".into(),
-        Refusal::Internal(_) => "the proxy failed; its log says why".into(),
+        Refusal::Failed(_) | Refusal::Internal(_) => "the proxy failed; its log says why".into(),
         other => other.to_string(),
     }
 }
@@ -47,11 +48,13 @@ pub(crate) fn error_body(refusal: &Refusal) -> (StatusCode, &'static str, Bytes)
     struct Body<'a> {
         error_name: &'a str,
         error_message: String,
+        holdfast_cause: Cause,
     }
     let (status, name) = name(refusal);
     let printable = |letter: char| if matches!(letter, ' '..='~') { letter } else { '?' };
     let error_message: String = message(refusal).chars().take(MESSAGE_CHARS_MAX).map(printable).collect();
-    let body = serde_json::to_vec(&Body { error_name: name, error_message }).unwrap_or_default();
+    let body = serde_json::to_vec(&Body { error_name: name, error_message, holdfast_cause: refusal.cause() })
+        .unwrap_or_default();
     (status, name, body.into())
 }
 
