@@ -157,7 +157,7 @@ class OfS3(S3):
         self.storage.stop(how)
 
 
-ROLES = [OfS3]
+ROLES = [OfKeyVault, OfKms, OfS3]
 """`OfKeyVault` and `OfKms` join when their changes are committed with their events; until then a change of theirs is answered with an
 error while it is in force."""
 

@@ -26,7 +26,7 @@ mod using;
 mod xks;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -106,8 +106,12 @@ pub struct XksProxy {
     remembered: AtomicU64,
     /// Kills that could not be written down: in force here all the same, until the process ends.
     unwritten: Mutex<Vec<KillSwitch>>,
-    /// Ids of events that are in the log, and whose rows may still be in the state.
-    told: Mutex<BTreeSet<String>>,
+    /// Ids of the newest events that are in the log. Their rows may still be in the state.
+    told: Mutex<VecDeque<String>>,
+    /// Held by whoever tells the log of a change.
+    telling_changes: tokio::sync::Mutex<()>,
+    /// Kills that this process has told the log of, by process and number. Held by whoever tells of one.
+    told_kills: tokio::sync::Mutex<BTreeSet<(String, u64)>>,
     /// Why the state is not to be trusted: it went back to an older one, or cannot be read. Nothing is done until it is mended.
     untrusted: ArcSwapOption<String>,
     limits: Limits,
@@ -142,6 +146,8 @@ impl XksProxy {
             remembered: AtomicU64::new(0),
             unwritten: Mutex::default(),
             told: Mutex::default(),
+            telling_changes: tokio::sync::Mutex::default(),
+            told_kills: tokio::sync::Mutex::default(),
             untrusted: ArcSwapOption::empty(),
             limits,
             spine,

@@ -58,13 +58,22 @@ impl XksProxy {
         Ok(())
     }
 
-    /// Writes a kill's event. After a crash it may be there twice, by two processes: process and number tell that it is one.
+    /// Writes a kill's event, unless it is written. After a crash it may be there twice, by two processes: process and number tell that it is
+    /// one.
     async fn tell_kill(&self, pulled: &PulledKill) -> Result<(), AdminError> {
         let PulledKill { process, number, kill } = pulled;
+        // Who pulled it and who takes it in may come at once: it is told by one.
+        let mut told = self.told_kills.lock().await;
+        let name = (process.clone(), *number);
+        if told.contains(&name) || self.beside.is_told(process, *number) {
+            return Ok(());
+        }
         let context =
             vec![("scope", kill.scope.to_string()), ("process", process.clone()), ("number", number.to_string())];
         let who = Some(person("this machine", &kill.by));
         self.note("Kill", who, AuditOutcome::Allowed, Some(kill.reason.clone()), context).await?;
+        told.insert(name);
+        drop(told);
         if process == self.beside.process() {
             let (beside, number) = (Arc::clone(&self.beside), *number);
             // Nobody waits for it: if it is lost, the event is told once more.
@@ -90,9 +99,7 @@ impl XksProxy {
             return Ok(false);
         }
         for pulled in &pulled {
-            if !self.beside.is_told(&pulled.process, pulled.number) {
-                self.tell_kill(pulled).await?;
-            }
+            self.tell_kill(pulled).await?;
         }
         for _ in 0..ATTEMPTS {
             match self.take_in(&pulled).await {

@@ -2,7 +2,10 @@
 //! without its event, whatever crashes. The process that made the change tells it; if that one is gone, another. A crash in between may
 //! tell it twice, in two logs: the id says that it is one.
 
-use std::{collections::BTreeSet, sync::MutexGuard, sync::PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{MutexGuard, PoisonError},
+};
 
 use holdfast_core::{AuditError, AuditOutcome, Principal, RecordKey, StoreError, Timestamp, Write};
 use serde::{Deserialize, Serialize};
@@ -17,6 +20,8 @@ use crate::{
 
 /// Events that may wait for a log that cannot be written. Then changes are refused before they commit; kills are not.
 const UNTOLD_MAX: usize = 256;
+/// Ids of events that are remembered as told: longer than anybody still means to tell them.
+const TOLD_MAX: usize = 4 * UNTOLD_MAX;
 
 /// What a change was, by a stable word.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -156,7 +161,7 @@ impl XksProxy {
         Err(AuditError(format!("{waiting} events of changes wait for it")).into())
     }
 
-    fn told(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn told(&self) -> MutexGuard<'_, VecDeque<String>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,9 +180,18 @@ impl XksProxy {
         let mut event = self.event(untold.change.operation(), who, outcome, untold.reason.clone(), untold.context());
         event.time = Timestamp::from_unix_millis(untold.time);
         event.request_id.clone_from(&untold.id);
+        // Whoever made the change and whoever looks for what is left may come at once: it is told by one.
+        let _telling = self.telling_changes.lock().await;
+        if self.told().contains(&untold.id) {
+            return;
+        }
         match self.audit.append(event).await {
             Ok(()) => {
-                self.told().insert(untold.id.clone());
+                let mut told = self.told();
+                told.push_back(untold.id.clone());
+                if told.len() > TOLD_MAX {
+                    told.pop_front();
+                }
             }
             Err(error) => {
                 let operation = untold.change.operation();
@@ -196,9 +210,7 @@ impl XksProxy {
         }
         left.sort_by_key(|untold| untold.time);
         for untold in &left {
-            if !self.told().contains(&untold.id) {
-                self.tell(untold).await;
-            }
+            self.tell(untold).await;
         }
         left.retain(|untold| self.told().contains(&untold.id));
         let forget = |untold: &Untold| Write { key: untold.key(), expected_version: 1, value: None };
@@ -207,12 +219,8 @@ impl XksProxy {
             return Ok(());
         }
         match self.store.keep(forget).await {
-            Ok(()) => {
-                self.told().retain(|id| left.iter().all(|untold| untold.id != *id));
-                self.reload().await
-            }
-            // Another process was faster with some of them: looked at again in a second.
-            Err(StoreError::Conflict) => self.reload().await,
+            // On a conflict another process was faster with some of them: looked at again in a second.
+            Ok(()) | Err(StoreError::Conflict) => self.reload().await,
             Err(error) => Err(error.into()),
         }
     }

@@ -36,7 +36,8 @@ use crate::{
     health::{Health, Told},
     hsm::SoftExternalHsm,
     instance::{
-        self, AuditMarks, Opened, close_audit, listen, listen_some, open_audit, plain, tls_identity, write_public,
+        self, AuditMarks, Opened, close_audit, listen, listen_some, open_audit, plain, tls_identity, with_audit,
+        write_public,
     },
     server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
 };
@@ -209,7 +210,7 @@ impl State {
             tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm)));
         }
         if let Some(socket) = sockets.metrics {
-            let health = Health::new(ProxyTold(Arc::clone(&proxy)), metrics);
+            let health = Health::new(ProxyTold { proxy: Arc::clone(&proxy), audit: Arc::clone(&audit) }, metrics);
             tasks.push(health.serve(socket, config.connections, stopped.clone()));
         }
         let asked = Arc::clone(&proxy);
@@ -319,11 +320,14 @@ fn door(proxy: &Arc<XksProxy>, door: Door) -> server::Handler {
 }
 
 /// What the role tells of itself.
-struct ProxyTold(Arc<XksProxy>);
+struct ProxyTold {
+    proxy: Arc<XksProxy>,
+    audit: Arc<AuditLog>,
+}
 
 impl Told for ProxyTold {
     fn ready(&self) -> serde_json::Value {
-        control::status(&self.0)
+        with_audit(control::status(&self.proxy), &self.audit)
     }
 }
 
