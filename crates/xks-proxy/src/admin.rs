@@ -284,7 +284,7 @@ impl XksProxy {
                         Some(hsm) => match hsm.describe(object, self.limits.body_timeout).await {
                             Err(error) => Err(error.to_string()),
                             Ok(described) => {
-                                let refused = crate::using::check_hygiene(key, &described).err();
+                                let refused = crate::candidate::check_hygiene(key, &described).err();
                                 let findings = described.findings(key.purpose);
                                 Ok((refused.map(|why| why.to_string()), findings))
                             }

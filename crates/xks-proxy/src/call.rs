@@ -6,8 +6,9 @@ use holdfast_core::{ExternalKeyId, Principal};
 
 use crate::{
     XksProxy,
+    authn::Proved,
     error::Refusal,
-    policy::{KeyStore, PolicyKey, Question},
+    policy::{KeyStore, PolicyKey},
     state::Governed,
     using::{Told, Use},
 };
@@ -42,7 +43,7 @@ impl<'a> Call<'a> {
         self.context.push((name, value.to_owned()));
     }
 
-    pub(crate) fn using<'b>(&'b mut self, key: &'b PolicyKey, question: Question<'b>, version: u32) -> Use<'b> {
+    pub(crate) fn using<'b>(&'b mut self, key: &'b PolicyKey, caller: Proved<'b>, version: u32) -> Use<'b> {
         self.told.version = Some(version);
         Use {
             proxy: self.proxy,
@@ -50,7 +51,7 @@ impl<'a> Call<'a> {
             store: self.store,
             key,
             principal: &self.principal,
-            question,
+            caller,
             deadline: self.deadline,
             told: self.told,
         }

@@ -8,7 +8,7 @@ use holdfast_wire::JsonText;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use crate::{call::Call, error::Refusal, policy::Question};
+use crate::{authn::Proved, call::Call, error::Refusal};
 
 const API_VERSION: &str = "0.1-preview";
 /// Longest key that is wrapped; nothing near it is a key.
@@ -101,12 +101,12 @@ pub(crate) async fn answer(call: &mut Call<'_>, operation: Operation, query: Opt
         return Err(Refusal::invalid("request_context needs correlation_id and pool_name"));
     }
     let subject = call.principal_name();
-    let question = Question { principal: &subject, operation: operation.policy_name(), ..Question::default() };
+    let caller = Proved::pool(call, &subject, operation.policy_name())?;
     match operation {
         Operation::Info => info(call),
-        Operation::Metadata => metadata(call, question).await,
-        Operation::WrapKey => wrap(call, question, &request).await,
-        Operation::UnwrapKey => unwrap(call, question, &request).await,
+        Operation::Metadata => metadata(call, caller).await,
+        Operation::WrapKey => wrap(call, caller, &request).await,
+        Operation::UnwrapKey => unwrap(call, caller, &request).await,
     }
 }
 
@@ -134,7 +134,7 @@ fn info(call: &Call<'_>) -> Result<Bytes, Refusal> {
     })
 }
 
-async fn metadata(call: &mut Call<'_>, question: Question<'_>) -> Result<Bytes, Refusal> {
+async fn metadata(call: &mut Call<'_>, caller: Proved<'_>) -> Result<Bytes, Refusal> {
     #[derive(Serialize)]
     struct Metadata {
         key_type: &'static str,
@@ -147,7 +147,7 @@ async fn metadata(call: &mut Call<'_>, question: Question<'_>) -> Result<Bytes, 
     }
     let key = call.key()?;
     let (version, object) = key.newest();
-    let described = call.using(&key, question, version).describe(object).await?;
+    let described = call.using(&key, caller, version).describe(object).await?;
     let key_ops = ["wrapKey", "unwrapKey"];
     match &described.spec {
         ExternalKeySpec::Aes(256) => json(&Metadata { key_type: "oct", key_size: 256, key_ops, n: None, e: None }),
@@ -206,11 +206,11 @@ fn check_unwrap_len(wrap: ExternalWrap, len: usize, spec: &ExternalKeySpec) -> R
     if fits { Ok(()) } else { Err(Refusal::InvalidCiphertext) }
 }
 
-async fn wrap(call: &mut Call<'_>, question: Question<'_>, request: &Request<'_>) -> Result<Bytes, Refusal> {
+async fn wrap(call: &mut Call<'_>, caller: Proved<'_>, request: &Request<'_>) -> Result<Bytes, Refusal> {
     let (wrap, secret) = (algorithm(request)?, value(request)?);
     let key = call.key()?;
     let (version, object) = key.newest();
-    let mut using = call.using(&key, question, version);
+    let mut using = call.using(&key, caller, version);
     let described = using.describe(object).await?;
     check_wrap_len(wrap, secret.len(), &described.spec)?;
     let make = || ExternalOperation::Wrap { wrap, key: SecretBytes::copy_of(secret.expose()) };
@@ -220,11 +220,11 @@ async fn wrap(call: &mut Call<'_>, question: Question<'_>, request: &Request<'_>
     }
 }
 
-async fn unwrap(call: &mut Call<'_>, question: Question<'_>, request: &Request<'_>) -> Result<Bytes, Refusal> {
+async fn unwrap(call: &mut Call<'_>, caller: Proved<'_>, request: &Request<'_>) -> Result<Bytes, Refusal> {
     let (wrap, wrapped) = (algorithm(request)?, value(request)?);
     let key = call.key()?;
     let (version, object) = key.newest();
-    let mut using = call.using(&key, question, version);
+    let mut using = call.using(&key, caller, version);
     let described = using.describe(object).await?;
     check_unwrap_len(wrap, wrapped.len(), &described.spec)?;
     let make = || ExternalOperation::Unwrap { wrap, wrapped: wrapped.expose().to_vec() };

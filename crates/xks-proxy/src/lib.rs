@@ -8,6 +8,7 @@ mod admin;
 mod authn;
 mod beside;
 mod call;
+mod candidate;
 mod dialect;
 mod ekm;
 mod error;

@@ -6,14 +6,16 @@ use std::{
 };
 
 use holdfast_core::{
-    Decision, ExternalHsm, ExternalKey, ExternalKeySpec, ExternalOperation, ExternalOutcome, HsmError, HsmState,
-    Intent, KeyOperation, KeyOperations, Principal, Resource, TokenObject, authorize,
+    Decision, ExternalHsm, ExternalKey, ExternalOperation, ExternalOutcome, HsmState, Intent, Principal, Resource,
+    TokenObject, authorize,
 };
 
 use crate::{
     XksProxy,
+    authn::Proved,
+    candidate::{Candidate, Fault},
     error::Refusal,
-    policy::{Explanation, KeyStore, PolicyKey, Question},
+    policy::{Explanation, KeyStore, PolicyKey},
     state::Governed,
 };
 
@@ -24,7 +26,7 @@ pub(crate) struct Use<'a> {
     pub store: &'a KeyStore,
     pub key: &'a PolicyKey,
     pub principal: &'a Principal,
-    pub question: Question<'a>,
+    pub caller: Proved<'a>,
     /// By when the HSMs must have answered.
     pub deadline: Instant,
     pub told: &'a mut Told,
@@ -41,10 +43,10 @@ pub(crate) struct Told {
     pub version: Option<u32>,
 }
 
-/// The policy, asked about one request.
-struct Asked<'a>(&'a Explanation);
+/// What the policy said of one request: made by asking it, and what a permit is made of.
+struct Judged(Explanation);
 
-impl holdfast_core::Policy for Asked<'_> {
+impl holdfast_core::Policy for Judged {
     fn decide(&self, _: &Principal, _: &Intent) -> Decision {
         if self.0.allowed { Decision::Allow(self.0.reason.clone()) } else { Decision::Deny(self.0.reason.clone()) }
     }
@@ -52,16 +54,16 @@ impl holdfast_core::Policy for Asked<'_> {
 
 impl Use<'_> {
     /// Whether the policy lets the caller do it, kill switches first.
-    pub(crate) fn judge(&mut self) -> Result<Explanation, Refusal> {
+    fn judge(&mut self) -> Result<Judged, Refusal> {
         if let Some(kill) = self.governed.kills.of_key(self.key.id.as_str()) {
             return Err(Refusal::Blocked(format!("{} was stopped by {}", kill.scope, kill.by)));
         }
-        let explanation = self.store.decide(&self.key.id, &self.question);
+        let explanation = self.store.decide(&self.key.id, self.caller.question());
         if !explanation.allowed {
             return Err(Refusal::Denied(explanation.reason));
         }
         self.told.rule = Some(explanation.reason.clone());
-        Ok(explanation)
+        Ok(Judged(explanation))
     }
 
     /// The HSM users that have the key, the well ones first.
@@ -95,15 +97,15 @@ impl Use<'_> {
         let mut failure = None;
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let budget = self.budget(hsms.len() - at - 1)?;
-            self.proxy.check_reach(name)?;
-            match hsm.describe(object, budget).await {
+            let candidate = Candidate::new(self.proxy, name, hsm, self.key, object);
+            let result = candidate.sound(budget).await.map(|sound| Arc::clone(sound.described()));
+            match result {
                 Ok(described) => {
-                    check_hygiene(self.key, &described)?;
                     self.told.hsm = Some(name.clone());
                     return Ok(described);
                 }
-                Err(error) if passes_on(&error) => failure = Some(graver(failure, error.into())),
-                Err(error) => return Err(error.into()),
+                Err(Fault::PassesOn(refusal)) => failure = Some(graver(failure, refusal)),
+                Err(Fault::Ends(refusal)) => return Err(refusal),
             }
         }
         Err(failure.unwrap_or(Refusal::Unserved))
@@ -115,35 +117,38 @@ impl Use<'_> {
         object: &TokenObject,
         operation: impl Fn() -> ExternalOperation,
     ) -> Result<ExternalOutcome, Refusal> {
-        let explanation = self.judge()?;
+        let judged = self.judge()?;
         let mut failure = None;
         let hsms = self.hsms();
         for (at, (name, hsm)) in hsms.iter().enumerate() {
             let others = hsms.len() - at - 1;
-            self.proxy.check_reach(name)?;
-            let described = match hsm.describe(object, self.budget(others)?).await {
-                Ok(described) => described,
-                Err(error) if passes_on(&error) => {
-                    failure = Some(graver(failure, error.into()));
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            check_hygiene(self.key, &described)?;
-            let operation = operation();
-            check_fit(&described, &operation)?;
-            let intent = Intent { action: operation.action(), resource: Resource::ExternalKey(self.key.id.clone()) };
-            let permit = authorize(&Asked(&explanation), self.principal, intent)
-                .map_err(|denial| Refusal::Denied(denial.reason))?;
-            self.told.hsm = Some(name.clone());
-            let budget = self.budget(others)?;
-            match hsm.perform(permit, &self.key.id, object, operation, budget).await {
+            let candidate = Candidate::new(self.proxy, name, hsm, self.key, object);
+            match self.perform_at(&candidate, &judged, operation(), others).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(error) if passes_on(&error) => failure = Some(graver(failure, error.into())),
-                Err(error) => return Err(error.into()),
+                Err(Fault::PassesOn(refusal)) => failure = Some(graver(failure, refusal)),
+                Err(Fault::Ends(refusal)) => return Err(refusal),
             }
         }
         Err(failure.unwrap_or(Refusal::Unserved))
+    }
+
+    /// Uses the key in one HSM; `others` may stand in for it.
+    async fn perform_at(
+        &mut self,
+        candidate: &Candidate<'_>,
+        judged: &Judged,
+        operation: ExternalOperation,
+        others: usize,
+    ) -> Result<ExternalOutcome, Fault> {
+        let budget = self.budget(others).map_err(Fault::Ends)?;
+        let fit = candidate.sound(budget).await?.fit(operation).map_err(Fault::Ends)?;
+        let resource = Resource::ExternalKey(self.key.id.clone());
+        let intent = Intent { action: fit.operation().action(), resource };
+        let permit =
+            authorize(judged, self.principal, intent).map_err(|denial| Fault::Ends(Refusal::Denied(denial.reason)))?;
+        self.told.hsm = Some(candidate.name.to_owned());
+        let budget = self.budget(others).map_err(Fault::Ends)?;
+        fit.perform(permit, budget).await
     }
 }
 
@@ -153,55 +158,4 @@ fn graver(before: Option<Refusal>, now: Refusal) -> Refusal {
         (Some(before), Refusal::KeyNotFound) => before,
         (_, now) => now,
     }
-}
-
-/// Whether another HSM may do better. Nothing that the caller did is put right by one.
-fn passes_on(error: &HsmError) -> bool {
-    matches!(error, HsmError::Busy | HsmError::NotFound | HsmError::TimedOut | HsmError::Unavailable(_))
-}
-
-/// A key that the HSM holds badly is refused unless the policy accepts that of this key by name.
-pub(crate) fn check_hygiene(key: &PolicyKey, described: &ExternalKey) -> Result<(), Refusal> {
-    // RSA keys unwrap by decrypting: that is their purpose in Azure's dialect.
-    let purpose = match described.spec {
-        ExternalKeySpec::Rsa(_) => {
-            key.purpose.iter().chain([KeyOperation::Decrypt, KeyOperation::Encrypt]).collect::<KeyOperations>()
-        }
-        ExternalKeySpec::Aes(_) | ExternalKeySpec::Other(_) => key.purpose,
-    };
-    let findings = described.findings(purpose);
-    let refused: Vec<&str> =
-        findings.iter().filter(|finding| !key.accept.contains(finding)).map(|finding| finding.as_str()).collect();
-    if refused.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::Blocked(format!(
-        "the HSM holds the key badly ({}), and the policy does not accept that of it",
-        refused.join(", ")
-    )))
-}
-
-/// Kind of key, and what the token lets it be used for.
-fn check_fit(described: &ExternalKey, operation: &ExternalOperation) -> Result<(), Refusal> {
-    let fits = match (operation, &described.spec) {
-        (ExternalOperation::GcmDecrypt { .. } | ExternalOperation::GcmEncrypt { .. }, ExternalKeySpec::Aes(256)) => {
-            true
-        }
-        (ExternalOperation::Wrap { wrap, .. } | ExternalOperation::Unwrap { wrap, .. }, spec) => matches!(
-            (wrap, spec),
-            (holdfast_core::ExternalWrap::Aes(_), ExternalKeySpec::Aes(256))
-                | (holdfast_core::ExternalWrap::Rsa(_), ExternalKeySpec::Rsa(_))
-        ),
-        _ => false,
-    };
-    if !fits {
-        return Err(Refusal::KeyUsage);
-    }
-    let allowed = match (&described.spec, operation) {
-        // The public half is everybody's.
-        (ExternalKeySpec::Rsa(_), ExternalOperation::Wrap { .. }) => true,
-        (ExternalKeySpec::Rsa(_), ExternalOperation::Unwrap { .. }) => described.usage.contains(KeyOperation::Decrypt),
-        _ => operation.needs().iter().all(|needed| described.usage.contains(needed)),
-    };
-    if allowed { Ok(()) } else { Err(Refusal::KeyUsage) }
 }

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod proof;
+mod proved;
 
 use std::sync::Arc;
 
@@ -11,8 +12,10 @@ use holdfast_core::{Principal, PrincipalKind, Timestamp};
 use holdfast_crypto::SecretBytes;
 use holdfast_wire::sigv4::{self, Scope, SigningSecret};
 use http::request::Parts;
-pub(crate) use proof::{CallerProofStatement, ProofClaims, verify_proof};
+pub(crate) use proof::CallerProofStatement;
 pub use proof::{EnrolledCaller, ProofReplays};
+use proof::{ProofClaims, verify_proof};
+pub(crate) use proved::Proved;
 
 /// A credential by which a key service signs its requests to one store.
 pub struct Credential {

@@ -15,11 +15,10 @@ use super::{
     },
 };
 use crate::{
-    XksProxy,
-    authn::{ProofClaims, verify_proof},
+    authn::Proved,
     call::Call,
     error::Refusal,
-    policy::{AadForm, CallerProof, Dialect, KeyStore, Question},
+    policy::{AadForm, Dialect, KeyStore},
 };
 
 /// More entries are not taken (XKS proxy API 1.0.3).
@@ -70,46 +69,6 @@ fn check_algorithm(given: Option<&str>) -> Result<(), Refusal> {
     }
 }
 
-fn question(metadata: &RequestMetadata) -> Question<'_> {
-    Question {
-        principal: metadata.aws_principal_arn.as_deref().unwrap_or_default(),
-        operation: metadata.kms_operation.as_deref().unwrap_or_default(),
-        kms_key: metadata.kms_key_arn.as_deref(),
-        via_service: metadata.kms_via_service.as_deref(),
-        source_vpc: metadata.aws_source_vpc.as_deref(),
-        source_vpce: metadata.aws_source_vpce.as_deref(),
-    }
-}
-
-/// The caller behind the key service, proved as the store demands. Says for the log how it went.
-fn prove_caller(call: &mut Call<'_>, store: &KeyStore, metadata: &RequestMetadata) -> Result<(), Refusal> {
-    let Dialect::AwsXks { caller_proof, .. } = store.dialect else { return Ok(()) };
-    let question = question(metadata);
-    let outcome = match (caller_proof, &metadata.holdfast_caller_proof) {
-        (CallerProof::Off, _) => return Ok(()),
-        (CallerProof::Checked, None) => "none",
-        (CallerProof::Required, None) => {
-            call.tell("callerProof", "missing");
-            return Err(Refusal::Denied("the store requires proof of the caller, and there is none".into()));
-        }
-        (CallerProof::Checked | CallerProof::Required, Some(statement)) => {
-            let claims = ProofClaims {
-                principal_arn: question.principal,
-                operation: question.operation,
-                kms_key_arn: question.kms_key,
-            };
-            let XksProxy { replays, ambient, .. } = call.proxy;
-            if let Err(rejection) = verify_proof(statement, &claims, &call.governed.callers, replays, ambient.now()) {
-                call.tell("callerProof", "refused");
-                return Err(Refusal::Denied(rejection.to_string()));
-            }
-            "verified"
-        }
-    };
-    call.tell("callerProof", outcome);
-    Ok(())
-}
-
 fn aad_form(store: &KeyStore) -> AadForm {
     match store.dialect {
         Dialect::AwsXks { aad, .. } => aad,
@@ -121,9 +80,9 @@ async fn key_metadata(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     let request: MetadataOnlyRequest = wire::parse(call.body)?;
     let metadata = check_metadata(request.request_metadata, Operation::GetKeyMetadata)?;
     let key = call.key()?;
-    prove_caller(call, &call.store.clone(), &metadata)?;
+    let caller = Proved::behind(call, &metadata)?;
     let (version, object) = key.newest();
-    let described = call.using(&key, question(&metadata), version).describe(object).await?;
+    let described = call.using(&key, caller, version).describe(object).await?;
     json(&MetadataResponse {
         key_spec: key_spec(&described),
         key_usage: key_usage(&described),
@@ -165,13 +124,13 @@ async fn encrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     let plaintext = secret_base64(required(request.plaintext.as_deref(), "plaintext")?, "plaintext", DATA_BYTES_MAX)?;
     let aad = optional_aad(request.additional_authenticated_data.as_deref())?;
     let key = call.key()?;
-    prove_caller(call, &call.store.clone(), &metadata)?;
+    let caller = Proved::behind(call, &metadata)?;
     let (version, object) = key.newest();
     let ciphertext_metadata = bound::metadata(version);
     let full_aad = bound::full_aad(aad_form(call.store), aad.as_deref(), &ciphertext_metadata);
     let prefix = with_integrity.then(|| [aad.as_deref().unwrap_or_default(), &ciphertext_metadata].concat());
     let outcome = call
-        .using(&key, question(&metadata), version)
+        .using(&key, caller, version)
         .perform(object, || ExternalOperation::GcmEncrypt {
             plaintext: SecretBytes::copy_of(plaintext.expose()),
             aad: full_aad.clone(),
@@ -225,7 +184,7 @@ async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     }
     let aad = optional_aad(request.additional_authenticated_data.as_deref())?;
     let key = call.key()?;
-    prove_caller(call, &call.store.clone(), &metadata)?;
+    let caller = Proved::behind(call, &metadata)?;
     let form = aad_form(call.store);
     let (version, object) = match bound::key_version(&ciphertext_metadata) {
         Some(version) => key.version(version).map(|object| (version, object)),
@@ -236,7 +195,7 @@ async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, Refusal> {
     .map_or_else(|| Err(Refusal::InvalidCiphertext), Ok)?;
     let full_aad = bound::full_aad(form, aad.as_deref(), &ciphertext_metadata);
     let outcome = call
-        .using(&key, question(&metadata), version)
+        .using(&key, caller, version)
         .perform(object, || ExternalOperation::GcmDecrypt {
             iv: iv.clone(),
             aad: full_aad.clone(),
