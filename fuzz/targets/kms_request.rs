@@ -59,11 +59,11 @@ fn blob(_: BlobError) -> HsmError {
 
 #[async_trait]
 impl OpenKey for Open {
-    async fn perform(&self, permit: Permit, operation: Operation) -> Result<Outcome, HsmError> {
+    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError> {
         permit.spend(operation.action(), &self.0)?;
         let mut random = [0; 28];
         Fixed.fill(&mut random);
-        self.1.perform(Fixed.now(), random, operation)
+        self.1.perform(Fixed.now(), as_told, random, operation)
     }
 
     fn public(&self) -> &PublicKey {

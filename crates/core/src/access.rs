@@ -204,6 +204,36 @@ pub struct Permit {
     rule: String,
 }
 
+/// Proof that a permit was used up, for what it was given: what is done by leave of it demands this.
+///
+/// ```compile_fail
+/// let spent = holdfast_core::Spent { action: holdfast_core::Action::KeySign, resource: holdfast_core::Resource::Instance };
+/// ```
+/// ```compile_fail,E0599
+/// fn twice(spent: holdfast_core::Spent) -> (holdfast_core::Spent, holdfast_core::Spent) {
+///     (spent.clone(), spent) // one permit is one proof
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Spent {
+    action: Action,
+    resource: Resource,
+}
+
+impl Spent {
+    /// The action that was allowed.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// What it was allowed on.
+    #[must_use]
+    pub fn resource(&self) -> &Resource {
+        &self.resource
+    }
+}
+
 /// A refusal; its reason goes to the audit log.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("denied: {reason}")]
@@ -250,17 +280,17 @@ impl Permit {
     ///
     /// # Errors
     /// [`PermitMismatch`] if it was given for anything else.
-    pub fn spend(self, action: Action, resource: &Resource) -> Result<(), PermitMismatch> {
-        self.spend_any(&[action], resource).map(|_| ())
+    pub fn spend(self, action: Action, resource: &Resource) -> Result<Spent, PermitMismatch> {
+        self.spend_any(&[action], resource)
     }
 
-    /// Uses the permit up for whichever of `actions` it was given for, and says which.
+    /// Uses the permit up for whichever of `actions` it was given for; the proof says which.
     ///
     /// # Errors
     /// [`PermitMismatch`] if it was given for none of them, or for another resource.
-    pub fn spend_any(self, actions: &[Action], resource: &Resource) -> Result<Action, PermitMismatch> {
+    pub fn spend_any(self, actions: &[Action], resource: &Resource) -> Result<Spent, PermitMismatch> {
         if actions.contains(&self.action) && self.resource == *resource {
-            Ok(self.action)
+            Ok(Spent { action: self.action, resource: self.resource })
         } else {
             Err(PermitMismatch { permitted: self.action, resource: resource.to_string() })
         }

@@ -7,7 +7,7 @@ use holdfast_crypto::{
     EncryptionPadding, ImportedKey, KeySpec, PublicKey, SecretBytes, SignatureScheme, WrapPadding, transfer::Transfer,
 };
 
-use crate::{Action, KeyVersion, Permit, PermitMismatch};
+use crate::{Action, KeyAttributes, KeyOperation, KeyVersion, Permit, PermitMismatch, Timestamp};
 
 /// A key as it lies outside its partition: encrypted under the masking key and bound to its identity and attributes.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -144,6 +144,38 @@ impl Operation {
     }
 }
 
+impl KeyAttributes {
+    /// Whether they let a key be used so at `now`. Outside its validity a key protects nothing new, but still gives back what it protected
+    /// before.
+    ///
+    /// # Errors
+    /// [`HsmError::Disabled`], [`HsmError::NotYetValid`], [`HsmError::Expired`], [`HsmError::OperationNotAllowed`], in this order.
+    pub fn allow(&self, now: Timestamp, operation: &Operation) -> Result<(), HsmError> {
+        let (needed, protects) = match operation {
+            Operation::Decapsulate { .. } | Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
+            Operation::Decrypt { .. } => (KeyOperation::Decrypt, false),
+            Operation::Derive { .. } => (KeyOperation::Derive, true),
+            Operation::Encrypt { .. } => (KeyOperation::Encrypt, true),
+            Operation::Sign { .. } => (KeyOperation::Sign, true),
+            Operation::Verify { .. } => (KeyOperation::Verify, false),
+            Operation::Encapsulate | Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
+        };
+        if !self.enabled {
+            return Err(HsmError::Disabled);
+        }
+        if protects && self.not_before.is_some_and(|from| now < from) {
+            return Err(HsmError::NotYetValid);
+        }
+        if protects && self.expires.is_some_and(|end| now >= end) {
+            return Err(HsmError::Expired);
+        }
+        if !self.operations.contains(needed) {
+            return Err(HsmError::OperationNotAllowed);
+        }
+        Ok(())
+    }
+}
+
 /// What an [`Operation`] gives.
 pub enum Outcome {
     /// Ciphertext, with what must travel beside it.
@@ -207,11 +239,13 @@ pub enum HsmError {
 /// A key version opened for use.
 #[async_trait]
 pub trait OpenKey: Send + Sync {
-    /// Uses the key once.
+    /// Uses the key once. `as_told` is the key version as the role has it at this moment. A blob is bound to the attributes that it was
+    /// masked with, and what a role keeps beside it (state, say) the partition cannot see: it is told, and allows what both allow.
     ///
     /// # Errors
-    /// [`HsmError`], attributes first (disabled, validity, operation), then input, then the operation itself.
-    async fn perform(&self, permit: Permit, operation: Operation) -> Result<Outcome, HsmError>;
+    /// [`HsmError`], attributes first (disabled, validity, operation), then input, then the operation itself. [`HsmError::Damaged`] if
+    /// `as_told` is another key version than this one.
+    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError>;
 
     /// The public part.
     fn public(&self) -> &PublicKey;

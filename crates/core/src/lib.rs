@@ -24,7 +24,9 @@ mod principal;
 mod sealer;
 mod store;
 
-pub use access::{Action, BucketId, Decision, Denial, Intent, Permit, PermitMismatch, Policy, Resource, authorize};
+pub use access::{
+    Action, BucketId, Decision, Denial, Intent, Permit, PermitMismatch, Policy, Resource, Spent, authorize,
+};
 pub use ambient::{Ambient, Timestamp};
 pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
 pub use blob::{BlobId, BlobStore, BlobWriter};

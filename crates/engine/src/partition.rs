@@ -102,7 +102,7 @@ impl Partition {
     pub fn open(&self, version: &KeyVersion, masked: &MaskedKey) -> Result<Keyed, BlobError> {
         let (header, material) = blob::unmask(&self.masking, self.id, version, &masked.0)?;
         let key = material.load().map_err(|_| BlobError::Damaged)?;
-        Ok(Keyed::new(version.attributes.clone(), header.public, key, self.policy))
+        Ok(Keyed::new(version.clone(), header.public, key, self.policy))
     }
 
     /// The public part of a masked key, from its header; the blob is not decrypted.
@@ -147,7 +147,9 @@ impl Partition {
         wrapped: &[u8],
     ) -> Result<KeyMaterial, CryptoError> {
         let LoadedKey::Rsa(key) = exchange.key() else { return Err(CryptoError::Mismatch) };
-        if !exchange.attributes().operations.contains(KeyOperation::Import) || !exchange.attributes().enabled {
+        if !exchange.version().attributes.operations.contains(KeyOperation::Import)
+            || !exchange.version().attributes.enabled
+        {
             return Err(CryptoError::Mismatch);
         }
         let target = transfer::unwrap(key, transfer, wrapped)?;

@@ -1,7 +1,7 @@
-//! Using a key: attributes decide first, then the algorithm must fit, then the work is done.
+//! Using a key: attributes decide first, its own and those that the role tells, then the algorithm must fit, then the work is done.
 
 use holdfast_core::{
-    CiphertextParts, EncryptionScheme, HsmError, KeyAttributes, KeyOperation, Operation, Outcome, Timestamp, WrapScheme,
+    CiphertextParts, EncryptionScheme, HsmError, KeyVersion, Operation, Outcome, Timestamp, WrapScheme,
 };
 use holdfast_crypto::{
     AesKey, CbcPadding, CryptoError, Curve, EncryptionPadding, LoadedKey, MlKemKey, PublicKey, Rsa1_5Policy, RsaKey,
@@ -27,25 +27,25 @@ pub enum Work {
 
 /// A key opened for use, with the attributes it was opened under.
 pub struct Keyed {
-    attributes: KeyAttributes,
+    version: KeyVersion,
     public: PublicKey,
     key: LoadedKey,
     policy: PartitionPolicy,
 }
 
 impl Keyed {
-    pub(crate) fn new(attributes: KeyAttributes, public: PublicKey, key: LoadedKey, policy: PartitionPolicy) -> Self {
-        Self { attributes, public, key, policy }
+    pub(crate) fn new(version: KeyVersion, public: PublicKey, key: LoadedKey, policy: PartitionPolicy) -> Self {
+        Self { version, public, key, policy }
     }
 
     pub(crate) fn key(&self) -> &LoadedKey {
         &self.key
     }
 
-    /// The attributes it was opened under.
+    /// The key version that it is, with the attributes it was opened under.
     #[must_use]
-    pub fn attributes(&self) -> &KeyAttributes {
-        &self.attributes
+    pub fn version(&self) -> &KeyVersion {
+        &self.version
     }
 
     /// The public part.
@@ -76,12 +76,20 @@ impl Keyed {
         }
     }
 
-    /// Uses the key at `now`; `random` becomes salt, nonce or IV where one is needed.
+    /// Uses the key at `now`; `random` becomes salt, nonce or IV where one is needed. `as_told`: the key version as the role has it at
+    /// this moment.
     ///
     /// # Errors
-    /// [`HsmError`], in the order: disabled, validity, operation, input, the operation itself.
-    pub fn perform(&self, now: Timestamp, random: PerformRandom, operation: Operation) -> Result<Outcome, HsmError> {
-        self.check(now, &operation)?;
+    /// [`HsmError`], in the order: disabled, validity, operation, input, the operation itself; before all, [`HsmError::Damaged`] if
+    /// `as_told` is another key version.
+    pub fn perform(
+        &self,
+        now: Timestamp,
+        as_told: &KeyVersion,
+        random: PerformRandom,
+        operation: Operation,
+    ) -> Result<Outcome, HsmError> {
+        self.check(now, as_told, &operation)?;
         match operation {
             Operation::Encrypt { scheme, plaintext, parts } => self.encrypt(scheme, &plaintext, parts, random),
             Operation::Decrypt { scheme, ciphertext, parts } => self.decrypt(scheme, &ciphertext, &parts),
@@ -117,30 +125,14 @@ impl Keyed {
         }
     }
 
-    /// Outside its validity a key protects nothing new, but still gives back what it protected before.
-    fn check(&self, now: Timestamp, operation: &Operation) -> Result<(), HsmError> {
-        let (needed, protects) = match operation {
-            Operation::Decapsulate { .. } | Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
-            Operation::Decrypt { .. } => (KeyOperation::Decrypt, false),
-            Operation::Derive { .. } => (KeyOperation::Derive, true),
-            Operation::Encrypt { .. } => (KeyOperation::Encrypt, true),
-            Operation::Sign { .. } => (KeyOperation::Sign, true),
-            Operation::Verify { .. } => (KeyOperation::Verify, false),
-            Operation::Encapsulate | Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
-        };
-        if !self.attributes.enabled {
-            return Err(HsmError::Disabled);
+    /// Two lines: what the blob is bound to, and what the role says of the key now. Neither makes up for the other.
+    fn check(&self, now: Timestamp, as_told: &KeyVersion, operation: &Operation) -> Result<(), HsmError> {
+        let own = &self.version;
+        if own.id != as_told.id || own.name != as_told.name || own.attributes.spec != as_told.attributes.spec {
+            return Err(HsmError::Damaged);
         }
-        if protects && self.attributes.not_before.is_some_and(|from| now < from) {
-            return Err(HsmError::NotYetValid);
-        }
-        if protects && self.attributes.expires.is_some_and(|end| now >= end) {
-            return Err(HsmError::Expired);
-        }
-        if !self.attributes.operations.contains(needed) {
-            return Err(HsmError::OperationNotAllowed);
-        }
-        Ok(())
+        own.attributes.allow(now, operation)?;
+        as_told.attributes.allow(now, operation)
     }
 
     fn aes(&self) -> Result<&AesKey, HsmError> {

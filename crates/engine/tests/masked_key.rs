@@ -80,7 +80,8 @@ fn golden_aes_blob_is_written_and_read_alike() {
     let keyed = partition().open(&aes_version(), &MaskedKey(golden.as_slice().into())).unwrap();
     let wrap =
         Operation::Wrap { scheme: WrapScheme::AesKeyWrap(WrapPadding::None), key: SecretBytes::copy_of(&[0x55; 16]) };
-    let Outcome::Wrapped(wrapped) = keyed.perform(Timestamp::from_unix_secs(1_800_000_000), [0; 28], wrap).unwrap()
+    let Outcome::Wrapped(wrapped) =
+        keyed.perform(Timestamp::from_unix_secs(1_800_000_000), keyed.version(), [0; 28], wrap).unwrap()
     else {
         panic!("not a wrapped key")
     };
@@ -114,11 +115,19 @@ fn golden_blobs_of_the_other_kinds_are_written_and_read_alike() {
         let keyed = partition().open(&version, &MaskedKey(golden.into())).unwrap();
         assert_eq!(*keyed.public(), made.public);
         let sign = Operation::Sign { scheme, digest: b"message".to_vec() };
-        let Outcome::Signature(signature) = keyed.perform(now, [0; 28], sign).unwrap() else { panic!("no signature") };
+        let Outcome::Signature(signature) = keyed.perform(now, keyed.version(), [0; 28], sign).unwrap() else {
+            panic!("no signature")
+        };
         let verify =
             |digest: &[u8]| Operation::Verify { scheme, digest: digest.to_vec(), signature: signature.clone() };
-        assert!(matches!(keyed.perform(now, [0; 28], verify(b"message")), Ok(Outcome::Verified(true))));
-        assert!(matches!(keyed.perform(now, [0; 28], verify(b"massage")), Ok(Outcome::Verified(false))));
+        assert!(matches!(
+            keyed.perform(now, keyed.version(), [0; 28], verify(b"message")),
+            Ok(Outcome::Verified(true))
+        ));
+        assert!(matches!(
+            keyed.perform(now, keyed.version(), [0; 28], verify(b"massage")),
+            Ok(Outcome::Verified(false))
+        ));
     }
 }
 
@@ -131,10 +140,14 @@ fn ml_kem_blobs_open_and_work() {
         let made = partition().mask(&version, material, RANDOM).unwrap();
         let keyed = partition().open(&version, &made.masked).unwrap();
         let now = Timestamp::from_unix_secs(1_800_000_000);
-        let Ok(Outcome::Encapsulated(ciphertext, secret)) = keyed.perform(now, [0; 28], Operation::Encapsulate) else {
+        let Ok(Outcome::Encapsulated(ciphertext, secret)) =
+            keyed.perform(now, keyed.version(), [0; 28], Operation::Encapsulate)
+        else {
             panic!("nothing was encapsulated")
         };
-        let Ok(Outcome::Plaintext(same)) = keyed.perform(now, [0; 28], Operation::Decapsulate { ciphertext }) else {
+        let Ok(Outcome::Plaintext(same)) =
+            keyed.perform(now, keyed.version(), [0; 28], Operation::Decapsulate { ciphertext })
+        else {
             panic!("nothing was decapsulated")
         };
         assert!(same.ct_eq(secret.expose()));
@@ -162,9 +175,11 @@ fn golden_ec_blob_is_written_and_read_alike() {
     let now = Timestamp::from_unix_secs(1_800_000_000);
     let scheme = SignatureScheme::Ecdsa(Curve::P256);
     let sign = Operation::Sign { scheme, digest: vec![7; 32] };
-    let Outcome::Signature(signature) = keyed.perform(now, [0; 28], sign).unwrap() else { panic!("no signature") };
+    let Outcome::Signature(signature) = keyed.perform(now, keyed.version(), [0; 28], sign).unwrap() else {
+        panic!("no signature")
+    };
     let verify = Operation::Verify { scheme, digest: vec![7; 32], signature };
-    assert!(matches!(keyed.perform(now, [0; 28], verify), Ok(Outcome::Verified(true))));
+    assert!(matches!(keyed.perform(now, keyed.version(), [0; 28], verify), Ok(Outcome::Verified(true))));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use holdfast_core::{AuditEvent, KeyName, Permit, Resource, Timestamp};
+use holdfast_core::{AuditEvent, KeyName, Permit, Resource, Spent, Timestamp};
 use holdfast_service::Trace;
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
@@ -66,6 +66,9 @@ pub(crate) struct Named {
     pub key: Arc<KeyEntry>,
     pub alias: Option<String>,
 }
+
+/// The grant tokens of a request, each of a grant that is there. Made by that check alone; permits of operations that take tokens want it.
+pub(crate) struct GrantTokens(());
 
 /// What a permit is asked with besides the key.
 #[derive(Clone, Copy, Default)]
@@ -181,8 +184,22 @@ impl<'a> Call<'a> {
         answer(&ask, facts.via_service())
     }
 
-    /// A permit for an action on a key.
+    /// A permit for an action on a key, in an operation that takes no grant tokens.
     pub(crate) fn permit(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<Permit, ApiError> {
+        if self.operation.takes_grant_tokens() {
+            return Err(ApiError::internal("the grant tokens of a request were not looked at"));
+        }
+        self.permit_shown(&GrantTokens(()), action, key, with)
+    }
+
+    /// The same in one that takes some.
+    pub(crate) fn permit_shown(
+        &mut self,
+        _tokens: &GrantTokens,
+        action: KmsAction,
+        key: &KeyEntry,
+        with: With<'_>,
+    ) -> Result<Permit, ApiError> {
         let (permit, via) = self.ask(action, &key.arn, Some(key), with, |ask, via| (ask.permit(), via));
         self.told.via_service = via;
         self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
@@ -207,7 +224,12 @@ impl<'a> Call<'a> {
     }
 
     /// The same, used up by an operation that no call to the HSM stands behind.
-    pub(crate) fn allowed_apart(&mut self, action: KmsAction, resource: &str, with: With<'_>) -> Result<(), ApiError> {
+    pub(crate) fn allowed_apart(
+        &mut self,
+        action: KmsAction,
+        resource: &str,
+        with: With<'_>,
+    ) -> Result<Spent, ApiError> {
         let permit = self.permit_apart(action, resource, with)?;
         Ok(permit.spend(action.core(), &Resource::Keys)?)
     }
@@ -225,23 +247,26 @@ impl<'a> Call<'a> {
     }
 
     /// A permit used up by an operation that no call to the HSM and no change stands behind.
-    pub(crate) fn allowed(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<(), ApiError> {
+    pub(crate) fn allowed(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<Spent, ApiError> {
         let permit = self.permit(action, key, with)?;
+        Ok(permit.spend(action.core(), &key.resource())?)
+    }
+
+    /// The same in one that takes grant tokens.
+    pub(crate) fn allowed_shown(
+        &mut self,
+        tokens: &GrantTokens,
+        action: KmsAction,
+        key: &KeyEntry,
+        with: With<'_>,
+    ) -> Result<Spent, ApiError> {
+        let permit = self.permit_shown(tokens, action, key, with)?;
         Ok(permit.spend(action.core(), &key.resource())?)
     }
 
     pub(crate) fn state(&self, key: &KeyEntry) -> KeyState {
         let in_use = key.reference.as_ref().is_none_or(|reference| self.kms.stores.is_in_use(&reference.store));
         key.state(self.now, in_use)
-    }
-
-    /// Refuses a key that is not enabled.
-    pub(crate) fn must_be_enabled(&self, key: &KeyEntry) -> Result<(), ApiError> {
-        match self.state(key) {
-            KeyState::Enabled => Ok(()),
-            KeyState::Disabled => Err(ApiError::new("DisabledException", format!("{} is disabled.", key.arn))),
-            other => Err(wrong_state(key, other)),
-        }
     }
 
     /// Refuses a key in one of `states`.
@@ -251,14 +276,14 @@ impl<'a> Call<'a> {
     }
 
     /// Checks the tokens of a request. A grant is in force from the moment it is made: a token changes nothing, but must be one.
-    pub(crate) fn check_tokens(&self, tokens: Option<&[String]>) -> Result<(), ApiError> {
+    pub(crate) fn tokens(&self, tokens: Option<&[String]>) -> Result<GrantTokens, ApiError> {
         let tokens = tokens.unwrap_or_default();
         let mut violations = Violations::default();
         violations.items(tokens.len(), "grantTokens", 0, GRANT_TOKENS_MAX);
         violations.finish()?;
         let known = |token: &String| GrantId::from_token(token).and_then(|id| self.kms.grants.get(id)).is_some();
         if tokens.iter().all(known) {
-            return Ok(());
+            return Ok(GrantTokens(()));
         }
         Err(ApiError::new("InvalidGrantTokenException", "A grant token is not valid"))
     }
@@ -288,7 +313,7 @@ fn invalid_key_id(name: &str) -> ApiError {
     ApiError::not_found(format!("Invalid keyId '{}'", shown(name)))
 }
 
-fn wrong_state(key: &KeyEntry, state: KeyState) -> ApiError {
+pub(crate) fn wrong_state(key: &KeyEntry, state: KeyState) -> ApiError {
     let what = match state {
         KeyState::Disabled => "is disabled",
         KeyState::Enabled => "is enabled",

@@ -194,7 +194,9 @@ impl Dialect for AwsKms<'_> {
             Fault::Body(fault) => fault.into(),
             Fault::NoPlace => ApiError::throttled("Rate exceeded"),
             Fault::Unrecorded(error) => error.into(),
-            Fault::RecordedTooLate => ApiError::internal("the audit log did not answer in time"),
+            Fault::RecordedTooLate => {
+                ApiError::internal("the audit log did not answer in time").caused_by(holdfast_wire::Cause::Outage)
+            }
         }
     }
 

@@ -114,14 +114,11 @@ impl From<HsmError> for ApiError {
             HsmError::Failed(_) | HsmError::TimedOut | HsmError::Unavailable(_) => {
                 Self::internal(error.to_string()).caused_by(Cause::Outage)
             }
-            // The role looks at state, usage and validity itself, and refuses in better words before the partition does.
-            HsmError::Damaged
-            | HsmError::Disabled
-            | HsmError::Expired
-            | HsmError::NotFound
-            | HsmError::NotYetValid
-            | HsmError::OperationNotAllowed
-            | HsmError::Permit(_) => Self::internal(error.to_string()),
+            // The role looks at state, usage and validity itself: it was changed since, and the next look says so in the dialect's words.
+            HsmError::Disabled | HsmError::Expired | HsmError::NotYetValid | HsmError::OperationNotAllowed => {
+                Self::stale(format!("the partition refuses: {error}")).caused_by(Cause::Refusal)
+            }
+            HsmError::Damaged | HsmError::NotFound | HsmError::Permit(_) => Self::internal(error.to_string()),
             HsmError::InvalidInput(why) => Self::validation(format!("The request is not valid for this key: {why}")),
             HsmError::Rejected => Self::invalid_ciphertext(),
         }

@@ -5,7 +5,8 @@
 //! then by the other side, so that neither alone can read it.
 //!
 //! Reading order: [`Kms::handle`], `dialect` (the stages of a request), `call` (what an operation has at hand: the key named, the permit),
-//! `ops` (what is done), `authz` with `policy` and `grants` (who may), `keys`, `usage` and `blob` (what is kept, what is given out), `stores` (custom
+//! `ops` (what is done), `authz` with `policy` and `grants` (who may), `usable` (a key that may be used now, and its way into the partition),
+//! `keys`, `usage` and `blob` (what is kept, what is given out), `stores` (custom
 //! key stores), `error` (what is told). `client` is the dialect from the other side, for storage.
 //!
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
@@ -36,6 +37,7 @@ mod records;
 mod service;
 mod spec;
 mod stores;
+mod usable;
 mod usage;
 mod wire;
 

@@ -108,6 +108,30 @@ impl Operation {
         )
     }
 
+    /// Whether requests of it may have `GrantTokens`.
+    pub(crate) fn takes_grant_tokens(self) -> bool {
+        matches!(
+            self,
+            Self::CreateGrant
+                | Self::Decapsulate
+                | Self::Decrypt
+                | Self::DeriveSharedSecret
+                | Self::DescribeKey
+                | Self::Encapsulate
+                | Self::Encrypt
+                | Self::GenerateDataKey
+                | Self::GenerateDataKeyPair
+                | Self::GenerateDataKeyPairWithoutPlaintext
+                | Self::GenerateDataKeyWithoutPlaintext
+                | Self::GenerateMac
+                | Self::GetPublicKey
+                | Self::ReEncrypt
+                | Self::Sign
+                | Self::Verify
+                | Self::VerifyMac
+        )
+    }
+
     /// Whether `InvalidArnException` is one of its errors. Where it is not, a malformed ARN is a key that is not found.
     pub(crate) fn tells_invalid_arns(self) -> bool {
         !self.is_use() && !matches!(self, Self::CreateAlias | Self::UpdateAlias)

@@ -20,6 +20,7 @@ mod retention;
 mod rotation;
 mod route;
 mod service;
+mod usable;
 mod wire;
 
 use std::{sync::Arc, time::Duration};

@@ -67,7 +67,8 @@ impl SoftExternalHsm {
     }
 
     fn run(&self, key: &OpenKey, operation: Operation) -> Result<Outcome, HsmError> {
-        key.keyed.perform(self.ambient.now(), self.ambient.random(), operation)
+        // It keeps its keys itself: nobody but the blob says what they are.
+        key.keyed.perform(self.ambient.now(), key.keyed.version(), self.ambient.random(), operation)
     }
 
     fn encrypt(

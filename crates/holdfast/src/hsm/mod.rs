@@ -92,14 +92,14 @@ struct PooledKey {
 
 #[async_trait]
 impl OpenKey for PooledKey {
-    async fn perform(&self, permit: Permit, operation: Operation) -> Result<Outcome, HsmError> {
+    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError> {
         permit.spend(operation.action(), &self.resource)?;
         let (now, random) = (self.ambient.now(), self.ambient.random());
         match self.keyed.work(&operation) {
-            Work::Light => self.keyed.perform(now, random, operation),
+            Work::Light => self.keyed.perform(now, as_told, random, operation),
             Work::PrivateKey => {
-                let keyed = Arc::clone(&self.keyed);
-                self.private_key.run(move || keyed.perform(now, random, operation)).await?
+                let (keyed, as_told) = (Arc::clone(&self.keyed), as_told.clone());
+                self.private_key.run(move || keyed.perform(now, &as_told, random, operation)).await?
             }
         }
     }

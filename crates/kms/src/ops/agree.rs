@@ -1,7 +1,5 @@
 //! Shared secrets: by agreement (ECDH), by encapsulation (ML-KEM).
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use holdfast_core::{Operation, Outcome};
 use holdfast_crypto::SecretBytes;
@@ -9,7 +7,6 @@ use serde::Deserialize;
 
 use super::{
     CryptoAnswer,
-    encrypt::wrong_usage,
     recipient::{Recipient, Released, attested, release},
 };
 use crate::{
@@ -19,6 +16,7 @@ use crate::{
     facts::Attested,
     keys::KeyEntry,
     spec::KeyUsage,
+    usable::{self, Usable},
     wire::{self, BlobMember, Violations},
 };
 
@@ -36,7 +34,7 @@ struct Request {
 }
 
 struct Performed {
-    key: Arc<KeyEntry>,
+    key: Usable,
     outcome: Outcome,
     attested: Option<Attested>,
 }
@@ -51,22 +49,20 @@ async fn perform(
 ) -> Result<Performed, ApiError> {
     let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:keyagreementalgorithm", vec!["ECDH".to_owned()])];
     let more = if usage == KeyUsage::KeyAgreement { &facts[..] } else { &[] };
-    let permit = call.permit(
+    let permit = call.permit_shown(
+        &tokens,
         action,
         &key,
         With { alias: alias.as_deref(), attested: attested.as_ref(), more, ..With::default() },
     )?;
-    call.must_be_enabled(&key)?;
-    if key.usage != usage {
-        return Err(wrong_usage(call, &key));
-    }
+    let key = call.usable(&key, usage)?;
     call.unless_dry_run(request.dry_run)?;
-    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
+    let material = key.current_material()?;
     call.told.material = Some(material.id.to_string());
-    let outcome = call.kms.keys.open_key(&key, material).await?.perform(permit, operation).await?;
+    let outcome = usable::perform(call.kms, permit, &key, material, operation).await?;
     Ok(Performed { key, outcome, attested })
 }
 

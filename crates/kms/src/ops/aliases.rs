@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_core::Spent;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -58,7 +59,7 @@ fn own_name(call: &Call<'_>, name: Option<&str>) -> Result<(AliasName, String), 
 }
 
 /// A change of an alias must be allowed on the alias, by the caller's policies, and on the key.
-fn allowed(call: &mut Call<'_>, action: KmsAction, arn: &str, key: &KeyEntry) -> Result<(), ApiError> {
+fn allowed(call: &mut Call<'_>, action: KmsAction, arn: &str, key: &KeyEntry) -> Result<Spent, ApiError> {
     call.allowed_apart(action, arn, With::default())?;
     call.allowed(action, key, With::default())
 }
@@ -133,7 +134,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
             call.told.key = Some(key.arn.clone());
             allowed(call, KmsAction::DeleteAlias, &arn, &key)?;
         }
-        None => call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?,
+        None => drop(call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?),
     }
     let committed = aliases.remove(&changing, &name, &alias, call.event()).await?;
     changed(committed, nothing())

@@ -1,13 +1,13 @@
 //! Data keys, data key pairs, random bytes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use holdfast_crypto::SecretBytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CryptoAnswer,
-    encrypt::must_encrypt,
-    layers,
+    CryptoAnswer, layers,
     recipient::{Recipient, Released, attested, release},
 };
 use crate::{
@@ -16,7 +16,8 @@ use crate::{
     context::EncryptionContext,
     error::ApiError,
     keys::{KeyEntry, Origin},
-    spec::{self, spec_name},
+    spec::{self, KeyUsage, spec_name},
+    usable::Usable,
     wire::{self, SecretOut, Violations},
 };
 
@@ -49,10 +50,10 @@ struct DataKeyRequest {
 }
 
 /// Data keys are wrapped by symmetric keys.
-fn must_wrap(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
-    must_encrypt(call, key)?;
+fn wrapping(call: &Call<'_>, key: &Arc<KeyEntry>) -> Result<Usable, ApiError> {
+    let key = call.usable(key, KeyUsage::EncryptDecrypt)?;
     if key.is_symmetric_encryption() {
-        return Ok(());
+        return Ok(key);
     }
     let (spec, operation) = (spec_name(key.spec), call.operation.name());
     let message = format!("{} key spec is {spec} which is not valid for {operation}.", key.arn);
@@ -75,13 +76,12 @@ pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Resul
     let context = checked_context(request.encryption_context)?;
     let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let with =
         With { alias: alias.as_deref(), context: Some(&context), attested: attested.as_ref(), ..With::default() };
     let action = if with_plaintext { KmsAction::GenerateDataKey } else { KmsAction::GenerateDataKeyWithoutPlaintext };
-    let permit = call.permit(action, &key, with)?;
-    call.must_be_enabled(&key)?;
-    must_wrap(call, &key)?;
+    let permit = call.permit_shown(&tokens, action, &key, with)?;
+    let key = wrapping(call, &key)?;
     call.unless_dry_run(request.dry_run)?;
     let mut data_key = SecretBytes::zeroed(len);
     call.kms.ambient.fill(data_key.expose_mut());
@@ -108,7 +108,7 @@ pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> 
     let context = checked_context(request.encryption_context)?;
     let attested = attested(call, request.recipient.as_ref())?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:datakeypairspec", vec![name.to_owned()])];
     let with = With {
         alias: alias.as_deref(),
@@ -119,9 +119,8 @@ pub(super) async fn data_key_pair(call: &mut Call<'_>, with_plaintext: bool) -> 
     };
     let action =
         if with_plaintext { KmsAction::GenerateDataKeyPair } else { KmsAction::GenerateDataKeyPairWithoutPlaintext };
-    let permit = call.permit(action, &key, with)?;
-    call.must_be_enabled(&key)?;
-    must_wrap(call, &key)?;
+    let permit = call.permit_shown(&tokens, action, &key, with)?;
+    let key = wrapping(call, &key)?;
     if !matches!(key.origin, Origin::AwsKms | Origin::External) {
         return Err(ApiError::unsupported("Data key pairs are not for keys in a custom key store"));
     }

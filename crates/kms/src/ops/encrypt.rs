@@ -14,12 +14,13 @@ use super::{
 use crate::{
     action::KmsAction,
     blob::{BLOB_BYTES_MAX, Blob},
-    call::{Call, Named, With, checked_context},
+    call::{Call, GrantTokens, Named, With, checked_context},
     context::EncryptionContext,
     error::ApiError,
     facts::Attested,
     keys::{KeyEntry, KeyRef},
     spec::{self, KeyUsage},
+    usable::{Usable, perform},
     wire::{self, BlobMember, Violations},
 };
 
@@ -65,19 +66,6 @@ struct ReEncryptRequest {
     dry_run_modifiers: Option<Vec<String>>,
 }
 
-pub(super) fn must_encrypt(call: &Call<'_>, key: &KeyEntry) -> Result<(), ApiError> {
-    if key.usage == KeyUsage::EncryptDecrypt {
-        return Ok(());
-    }
-    Err(wrong_usage(call, key))
-}
-
-pub(super) fn wrong_usage(call: &Call<'_>, key: &KeyEntry) -> ApiError {
-    let (usage, operation) = (key.usage.name(), call.operation.name());
-    let message = format!("{} key usage is {usage} which is not valid for {operation}.", key.arn);
-    ApiError::new("InvalidKeyUsageException", message)
-}
-
 /// What an algorithm is for this key: `None` for the symmetric one.
 fn padding(key: &KeyEntry, algorithm: &str) -> Result<Option<(EncryptionPadding, usize)>, ApiError> {
     match (key.spec, spec::rsa_padding(algorithm)) {
@@ -107,20 +95,14 @@ fn check_algorithm(algorithm: Option<&str>, member: &str) -> Result<(), ApiError
     violations.finish()
 }
 
-async fn asymmetric(
-    call: &Call<'_>,
-    permit: Permit,
-    key: &KeyEntry,
-    operation: Operation,
-) -> Result<Outcome, ApiError> {
-    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
-    Ok(call.kms.keys.open_key(key, material).await?.perform(permit, operation).await?)
+async fn asymmetric(call: &Call<'_>, permit: Permit, key: &Usable, operation: Operation) -> Result<Outcome, ApiError> {
+    perform(call.kms, permit, key, key.current_material()?, operation).await
 }
 
 async fn encrypt_bytes(
     call: &mut Call<'_>,
     permit: Permit,
-    key: &KeyEntry,
+    key: &Usable,
     algorithm: &str,
     plaintext: SecretBytes,
     context: &EncryptionContext,
@@ -163,12 +145,11 @@ pub(super) async fn encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let algorithm = request.encryption_algorithm.as_deref().unwrap_or("SYMMETRIC_DEFAULT");
     call.told.algorithm = Some(algorithm.to_owned());
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts = algorithm_facts(algorithm);
     let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
-    let permit = call.permit(KmsAction::Encrypt, &key, with)?;
-    call.must_be_enabled(&key)?;
-    must_encrypt(call, &key)?;
+    let permit = call.permit_shown(&tokens, KmsAction::Encrypt, &key, with)?;
+    let key = call.usable(&key, KeyUsage::EncryptDecrypt)?;
     if padding(&key, algorithm)?.is_some() {
         no_context(&context)?;
     }
@@ -250,6 +231,7 @@ impl Source {
     fn permit(
         &self,
         call: &mut Call<'_>,
+        tokens: &GrantTokens,
         action: KmsAction,
         context: &EncryptionContext,
         attested: Option<&Attested>,
@@ -257,7 +239,7 @@ impl Source {
     ) -> Result<Permit, ApiError> {
         let with =
             With { alias: self.named.alias.as_deref(), context: Some(context), attested, more, ..With::default() };
-        call.permit(action, &self.named.key, with).map_err(|error| {
+        call.permit_shown(tokens, action, &self.named.key, with).map_err(|error| {
             if self.by_blob { not_allowed().because(error.reason.unwrap_or(error.message)) } else { error }
         })
     }
@@ -278,9 +260,9 @@ impl Source {
         &self,
         call: &mut Call<'_>,
         permit: Permit,
+        key: &Usable,
         context: &EncryptionContext,
     ) -> Result<(SecretBytes, Option<String>), ApiError> {
-        let key = &self.named.key;
         match padding(key, &self.algorithm)? {
             None => {
                 let blob = Blob::read(&self.ciphertext).map_err(|_| ApiError::invalid_ciphertext())?;
@@ -317,20 +299,18 @@ pub(super) async fn decrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let algorithm = request.encryption_algorithm.as_deref();
     let source = source(call, "keyId", request.key_id.as_deref(), algorithm, ciphertext, ignored)?;
     call.told.algorithm = Some(source.algorithm.clone());
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts = algorithm_facts(&source.algorithm);
-    let permit = source.permit(call, KmsAction::Decrypt, &context, attested.as_ref(), &facts)?;
+    let permit = source.permit(call, &tokens, KmsAction::Decrypt, &context, attested.as_ref(), &facts)?;
     source.must_be_of_its_key()?;
-    let key = Arc::clone(&source.named.key);
-    call.must_be_enabled(&key)?;
-    must_encrypt(call, &key)?;
+    let key = call.usable(&source.named.key, KeyUsage::EncryptDecrypt)?;
     if padding(&key, &source.algorithm)?.is_some() {
         no_context(&context)?;
     }
     if source.ignored {
         call.unless_dry_run(request.dry_run)?;
     }
-    let (plaintext, material) = source.decrypt(call, permit, &context).await?;
+    let (plaintext, material) = source.decrypt(call, permit, &key, &context).await?;
     call.unless_dry_run(request.dry_run)?;
     let Released { plaintext, ciphertext_for_recipient } = release(call, attested.as_ref(), &plaintext)?;
     wire::answer(&CryptoAnswer {
@@ -370,27 +350,35 @@ pub(super) async fn re_encrypt(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let from = Arc::clone(&source.named.key);
     let Named { key: to, alias } = call.named("destinationKeyId", request.destination_key_id.as_deref())?;
     call.told.context.push(("source-key", from.arn.clone()));
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let same = ("kms:reencryptonsamekey", vec![(from.id == to.id).to_string()]);
     let [source_algorithm] = algorithm_facts(&source.algorithm);
-    let permit_from =
-        source.permit(call, KmsAction::ReEncryptFrom, &source_context, None, &[source_algorithm, same.clone()])?;
+    let permit_from = source.permit(
+        call,
+        &tokens,
+        KmsAction::ReEncryptFrom,
+        &source_context,
+        None,
+        &[source_algorithm, same.clone()],
+    )?;
     let [target_algorithm] = algorithm_facts(algorithm);
     let facts = [target_algorithm, same];
     let with = With { alias: alias.as_deref(), context: Some(&context), more: &facts, ..With::default() };
-    let permit_to = call.permit(KmsAction::ReEncryptTo, &to, with)?;
+    let permit_to = call.permit_shown(&tokens, KmsAction::ReEncryptTo, &to, with)?;
     source.must_be_of_its_key()?;
-    for (key, algorithm, context) in [(&from, source.algorithm.as_str(), &source_context), (&to, algorithm, &context)] {
-        call.must_be_enabled(key)?;
-        must_encrypt(call, key)?;
-        if padding(key, algorithm)?.is_some() {
+    let check = |call: &Call<'_>, key: &Arc<KeyEntry>, algorithm: &str, context: &EncryptionContext| {
+        let key = call.usable(key, KeyUsage::EncryptDecrypt)?;
+        if padding(&key, algorithm)?.is_some() {
             no_context(context)?;
         }
-    }
+        Ok::<_, ApiError>(key)
+    };
+    let from = check(call, &from, &source.algorithm, &source_context)?;
+    let to = check(call, &to, algorithm, &context)?;
     if source.ignored {
         call.unless_dry_run(request.dry_run)?;
     }
-    let (plaintext, source_material) = source.decrypt(call, permit_from, &source_context).await?;
+    let (plaintext, source_material) = source.decrypt(call, permit_from, &from, &source_context).await?;
     call.unless_dry_run(request.dry_run)?;
     let (blob, material) = encrypt_bytes(call, permit_to, &to, algorithm, plaintext, &context).await?;
     wire::answer(&Answer {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_core::{Committed, Spent};
 use holdfast_crypto::KeySpec;
 use holdfast_service::Done;
 use serde::Deserialize;
@@ -241,6 +242,29 @@ fn facts(call: &Call<'_>, new: &GrantTerms) -> Vec<(&'static str, Vec<String>)> 
     facts
 }
 
+/// A key that grants may be made for: enabled, or in a store that is disconnected.
+struct Grantable<'k>(&'k KeyEntry);
+
+fn grantable<'k>(call: &Call<'_>, key: &'k KeyEntry) -> Result<Grantable<'k>, ApiError> {
+    if call.state(key) != KeyState::Unavailable {
+        call.enabled(key)?;
+    }
+    Ok(Grantable(key))
+}
+
+async fn make(
+    call: &Call<'_>,
+    spent: &Spent,
+    key: &Grantable<'_>,
+    id: GrantId,
+    new: GrantTerms,
+) -> Result<(GrantId, Option<Committed>), ApiError> {
+    if new.key != key.0.key_ref() || *spent.resource() != key.0.resource() {
+        return Err(ApiError::internal("a grant of another key"));
+    }
+    call.kms.grants.create(id, new, call.now, call.event()).await
+}
+
 pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let request: CreateRequest = call.parse()?;
     let none = Constraints::default();
@@ -249,7 +273,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let operations = operations(request.operations.as_deref().unwrap_or_default())?;
     let constraint = constraint(constraints)?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let new = GrantTerms {
         key: key.key_ref(),
         grantee,
@@ -261,18 +285,21 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
         issuer: call.identity.arn.clone(),
     };
     let facts = facts(call, &new);
-    call.allowed(KmsAction::CreateGrant, &key, With { more: &facts, new_grant: Some(&new), ..With::default() })?;
-    if call.state(&key) != KeyState::Unavailable {
-        call.must_be_enabled(&key)?;
-    }
+    let spent = call.allowed_shown(
+        &tokens,
+        KmsAction::CreateGrant,
+        &key,
+        With { more: &facts, new_grant: Some(&new), ..With::default() },
+    )?;
+    let key = grantable(call, &key)?;
     for party in [Some(&new.grantee), new.retiring.as_ref()].into_iter().flatten() {
         check_party(call, party)?;
     }
-    if let Some(operation) = new.operations.iter().find(|operation| !suits(&key, **operation)) {
+    if let Some(operation) = new.operations.iter().find(|operation| !suits(key.0, **operation)) {
         let message = format!("{} does not suit the spec and usage of the key", operation_name(*operation));
         return Err(ApiError::validation(message));
     }
-    if new.constraint.is_some() && !key.is_symmetric_encryption() {
+    if new.constraint.is_some() && !key.0.is_symmetric_encryption() {
         return Err(ApiError::validation(
             "EncryptionContextSubset and EncryptionContextEquals are for symmetric encryption keys",
         ));
@@ -280,7 +307,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     call.unless_dry_run(request.dry_run)?;
     let id = GrantId(call.kms.ambient.random());
     call.told.context.push(("grant", id.to_string()));
-    let (found, committed) = call.kms.grants.create(id, new, call.now, call.event()).await?;
+    let (found, committed) = make(call, &spent, &key, id, new).await?;
     let body = wire::answer(&json!({"GrantId": found.to_string(), "GrantToken": found.token()}))?;
     let Some(committed) = committed else {
         call.told.context.pop();

@@ -317,8 +317,8 @@ pub(super) fn metadata(call: &Call<'_>, key: &KeyEntry) -> Value {
 pub(super) fn describe(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: KeyWithTokens = call.parse()?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
-    call.allowed(KmsAction::DescribeKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
+    call.allowed_shown(&tokens, KmsAction::DescribeKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
     wire::answer(&json!({"KeyMetadata": metadata(call, &key)}))
 }
 

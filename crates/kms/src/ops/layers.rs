@@ -15,6 +15,7 @@ use crate::{
     keys::{KeyEntry, Material, Reference},
     operation::Operation as ApiOperation,
     stores::{About, Link},
+    usable::{Usable, perform},
     wire,
 };
 
@@ -94,18 +95,18 @@ impl OtherSide {
 pub(super) async fn seal(
     call: &mut Call<'_>,
     permit: Permit,
-    key: &KeyEntry,
+    key: &Usable,
     plaintext: SecretBytes,
     context: &EncryptionContext,
 ) -> Result<Sealed, ApiError> {
-    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
+    let material = key.current_material()?;
     let other = key.reference.as_ref().map(|reference| OtherSide::of(call, reference)).transpose()?;
     let layers = if other.is_some() { Layers::Reference } else { Layers::Hosted };
     let mut blob = blob::header(layers, key.id, material.id);
     let (scheme, parts) = gcm(blob::binding(&blob, external(key), context));
     call.told.material = Some(material.id.to_string());
-    let open = call.kms.keys.open_key(key, material).await?;
-    let outcome = open.perform(permit, Operation::Encrypt { scheme, plaintext, parts }).await?;
+    let operation = Operation::Encrypt { scheme, plaintext, parts };
+    let outcome = perform(call.kms, permit, key, material, operation).await?;
     let Outcome::Ciphertext(inner, _) = outcome else { return Err(ApiError::internal("the HSM did something else")) };
     match other {
         None => blob.extend_from_slice(&inner),
@@ -124,7 +125,7 @@ pub(super) async fn seal(
 pub(super) async fn open(
     call: &mut Call<'_>,
     permit: Permit,
-    key: &KeyEntry,
+    key: &Usable,
     blob: &Blob<'_>,
     context: &EncryptionContext,
 ) -> Result<(SecretBytes, String), ApiError> {
@@ -146,8 +147,8 @@ pub(super) async fn open(
             result.map_err(|fault| fault.for_crypto(&reference.store))?
         }
     };
-    let open = call.kms.keys.open_key(key, material).await?;
-    let outcome = open.perform(permit, Operation::Decrypt { scheme, ciphertext, parts }).await?;
+    let operation = Operation::Decrypt { scheme, ciphertext, parts };
+    let outcome = perform(call.kms, permit, key, material, operation).await?;
     let Outcome::Plaintext(plaintext) = outcome else { return Err(ApiError::internal("the HSM did something else")) };
     Ok((plaintext, material.wire_id()))
 }

@@ -12,6 +12,7 @@ use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, KeyRef},
     names::{key_arn, served},
+    usable::Enabled,
     wire::{self, Violations},
 };
 
@@ -28,6 +29,11 @@ fn must_be_primary(key: &KeyEntry) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::unsupported(format!("{} is not a multi-region primary key.", key.arn)))
+}
+
+/// The key in every region that it is in, to be changed: only of an enabled primary.
+fn family_of(call: &Call<'_>, primary: &Enabled<'_>) -> Vec<KeyEntry> {
+    family(call.kms, primary)
 }
 
 pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
@@ -56,7 +62,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
         call.allowed_apart(KmsAction::TagResource, "*", with)?;
     }
     must_be_primary(&key)?;
-    call.must_be_enabled(&key)?;
+    call.enabled(&key)?;
     call.kms.keys.check_room()?;
     let policy = match &request.policy {
         Some(text) => policies::checked(call, text)?,
@@ -65,11 +71,11 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     let lock = call.kms.keys.lock(key.id).await;
     let primary = current(call, &key)?;
     must_be_primary(&primary)?;
-    call.must_be_enabled(&primary)?;
+    let primary = call.enabled(&primary)?;
     if call.kms.keys.entry(&KeyRef { region: Arc::clone(&region), id: key.id }).is_some() {
         return Err(ApiError::new("AlreadyExistsException", format!("The key is in {region} already")));
     }
-    let mut entries = family(call.kms, &primary);
+    let mut entries = family_of(call, &primary);
     for entry in &mut entries {
         if let Some(multi) = &mut entry.multi_region {
             multi.replicas.push(Arc::clone(&region));
@@ -86,7 +92,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
         policy: Arc::new(policy),
         tags,
         multi_region,
-        ..primary
+        ..KeyEntry::clone(&primary)
     };
     if request.policy.is_some() {
         policies::check_lockout(call, &replica, request.bypass_policy_lockout_safety_check)?;
@@ -118,12 +124,12 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Answer {
     let facts = [("kms:primaryregion", vec![region.to_string()])];
     let permit = call.permit(KmsAction::UpdatePrimaryRegion, &key, With { more: &facts, ..With::default() })?;
     must_be_primary(&key)?;
-    call.must_be_enabled(&key)?;
+    call.enabled(&key)?;
     let lock = call.kms.keys.lock(key.id).await;
     let primary = current(call, &key)?;
     must_be_primary(&primary)?;
-    call.must_be_enabled(&primary)?;
-    let mut entries = family(call.kms, &primary);
+    let primary = call.enabled(&primary)?;
+    let mut entries = family_of(call, &primary);
     if !entries.iter().any(|entry| entry.region == region) {
         return Err(ApiError::not_found(format!("The key is not in {region}")));
     }

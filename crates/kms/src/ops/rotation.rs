@@ -21,6 +21,7 @@ use crate::{
     call::{Call, With},
     error::ApiError,
     keys::{Draft, KeyEntry, KeyRef, KeyState, Material, MaterialState, Origin, Rotation, RotationKind},
+    usable::Enabled,
     wire::{self, Violations, secs},
 };
 
@@ -67,15 +68,26 @@ fn supersede(key: &mut KeyEntry, material: Material) {
     key.materials.push(material);
 }
 
+/// Why a key is rotated.
+enum Why<'k> {
+    /// Somebody asks, and it is enabled.
+    Asked(&'k Enabled<'k>),
+    /// Its time has come.
+    Due(&'k KeyEntry),
+}
+
 /// Makes new material for a key and all its replicas. `permits`: to make it, to store it. `None` if it is no longer wanted.
 async fn new_material(
     kms: &Kms,
     permits: (Permit, Permit),
-    key: &KeyEntry,
-    kind: RotationKind,
+    why: Why<'_>,
     still_wanted: impl FnOnce(&KeyEntry) -> bool,
     event: impl FnOnce(KeyVersionId) -> AuditEvent,
 ) -> Result<Option<Committed>, ApiError> {
+    let (key, kind): (&KeyEntry, _) = match why {
+        Why::Asked(key) => (key, RotationKind::OnDemand),
+        Why::Due(key) => (key, RotationKind::Automatic),
+    };
     let lock = kms.keys.lock(key.id).await;
     let now = kms.keys.now();
     let Some(entry) = kms.keys.entry(&key.key_ref()).filter(|entry| still_wanted(entry)) else { return Ok(None) };
@@ -114,7 +126,17 @@ pub(crate) async fn rotate_by_itself(
 ) -> Result<Option<Committed>, ApiError> {
     let now = kms.keys.now();
     let event = |version: KeyVersionId| AuditEvent { key_version: Some(version.to_string()), ..event };
-    new_material(kms, permits, key, RotationKind::Automatic, |entry| is_due(entry, now), event).await
+    new_material(kms, permits, Why::Due(key), |entry| is_due(entry, now), event).await
+}
+
+/// Only of an enabled key.
+fn set_rotation(
+    call: &Call<'_>,
+    key: &mut KeyEntry,
+    rotation: impl FnOnce(&Enabled<'_>) -> Option<Rotation>,
+) -> Result<(), ApiError> {
+    key.rotation = rotation(&call.enabled(key)?);
+    Ok(())
 }
 
 pub(super) async fn enable(call: &mut Call<'_>) -> Answer {
@@ -133,11 +155,10 @@ pub(super) async fn enable(call: &mut Call<'_>) -> Answer {
     let with = With { more: &facts, ..With::default() };
     let (_, committed) = change(call, request.key_id.as_deref(), KmsAction::EnableKeyRotation, with, |call, key| {
         must_rotate(key)?;
-        call.must_be_enabled(key)?;
-        if key.rotation.is_none_or(|rotation| rotation.period_days != period_days) {
-            key.rotation = Some(Rotation { period_days, next: after_days(call.now, period_days) });
-        }
-        Ok(())
+        set_rotation(call, key, |key| {
+            let same = key.rotation.filter(|rotation| rotation.period_days == period_days);
+            same.or_else(|| Some(Rotation { period_days, next: after_days(call.now, period_days) }))
+        })
     })
     .await?;
     changed(committed, nothing())
@@ -148,9 +169,7 @@ pub(super) async fn disable(call: &mut Call<'_>) -> Answer {
     let (_, committed) =
         change(call, key_id.as_deref(), KmsAction::DisableKeyRotation, With::default(), |call, key| {
             must_rotate(key)?;
-            call.must_be_enabled(key)?;
-            key.rotation = None;
-            Ok(())
+            set_rotation(call, key, |_| None)
         })
         .await?;
     changed(committed, nothing())
@@ -182,7 +201,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
     if !imported {
         must_rotate(&key)?;
     }
-    call.must_be_enabled(&key)?;
+    let enabled = call.enabled(&key)?;
     if key.multi_region.is_some() && !key.is_primary() {
         return Err(ApiError::unsupported("A replica is rotated with its primary"));
     }
@@ -195,7 +214,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
         return Err(ApiError::new("LimitExceededException", message));
     }
     let committed = if imported {
-        adopt_pending(call, permits.1, &key).await?
+        adopt_pending(call, permits.1, &enabled).await?
     } else {
         // It may have changed while this request waited for its turn.
         let still_wanted =
@@ -205,14 +224,14 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
             call.told.material = Some(version.to_string());
             call.event()
         };
-        let committed = new_material(kms, permits, &key, RotationKind::OnDemand, still_wanted, event).await?;
+        let committed = new_material(kms, permits, Why::Asked(&enabled), still_wanted, event).await?;
         committed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?
     };
     changed(committed, wire::answer(&json!({"KeyId": key.id.to_string()})))
 }
 
 /// Imported material that waits becomes current.
-async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &KeyEntry) -> Result<Committed, ApiError> {
+async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &Enabled<'_>) -> Result<Committed, ApiError> {
     let lock = call.kms.keys.lock(key.id).await;
     let entry = current(call, key)?;
     let pending = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);

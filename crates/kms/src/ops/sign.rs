@@ -5,13 +5,14 @@ use holdfast_core::{Operation, Outcome, Permit};
 use holdfast_crypto::{KeySpec, SignatureScheme, der};
 use serde::Deserialize;
 
-use super::{CryptoAnswer, KeyWithTokens, encrypt::wrong_usage};
+use super::{CryptoAnswer, KeyWithTokens};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
     error::ApiError,
     keys::KeyEntry,
     spec::{self, KeyUsage, spec_name},
+    usable::{self, Enabled, Usable},
     wire::{self, BlobMember, Violations},
 };
 
@@ -31,7 +32,7 @@ struct SignRequest {
 
 /// A checked request, ready to be carried out.
 struct Prepared {
-    key: std::sync::Arc<KeyEntry>,
+    key: Usable,
     permit: Permit,
     algorithm: String,
     scheme: SignatureScheme,
@@ -56,14 +57,12 @@ fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Res
     let message_type = request.message_type.as_deref().unwrap_or("RAW");
     call.told.algorithm = Some(algorithm.to_owned());
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts =
         [("kms:signingalgorithm", vec![algorithm.to_owned()]), ("kms:messagetype", vec![message_type.to_owned()])];
-    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
-    call.must_be_enabled(&key)?;
-    if key.usage != KeyUsage::SignVerify {
-        return Err(wrong_usage(call, &key));
-    }
+    let permit =
+        call.permit_shown(&tokens, action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
+    let key = call.usable(&key, KeyUsage::SignVerify)?;
     if matches!(algorithm, "ED25519_PH_SHA_512" | "SM2DSA") || message_type == "EXTERNAL_MU" {
         return Err(ApiError::unsupported(format!("{algorithm} with MessageType {message_type} is not offered here")));
     }
@@ -82,15 +81,10 @@ fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Res
     Ok(Prepared { permit, algorithm: algorithm.to_owned(), scheme, signed, key })
 }
 
-async fn perform(
-    call: &mut Call<'_>,
-    key: &KeyEntry,
-    permit: Permit,
-    operation: Operation,
-) -> Result<Outcome, ApiError> {
-    let material = key.current().ok_or_else(|| ApiError::internal("an enabled key without material"))?;
+async fn perform(call: &mut Call<'_>, key: &Usable, permit: Permit, operation: Operation) -> Result<Outcome, ApiError> {
+    let material = key.current_material()?;
     call.told.material = Some(material.id.to_string());
-    Ok(call.kms.keys.open_key(key, material).await?.perform(permit, operation).await?)
+    usable::perform(call.kms, permit, key, material, operation).await
 }
 
 pub(super) async fn sign(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -158,11 +152,12 @@ fn prepare_mac(call: &mut Call<'_>, request: &MacRequest, action: KmsAction) -> 
     violations.finish()?;
     call.told.algorithm = Some(algorithm.clone());
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
     let facts = [("kms:macalgorithm", vec![algorithm.clone()])];
-    let permit = call.permit(action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
-    call.must_be_enabled(&key)?;
-    let KeySpec::Hmac(hash) = key.spec else { return Err(wrong_usage(call, &key)) };
+    let permit =
+        call.permit_shown(&tokens, action, &key, With { alias: alias.as_deref(), more: &facts, ..With::default() })?;
+    let key = call.usable(&key, KeyUsage::GenerateVerifyMac)?;
+    let KeySpec::Hmac(hash) = key.spec else { return Err(call.wrong_usage(&key)) };
     if !spec::algorithms(key.spec, key.usage).1.contains(&algorithm.as_str()) {
         return Err(incompatible(&key, &algorithm));
     }
@@ -204,15 +199,22 @@ pub(super) async fn verify_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
 }
 
+/// Only of an enabled key.
+async fn public_half(call: &Call<'_>, key: &Enabled<'_>) -> Result<Option<Vec<u8>>, ApiError> {
+    match key.current() {
+        Some(material) => Ok(call.kms.keys.public(key, material).await?.spki()),
+        None => Ok(None),
+    }
+}
+
 pub(super) async fn public_key(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: KeyWithTokens = call.parse()?;
     let Named { key, alias } = call.named("keyId", request.key_id.as_deref())?;
-    call.check_tokens(request.grant_tokens.as_deref())?;
-    call.allowed(KmsAction::GetPublicKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
-    call.must_be_enabled(&key)?;
+    let tokens = call.tokens(request.grant_tokens.as_deref())?;
+    call.allowed_shown(&tokens, KmsAction::GetPublicKey, &key, With { alias: alias.as_deref(), ..With::default() })?;
+    let key = call.enabled(&key)?;
     let unsupported = || ApiError::unsupported(format!("{} has no public key.", key.arn));
-    let material = key.current().ok_or_else(unsupported)?;
-    let public = call.kms.keys.public(&key, material).await?.spki().ok_or_else(unsupported)?;
+    let public = public_half(call, &key).await?.ok_or_else(unsupported)?;
     let (list, algorithms) = spec::algorithms(key.spec, key.usage);
     let mut answer = serde_json::json!({
         "KeyId": key.arn,

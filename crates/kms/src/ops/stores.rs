@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::Ambient;
+use holdfast_core::{Ambient, Spent};
 use holdfast_service::{Done, Trace};
 use http::StatusCode;
 use serde::Deserialize;
@@ -324,9 +324,8 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     super::changed(committed, nothing())
 }
 
-fn allowed(call: &mut Call<'_>, action: KmsAction) -> Result<(), ApiError> {
-    let permit = call.permit_apart(action, "*", With::default())?;
-    Ok(permit.spend(action.core(), &holdfast_core::Resource::Keys)?)
+fn allowed(call: &mut Call<'_>, action: KmsAction) -> Result<Spent, ApiError> {
+    call.allowed_apart(action, "*", With::default())
 }
 
 pub(super) async fn delete(call: &mut Call<'_>) -> Answer {

@@ -8,6 +8,7 @@ use crate::{
     error::ApiError,
     keys::Located,
     route::{CryptoOperation, printable},
+    usable::{self, Usable},
     wire::{self, CryptoReply, CryptoRequest, RandomRequest, Value, VerifyReply},
 };
 
@@ -25,9 +26,9 @@ pub(super) async fn perform(
     call.facts.algorithm = Some(printable(&request.alg));
     let located = call.hsm.keys.locate(name, version)?;
     call.facts.version = Some(located.version().id);
-    let key = call.hsm.keys.open_key(&located).await?;
     let operation = to_operation(operation, &request, located.version().attributes.spec)?;
-    let outcome = key.perform(permit, operation).await?;
+    let usable = Usable::check(call.hsm, &located, operation)?;
+    let outcome = usable::perform(call.hsm, permit, usable).await?;
     reply(call, &located, request.alg.clone(), outcome)
 }
 

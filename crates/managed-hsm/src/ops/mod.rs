@@ -14,7 +14,7 @@ mod settings;
 
 use bytes::Bytes;
 pub(crate) use deleted::purge_for_good;
-use holdfast_core::{AuditEvent, KeyVersionId, Permit};
+use holdfast_core::{AuditEvent, KeyVersionId, Permit, Spent};
 use holdfast_service::{Done, Told, Trace};
 use http::StatusCode;
 pub(crate) use rotate::rotate_by_itself;
@@ -85,7 +85,7 @@ impl Reply {
 }
 
 /// Uses a permit up for the route's own intent: for operations that no call to the HSM stands behind.
-fn spend(permit: Permit, route: &Route) -> Result<(), ApiError> {
+fn spend(permit: Permit, route: &Route) -> Result<Spent, ApiError> {
     let intent = route.intent();
     Ok(permit.spend(intent.action, &intent.resource)?)
 }
@@ -94,7 +94,7 @@ fn spend(permit: Permit, route: &Route) -> Result<(), ApiError> {
 pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
     match route {
         Route::Backup(name) => backup::backup(call, permit, name).await.map(Done::Told),
-        Route::Closed(_, what, ..) => spend(permit, route).and(Err(ApiError::closed(what))),
+        Route::Closed(_, what, ..) => spend(permit, route).and_then(|_| Err(ApiError::closed(what))),
         Route::Create(name) => keys::create(call, permit, name).await,
         Route::Crypto(operation, name, version) => {
             crypto::perform(call, permit, *operation, name, *version).await.map(Done::Told)
@@ -103,15 +103,12 @@ pub(crate) async fn dispatch(route: &Route, permit: Permit, call: &mut Call<'_>)
         Route::Random => crypto::random(call, permit).await.map(Done::Told),
         Route::Rotate(name) => rotate::rotate(call, permit, name).await,
         Route::Update(name, version) => keys::update(call, permit, name, *version).await,
-        other => {
-            spend(permit, other)?;
-            dispatch_local(other, call).await
-        }
+        other => dispatch_local(other, &spend(permit, other)?, call).await,
     }
 }
 
-/// Operations that the HSM itself has no part in; their permit has been used up.
-async fn dispatch_local(route: &Route, call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
+/// Operations that the HSM itself has no part in, by leave of a permit that has been used up.
+async fn dispatch_local(route: &Route, _spent: &Spent, call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {
     match route {
         Route::Delete(name) => deleted::delete(call, name).await,
         Route::Get(name, version) => keys::get(call, name, *version).await.map(Done::Told),
