@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use holdfast_core::{
     Ambient, AuditEvent, AuditOutcome, Index, IndexChange, IndexWrite, PartitionId, Revision, StoreError, Timestamp,
@@ -47,6 +47,17 @@ fn open(path: &Path, instance: u8, key: u8, founding: Option<&AuditEvent>) -> Re
     EmbeddedIndex::open(path, instance, &SecretBytes::copy_of(&[key; 32]), Arc::new(Fixed), founding)
 }
 
+/// Waits until a dropped index is closed: its thread lets go of the file a moment later.
+fn closed(path: &Path) -> IndexOwner {
+    for _ in 0..1000 {
+        match IndexOwner::of(path) {
+            Ok(owner) => return owner,
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    panic!("the index stays open");
+}
+
 async fn put(index: &EmbeddedIndex, key: &str, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
     let writes = vec![IndexWrite::put(key.into(), Vec::new())];
     index.commit(Box::new(move |_| Ok(IndexChange { writes, event }))).await
@@ -67,6 +78,7 @@ async fn a_change_and_its_event_are_one() {
     assert!(index.keep(Box::new(move |_| Ok(IndexChange { writes: writes(), event: Some(told) }))).await.is_err());
     assert_eq!(index.snapshot().unwrap().get(b"d"), Ok(None), "upkeep has no event, and a change has no way around it");
     drop(index);
+    closed(&path);
     // No log has them: they are there after a restart, whoever stopped the process.
     let index = open(&path, 7, 3, None).unwrap();
     assert_eq!((index.outbox().waiting(), put(&index, "e", Some(event("4"))).await), (2, Ok(Revision(3))));
@@ -79,12 +91,13 @@ async fn an_index_is_one_instances() {
     assert_eq!(IndexOwner::of(&path), Ok(IndexOwner::Missing));
     let founding = event("founding");
     drop(open(&path, 7, 3, Some(&founding)).unwrap());
-    assert_eq!(IndexOwner::of(&path), Ok(IndexOwner::Instance(PartitionId::from_bytes([7; 16]))));
+    assert_eq!(closed(&path), IndexOwner::Instance(PartitionId::from_bytes([7; 16])));
     assert!(matches!(open(&path, 8, 3, None), Err(StoreError::Failed(_))), "another instance");
     assert_eq!(open(&path, 7, 4, None).err(), Some(StoreError::Damaged), "its events, under another key");
     let index = open(&path, 7, 3, Some(&founding)).unwrap();
     assert_eq!(index.outbox().waiting(), 1, "it is founded once");
     assert!(IndexCopy::open(&path).is_err(), "nobody else has it open");
     drop(index);
+    closed(&path);
     assert_eq!(IndexCopy::open(&path).unwrap().snapshot().unwrap().get(b"a"), Ok(None));
 }
