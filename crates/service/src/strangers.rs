@@ -48,6 +48,8 @@ struct Window {
 pub(crate) struct Strangers {
     audit: Arc<dyn AuditSink>,
     window: Mutex<Window>,
+    /// Held by whoever tells the log what was counted.
+    telling: tokio::sync::Mutex<()>,
 }
 
 /// An address as it is counted: who has one of IPv6 has a network of them.
@@ -68,9 +70,9 @@ impl Window {
         let address = source.map(counted_as);
         let kind = Kind { address, what: Some((event.operation, event.error_code, event.reason.clone())) };
         if !self.kinds.contains_key(&kind) {
-            let of_address = self.of_address.entry(address).or_default();
-            if self.kinds.len() < KINDS_MAX && *of_address < KINDS_OF_ADDRESS_MAX {
-                *of_address += 1;
+            let of_address = self.of_address.get(&address).copied().unwrap_or_default();
+            if self.kinds.len() < KINDS_MAX && of_address < KINDS_OF_ADDRESS_MAX {
+                self.of_address.insert(address, of_address + 1);
                 self.kinds.insert(kind, None);
                 return (Some(event), false);
             }
@@ -97,7 +99,7 @@ impl Window {
 
 impl Strangers {
     pub(crate) fn new(audit: Arc<dyn AuditSink>) -> Self {
-        Self { audit, window: Mutex::default() }
+        Self { audit, window: Mutex::default(), telling: tokio::sync::Mutex::default() }
     }
 
     /// Counts a refusal. Gives it back if it is to be written at once.
@@ -117,6 +119,8 @@ impl Strangers {
 
     /// Tells the log what was counted.
     pub(crate) async fn flush(&self) {
+        // Whoever is about to close the log waits for what is being told.
+        let _telling = self.telling.lock().await;
         let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(PoisonError::into_inner));
         for Counted { count, mut last } in window.kinds.into_values().flatten() {
             last.context.push(("count", count.to_string()));
@@ -166,6 +170,7 @@ mod tests {
             }
         }
         assert!((KINDS_MAX / 2..=KINDS_MAX).contains(&at_once), "{at_once}");
+        assert!(window.of_address.len() <= KINDS_MAX, "{}", window.of_address.len());
         assert!(window.kinds.len() <= KINDS_MAX + 1 + KINDS_MAX / KINDS_OF_ADDRESS_MAX, "{}", window.kinds.len());
         let counted: u64 = window.kinds.values().flatten().map(|counted| counted.count).sum();
         assert_eq!(at_once as u64 + counted, asked);
@@ -181,6 +186,43 @@ mod tests {
         assert!(event.is_none() && later);
         let (event, later) = window.note(refusal("a"), from([1; 4]), now + WINDOW * 3);
         assert!(event.is_none() && !later, "it is told already that something is to be told");
+    }
+
+    /// A log that takes its time.
+    struct Slow(tokio::sync::Semaphore, Mutex<Vec<AuditEvent>>);
+
+    #[async_trait::async_trait]
+    impl AuditSink for Slow {
+        async fn append(&self, event: AuditEvent) -> Result<(), holdfast_core::AuditError> {
+            let _durable = self.0.acquire().await;
+            self.1.lock().unwrap().push(event);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_waits_for_what_is_being_told() {
+        let slow = Arc::new(Slow(tokio::sync::Semaphore::new(0), Mutex::default()));
+        let strangers = Arc::new(Strangers::new(Arc::clone(&slow) as Arc<dyn AuditSink>));
+        assert!(strangers.note(refusal("a"), from([1; 4])).is_some());
+        assert!(strangers.note(refusal("a"), from([1; 4])).is_none());
+        let telling = tokio::spawn({
+            let strangers = Arc::clone(&strangers);
+            async move { strangers.flush().await }
+        });
+        while !strangers.window.lock().unwrap().kinds.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let end = strangers.flush();
+        let mut end = std::pin::pin!(end);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), end.as_mut()).await.is_err(),
+            "the log would be closed"
+        );
+        slow.0.add_permits(1);
+        end.await;
+        assert_eq!(slow.1.lock().unwrap().len(), 1);
+        telling.await.unwrap();
     }
 
     #[test]

@@ -32,6 +32,8 @@ struct Repeated {
 pub(crate) struct Strangers {
     audit: Arc<dyn AuditSink>,
     kinds: Mutex<HashMap<Kind, Repeated>>,
+    /// Held by whoever tells the log what was counted.
+    telling: tokio::sync::Mutex<()>,
 }
 
 /// An address as it is counted: who has one of IPv6 has a network of them.
@@ -44,7 +46,7 @@ fn counted_as(address: SocketAddr) -> IpAddr {
 
 impl Strangers {
     pub(crate) fn new(audit: Arc<dyn AuditSink>) -> Arc<Self> {
-        Arc::new(Self { audit, kinds: Mutex::default() })
+        Arc::new(Self { audit, kinds: Mutex::default(), telling: tokio::sync::Mutex::default() })
     }
 
     fn kinds(&self) -> MutexGuard<'_, HashMap<Kind, Repeated>> {
@@ -94,6 +96,8 @@ impl Strangers {
 
     /// Tells the log what was counted; a new second begins.
     pub(crate) async fn flush(&self) {
+        // Whoever is about to close the log waits for what is being told.
+        let _telling = self.telling.lock().await;
         let kinds = std::mem::take(&mut *self.kinds());
         for Repeated { count, last } in kinds.into_values() {
             let Some(mut event) = last else { continue };
