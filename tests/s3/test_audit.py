@@ -1,5 +1,6 @@
 """The audit log of storage: each change and each denial has its one event; no change is without."""
 import collections
+import concurrent.futures
 import json
 import os
 import signal
@@ -279,3 +280,18 @@ def test_events_of_a_service_that_was_killed_are_told_once(small_log):
         told = collections.Counter(event["request_id"] for event in small_log.events())
         assert all(told[wanted] == 1 for wanted in acknowledged)
         small_log.stop(signal.SIGKILL)
+
+
+def test_updates_of_one_object_at_the_same_time_are_told_as_they_happened(storage, s3, bucket, keks):
+    clients = [storage.client() for _ in range(4)]
+    for _ in range(6):
+        s3.put_object(Bucket=bucket, Key="k", Body=b"1", ServerSideEncryption="aws:kms")
+        ask = lambda at: clients[at].update_object_encryption(Bucket=bucket, Key="k", ObjectEncryption={"SSEKMS": {"KMSKeyArn": keks[at % 2]}})
+        with concurrent.futures.ThreadPoolExecutor(4) as at_once:
+            for answer in at_once.map(ask, range(4)):
+                event_of(storage, answer, operation="UpdateObjectEncryption", outcome="allowed")
+        told = [event for event in storage.events() if event["operation"] == "UpdateObjectEncryption" and event["context"]["bucket"] == bucket]
+        assert told[-1]["context"]["kek"].startswith(s3.head_object(Bucket=bucket, Key="k")["SSEKMSKeyId"])
+        # Each goes on from what the one before left.
+        own = told[-4:]
+        assert [event["context"]["from_kek"] for event in own[1:]] == [event["context"]["kek"] for event in own[:-1]]

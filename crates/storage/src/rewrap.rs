@@ -218,9 +218,10 @@ impl Storage {
                     let Some(bucket) = view.grant_itself(("RewrapObjectDataKey", at), &name, id)? else {
                         return Ok(None);
                     };
-                    replace_encryption(bucket, Action::DataKeyRewrap, &known, &encryption).map(Some)
+                    let change = replace_encryption(bucket, Action::DataKeyRewrap, &known, &encryption)?;
+                    Ok(change.map(|change| ((), change)))
                 });
-                replace.await.map(|replaced| replaced == Some(true))
+                replace.await.map(|replaced| replaced.is_some())
             }
             Err(error) => Err(error),
         };

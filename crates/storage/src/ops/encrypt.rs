@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use holdfast_core::{Action, IndexWrite};
+use holdfast_core::{Action, IndexWrite, StoreError};
 use s3s::{Body, S3Response};
 use serde::Deserialize;
 
@@ -57,10 +57,23 @@ pub(crate) async fn update_object_encryption(
 }
 
 /// Wraps the object's own key under `kek` and puts the envelope in the place of the old one.
+/// How often an object that somebody else changed meanwhile is looked at anew.
+const ATTEMPTS_MAX: usize = 16;
+
 async fn rewrap(storage: &Arc<Storage>, call: &Arc<Call>, version: Option<String>, kek: &str) -> Result<()> {
+    for _ in 0..ATTEMPTS_MAX {
+        if rewrap_as_found(storage, call, version.as_deref(), kek).await? {
+            return Ok(());
+        }
+    }
+    Err(Error::Store(StoreError::Conflict))
+}
+
+/// False: what was found was changed meanwhile, and is as somebody else left it.
+async fn rewrap_as_found(storage: &Storage, call: &Arc<Call>, version: Option<&str>, kek: &str) -> Result<bool> {
     let (bucket, found) = storage.look(|view| {
         let bucket = view.grant(call)?;
-        let found = bucket.object(call.act.key.as_deref().unwrap_or_default(), version.as_deref())?;
+        let found = bucket.object(call.act.key.as_deref().unwrap_or_default(), version)?;
         Ok((bucket.known(), found))
     })?;
     let record = found.record;
@@ -78,22 +91,21 @@ async fn rewrap(storage: &Arc<Storage>, call: &Arc<Call>, version: Option<String
     let envelope = Envelope::new(&wrapped, storage.now_millis());
     let encryption = Encryption::Object { dek: dek_id, kek: kek.into(), envelope };
     let call = Arc::clone(call);
-    storage
-        .transact(move |view| {
-            let bucket = view.grant_same(&call, &bucket)?;
-            replace_encryption(bucket, Action::ObjectUpdate, &record, &encryption)
-        })
-        .await
-        .map(drop)
+    let done = storage.transact_if(move |view| {
+        let bucket = view.grant_same(&call, &bucket)?;
+        Ok(replace_encryption(bucket, Action::ObjectUpdate, &record, &encryption)?.map(|change| ((), change)))
+    });
+    Ok(done.await?.is_some())
 }
 
-/// Sets another envelope on one version, if it is still the object that was looked at. False: it is not.
+/// Sets another envelope on one version, if it is still the object that was looked at. `None`: it is not, and nothing is told of what does not
+/// happen.
 pub(crate) fn replace_encryption(
     bucket: Granted<'_>,
     action: Action,
     known: &record::ObjectRecord,
     encryption: &Encryption,
-) -> Result<(bool, Change)> {
+) -> Result<Option<Change>> {
     let new = record::ObjectRecord { encryption: encryption.clone(), ..known.clone() };
     let mut about = About::object(&bucket, &new);
     if let Encryption::Object { envelope, .. } = &known.encryption {
@@ -114,5 +126,8 @@ pub(crate) fn replace_encryption(
     if let Some(found) = bucket.current(&known.key)?.filter(same) {
         set(rows::object(bucket.id, &known.key), found);
     }
-    Ok((!writes.is_empty(), bucket.change_object(action, &known.key, about, writes)?))
+    if writes.is_empty() {
+        return Ok(None);
+    }
+    bucket.change_object(action, &known.key, about, writes).map(Some)
 }
