@@ -3,6 +3,7 @@ import base64
 import datetime
 import hashlib
 import hmac
+import http.client
 import json
 import socket
 import time
@@ -168,6 +169,52 @@ def test_a_form_is_bounded_before_anybody_signed_it(storage, bucket):
     for key, name in (("${filename}" * 2500, "a" * 30000), ("${filename}" * 2500, "a" * 1000), ("k", "a" * 2000), ("k" * 40000, "a")):
         answer = requests.post(f"{storage.url}/{bucket}", files=[("key", (None, key)), ("file", (name, b"data"))], timeout=20)
         assert code((answer.status_code, None, answer.content)) == (400, "MalformedPOSTRequest")
+
+
+def answer_without_file(storage, bucket, fields) -> tuple[int, str]:
+    """What a form is answered whose file, announced with 50 MiB, stays away."""
+    lines = "".join(f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields)
+    lines += '--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nbegin'
+    host, port = netloc(storage).split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall((f"POST /{bucket} HTTP/1.1\r\nHost: {netloc(storage)}\r\nContent-Length: {50 << 20}\r\n"
+                        f"Content-Type: multipart/form-data; boundary=B\r\n\r\n{lines}").encode())
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        return code((answer.status, None, answer.read()))
+
+
+def test_nobody_waits_for_the_file_of_a_form_that_nobody_signed(storage, bucket):
+    assert answer_without_file(storage, bucket, [("key", "k")]) == (403, "AccessDenied")
+    policy = {"expiration": "2100-01-01T00:00:00Z", "conditions": [["starts-with", "$key", ""]]}
+    encoded = base64.b64encode(json.dumps(policy).encode()).decode()
+    assert answer_without_file(storage, bucket, [("key", "k"), ("policy", encoded)]) == (403, "AccessDenied")
+    access_key, secret = storage.keys["alice"]
+    by_version_2 = lambda secret: base64.b64encode(hmac.new(secret.encode(), encoded.encode(), hashlib.sha1).digest()).decode()
+    old = lambda access_key, secret: [("key", "k"), ("policy", encoded), ("awsaccesskeyid", access_key), ("signature", by_version_2(secret))]
+    assert answer_without_file(storage, bucket, old(access_key, "guessed")) == (403, "SignatureDoesNotMatch")
+    assert answer_without_file(storage, bucket, old("nobody", secret)) == (403, "InvalidAccessKeyId")
+    signed_by_alice = [("awsaccesskeyid", (None, access_key)), ("signature", (None, by_version_2(secret)))]
+    files = [("key", (None, "k")), ("policy", (None, encoded)), *signed_by_alice, ("file", ("f", b"data"))]
+    assert requests.post(f"{storage.url}/{bucket}", files=files, timeout=20).status_code == 204
+
+
+def test_the_fields_of_a_form_do_not_take_for_ever(storage, bucket):
+    host, port = netloc(storage).split(":")
+    with socket.create_connection((host, int(port)), timeout=80) as client:
+        client.sendall((f"POST /{bucket} HTTP/1.1\r\nHost: {netloc(storage)}\r\nContent-Length: 1000\r\n"
+                        "Content-Type: multipart/form-data; boundary=B\r\n\r\n--B\r\n").encode())
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert code((answer.status, None, answer.read())) == (400, "RequestTimeout")
+
+
+def test_what_a_known_form_is_refused_for_is_told_of_its_signer(storage, bucket):
+    for _ in range(3):
+        answer = form(storage, bucket, conditions=[["content-length-range", 1, 2]])
+        assert answer.status_code == 400
+        event, = storage.events_of(answer.headers["x-amz-request-id"])
+        assert (event["caller"]["oid"], event["error"], event["status"]) == ("alice", "EntityTooLarge", 400)
 
 
 def test_small_things_that_were_passed_over(storage, s3, bucket):

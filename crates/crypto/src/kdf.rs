@@ -61,6 +61,12 @@ impl MacKey {
         Self(hmac::Key::new(algorithm, key))
     }
 
+    /// HMAC-SHA-1, for signatures of protocols that have no other.
+    #[must_use]
+    pub fn of_old(key: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, key))
+    }
+
     pub(crate) fn with_mac_hash(hash: MacHash, key: &[u8]) -> Self {
         let algorithm = match hash {
             MacHash::Sha224 => hmac::HMAC_SHA224,

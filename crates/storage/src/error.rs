@@ -111,6 +111,7 @@ pub(crate) enum Error {
         message: String,
     },
     RequestTimeTooSkewed,
+    RequestTimeout,
     /// The index or the blobs.
     Store(StoreError),
     TooLarge,
@@ -293,6 +294,11 @@ impl Error {
                 "RequestTimeTooSkewed",
                 StatusCode::FORBIDDEN,
                 "The difference between the request time and the current time is too large.".into(),
+            ),
+            Self::RequestTimeout => (
+                "RequestTimeout",
+                bad,
+                "Your socket connection to the server was not read from or written to within the timeout period.".into(),
             ),
             Self::Store(error) => told_of_store(error),
             Self::TooLarge => {

@@ -3,7 +3,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_core::{Principal, PrincipalKind};
+use holdfast_crypto::{HashAlgorithm, kdf::MacKey};
 use s3s::{
     S3Error, S3ErrorCode, S3Result,
     auth::{Credentials, S3Auth, SecretKey},
@@ -32,13 +34,46 @@ impl Directory {
 
     /// The caller, by what s3s has verified. Without credentials nobody asks.
     pub(crate) fn caller(&self, verified: Option<&Credentials>, arrived: &Arrived) -> Result<Caller> {
-        let known = verified.and_then(|verified| self.keys.get(&verified.access_key));
+        self.known(verified.map(|verified| verified.access_key.as_str()), arrived)
+    }
+
+    /// Who signed a form, by the names of its fields in lower case, if the signature holds. s3s verifies it again, and when it was made; but
+    /// what it refuses a form for is of somebody who is known, and it takes in the files of forms that nobody signed.
+    pub(super) fn signer(&self, fields: &[(String, String)], arrived: &Arrived) -> Option<Caller> {
+        let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let secret = |id: &str| self.keys.get(id).map(|(key, _)| key.secret.as_bytes());
+        let policy = field("policy")?.as_bytes();
+        let (id, key, signature) = if let Some(signature) = field("x-amz-signature") {
+            let (id, scope) = field("x-amz-credential")?.split_once('/')?;
+            let mut key = MacKey::new(HashAlgorithm::Sha256, &[b"AWS4", secret(id)?].concat());
+            for part in scope.split('/') {
+                key = MacKey::new(HashAlgorithm::Sha256, &key.sign(&[part.as_bytes()]));
+            }
+            (id, key, unhex(signature)?)
+        } else {
+            let id = field("awsaccesskeyid")?;
+            (id, MacKey::of_old(secret(id)?), BASE64.decode(field("signature")?).ok()?)
+        };
+        key.verify(policy, &signature).then(|| self.known(Some(id), arrived).ok()).flatten()
+    }
+
+    fn known(&self, access_key: Option<&str>, arrived: &Arrived) -> Result<Caller> {
+        let known = access_key.and_then(|access_key| self.keys.get(access_key));
         let (key, principal) = known.ok_or(Error::Denied)?;
         let request = Arc::clone(&arrived.facts);
         let caller = Caller { principal: principal.clone(), access_key: key.id.clone(), request };
         arrived.came_from(&caller);
         Ok(caller)
     }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let byte = |pair: &[u8; 2]| {
+        let [high, low] = pair.map(|digit| (digit as char).to_digit(16));
+        Some((high? << 4 | low?) as u8)
+    };
+    pairs.iter().map(byte).collect()
 }
 
 /// What s3s asks for to verify a signature.

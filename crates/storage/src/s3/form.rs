@@ -3,7 +3,7 @@
 //! s3s reads a form itself; it knows nothing of `${filename}` and passes over fields that it does not know. So the fields are read
 //! here first, up to the file, and the form goes on as it would have been with the name in its place.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
@@ -16,6 +16,8 @@ use crate::error::{Error, Result, not_implemented};
 /// The fields of a form before its file, headers of parts included, as sent and with the name of the file in its places.
 /// S3's bound is 20 KB.
 const FIELDS_BYTES_MAX: usize = 32 * 1024;
+/// Time for the fields to arrive.
+const FIELDS_TIMEOUT: Duration = Duration::from_secs(60);
 /// The name of a file: longest key.
 const FILE_NAME_BYTES_MAX: usize = 1024;
 const END_OF_LINES: &[u8] = b"\r\n\r\n";
@@ -68,29 +70,44 @@ pub(super) fn is_form(method: &Method, headers: &HeaderMap) -> bool {
 }
 
 /// Reads the fields of a form to a bucket, checks them against their policy, leaves them beside it ([`Fields`]), and puts
-/// the name of its file into them.
+/// the name of its file into them. `is_signed` says whether somebody who is known signed the fields, whose names are in lower case: otherwise
+/// the file is left where it is, since s3s would hold it in memory, whoever sends it.
 ///
 /// # Errors
 /// `MalformedPOSTRequest`: the form has no boundary, no file within the bound, or ends early. What [`form_policy::check`] says.
-pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i64) -> Result<Request<Body>> {
+pub(super) async fn prepared(
+    request: Request<Body>,
+    bucket: &str,
+    now_millis: i64,
+    is_signed: impl FnOnce(&[(String, String)]) -> bool,
+) -> Result<Request<Body>> {
     let malformed = || Error::MalformedPost;
     let (mut parts, body) = request.into_parts();
     let boundary = boundary(&parts.headers).ok_or_else(malformed)?;
     let mut body = body;
     let mut head = BytesMut::new();
-    let form = loop {
-        let Some(Ok(bytes)) = body.next().await else { return Err(malformed()) };
-        // Only the end of a part's header lines can make a form of it: pieces without one are not looked at again and again.
-        let known = head.len().saturating_sub(END_OF_LINES.len());
-        head.extend_from_slice(&bytes);
-        let form = find(&head, END_OF_LINES, known).and_then(|_| Form::parse(&head, &boundary));
-        match form {
-            Some(form) if form.is_bounded(&head) => break form,
-            None if head.len() <= FIELDS_BYTES_MAX => {}
-            _ => return Err(malformed()),
+    let read = async {
+        loop {
+            let Some(Ok(bytes)) = body.next().await else { return Err(malformed()) };
+            // Only the end of a part's header lines can make a form of it: pieces without one are not looked at again and again.
+            let known = head.len().saturating_sub(END_OF_LINES.len());
+            head.extend_from_slice(&bytes);
+            let form = find(&head, END_OF_LINES, known).and_then(|_| Form::parse(&head, &boundary));
+            match form {
+                Some(form) if form.is_bounded(&head) => return Ok(form),
+                None if head.len() <= FIELDS_BYTES_MAX => {}
+                _ => return Err(malformed()),
+            }
         }
     };
-    let covered = form_policy::check(&form.texts(&head), bucket, now_millis)?;
+    // Nobody has signed anything yet: this takes no longer than the header of a request.
+    let form = tokio::time::timeout(FIELDS_TIMEOUT, read).await.map_err(|_| Error::RequestTimeout)??;
+    let texts = form.texts(&head);
+    let is_signed = is_signed(&texts);
+    let covered = form_policy::check(&texts, bucket, now_millis)?;
+    if !is_signed && !texts.iter().any(|(name, _)| name == "x-amz-signature" || name == "signature") {
+        return Err(Error::Denied);
+    }
     let rewritten = form.with_file_name(&head, &covered);
     let more = rewritten.len() as i64 - head.len() as i64;
     let length = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<i64>().ok());
@@ -99,7 +116,9 @@ pub(super) async fn prepared(request: Request<Body>, bucket: &str, now_millis: i
     }
     parts.extensions.insert(form.fields(&head));
     let begin = stream::once(async move { Ok(Bytes::from(rewritten)) });
-    let whole = http_body_util::StreamBody::new(begin.chain(body).map(|piece| piece.map(http_body::Frame::data)));
+    // What is wrong with a signature, s3s says without the file.
+    let rest = stream::iter(is_signed.then_some(body)).flatten();
+    let whole = http_body_util::StreamBody::new(begin.chain(rest).map(|piece| piece.map(http_body::Frame::data)));
     Ok(Request::from_parts(parts, Body::http_body_unsync(whole)))
 }
 

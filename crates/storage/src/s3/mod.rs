@@ -79,6 +79,7 @@ pub struct S3 {
     outer: S3Service,
     /// The same for forms: these live as long as their policy says, however long ago it was signed.
     forms: S3Service,
+    directory: Arc<Directory>,
     hosts: Arc<Hosts>,
     storage: Arc<Storage>,
 }
@@ -145,7 +146,8 @@ impl S3 {
         let now_millis = self.storage.now_millis();
         let answer = if form::is_form(request.method(), request.headers()) {
             let bucket = self.bucket_of(&request);
-            self.forms.call(form::prepared(request, &bucket, now_millis).await?).await
+            let is_signed = |fields: &[(String, String)]| self.directory.signer(fields, arrived).is_some();
+            self.forms.call(form::prepared(request, &bucket, now_millis, is_signed).await?).await
         } else {
             self.outer.call(self.prepared(request, now_millis / 1000)?).await
         };
@@ -200,8 +202,14 @@ pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
     outer.set_access(forms_only());
     let inner = builder(S3Config::default()).build();
     let storage = Arc::clone(storage);
-    outer.set_route(front::Front { storage: Arc::clone(&storage), directory, hosts: Arc::clone(&hosts), inner });
-    S3 { outer: outer.build(), forms: forms.build(), hosts, storage }
+    let front = front::Front {
+        storage: Arc::clone(&storage),
+        directory: Arc::clone(&directory),
+        hosts: Arc::clone(&hosts),
+        inner,
+    };
+    outer.set_route(front);
+    S3 { outer: outer.build(), forms: forms.build(), directory, hosts, storage }
 }
 
 /// A first look at whose the buckets of a request are, which may refuse before a body is read. What counts is whose they are when they
