@@ -8,6 +8,7 @@
 pub mod audit;
 mod blobs;
 mod cloud;
+mod database;
 mod engine;
 mod group;
 mod index;

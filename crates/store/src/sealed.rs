@@ -174,11 +174,8 @@ async fn check_rows<E: Engine>(
     } else if head.is_none() && count > 0 {
         notes.push(format!("the store is of an earlier version; its {count} rows are watched from now on"));
     }
-    let counted = head.is_none() || !whole;
+    // The first commit keeps it. That one comes once the log has told of what was accepted: nothing is accepted without a line.
     found.keep();
-    if counted {
-        engine.commit(Batch { row_set: Some(Arc::clone(set)), ..Batch::of(Vec::new()) }).await?;
-    }
     Ok(true)
 }
 

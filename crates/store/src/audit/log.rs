@@ -77,8 +77,11 @@ pub enum AuditOpenError {
         /// What failed.
         source: io::Error,
     },
-    /// The last segment is damaged before its end.
-    #[error("the audit log is damaged at {path}, line {seq}: {why}; run `holdfast audit verify`")]
+    /// A segment is damaged before its end, or missing before the last.
+    #[error(
+        "the audit log is damaged at {path}, after line {seq}: {why}; run `holdfast audit verify`; restore it, or set `accept_loss = true` in \
+         [audit] once to set the rest aside and record that"
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -162,8 +165,8 @@ impl AuditLog {
         if tail.torn_bytes > 0 {
             notes.push(format!("a torn last line of {} bytes, never acknowledged, was cut", tail.torn_bytes));
         }
-        if let Some(seq) = tail.forged_from {
-            notes.push(format!("line {seq} and what followed was written by somebody else; it was set aside"));
+        if let Some((seq, what)) = tail.aside {
+            notes.push(format!("line {seq} and what followed {what}; it was set aside"));
         }
         if let Some(expected) = config.expected
             && tail.expected_found != Some(true)

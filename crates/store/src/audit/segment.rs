@@ -8,6 +8,9 @@ use std::{
 
 use super::line::LINE_BYTES_MAX;
 
+/// Segments have twelve digits, and no log comes to the last of them.
+const NUMBER_MAX: u64 = 999_999_999_999;
+
 pub(super) fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("audit-{number:012}.jsonl"))
 }
@@ -24,7 +27,8 @@ pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
             .file_name()
             .and_then(|name| name.to_str())
             .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"))
-            .and_then(|digits| digits.parse().ok());
+            .and_then(|digits| digits.parse().ok())
+            .filter(|number| *number <= NUMBER_MAX && segment_path(directory, *number) == path);
         if let Some(number) = number {
             segments.push((number, path));
         }
@@ -39,6 +43,10 @@ pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn read_lines(path: &Path, mut visit: impl FnMut(&[u8], u64, bool) -> bool) -> io::Result<()> {
+    if !std::fs::metadata(path)?.is_file() {
+        // A pipe would be waited for.
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no file", path.display())));
+    }
     let mut reader = BufReader::with_capacity(256 * 1024, File::open(path)?);
     let mut offset = 0;
     let mut line = Vec::new();

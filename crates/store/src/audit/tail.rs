@@ -22,8 +22,8 @@ pub(super) struct Tail {
     pub end: Checkpoint,
     /// Bytes of a torn last line that were cut.
     pub torn_bytes: u64,
-    /// From this line on stood lines that this log did not write. They were set aside, because the operator said so.
-    pub forged_from: Option<u64>,
+    /// From this line on stood what this log did not write, and what it was. It was set aside, because the operator said so.
+    pub aside: Option<(u64, &'static str)>,
     /// Whether the log contains what was expected of it; `None` if nothing was.
     pub expected_found: Option<bool>,
 }
@@ -46,35 +46,42 @@ impl Tail {
             segment: 0,
             end: Checkpoint { seq: 0, head: GENESIS, revision },
             torn_bytes: 0,
-            forged_from: None,
+            aside: None,
             expected_found: config.expected.map(|expected| expected.seq == 0),
         };
         let start = first_segment_to_read(&segments, config.expected).map_err(failed)?;
         // Logs that were begun before lines had a MAC have none until this version begins a segment of its own; never after it.
         let mut reader = Reader { config, mac, has_macs: config.expected_has_macs, first: true };
         for (position, (number, path)) in segments.iter().enumerate().skip(start) {
-            let (good_bytes, fault) = reader.segment(path, &mut tail).map_err(failed)?;
-            tail.segment = *number;
-            let last = position + 1 == segments.len();
-            match fault {
-                None => {}
-                Some(Fault::Broken(why)) => {
-                    if !last || !is_torn_tail(path, good_bytes).map_err(failed)? {
-                        return Err(AuditOpenError::Damaged { path: path.clone(), seq: tail.end.seq, why });
-                    }
-                    tail.torn_bytes = cut(path, good_bytes).map_err(failed)?;
+            let (good_bytes, fault) = if position > start && *number != tail.segment + 1 {
+                (0, Some(Fault::Broken(format!("segment {} is missing before it", tail.segment + 1))))
+            } else {
+                let read = reader.segment(path, &mut tail).map_err(failed)?;
+                tail.segment = *number;
+                let last = position + 1 == segments.len();
+                if matches!(read.1, Some(Fault::Broken(_))) && last && is_torn_tail(path, read.0).map_err(failed)? {
+                    tail.torn_bytes = cut(path, read.0).map_err(failed)?;
+                    continue;
                 }
-                Some(Fault::Forged) => {
-                    let seq = tail.end.seq + 1;
-                    if !config.accept_loss {
-                        return Err(AuditOpenError::Forged { path: path.clone(), seq });
-                    }
-                    set_aside(&segments[position..], good_bytes).map_err(failed)?;
-                    tail.forged_from = Some(seq);
-                    tail.segment = if good_bytes == 0 { number - 1 } else { *number };
-                    break;
+                read
+            };
+            let Some(fault) = fault else { continue };
+            let seq = tail.end.seq + 1;
+            let what = match fault {
+                Fault::Broken(_) if config.accept_loss => "was damaged",
+                Fault::Forged if config.accept_loss => "was written by somebody else",
+                Fault::Broken(why) => {
+                    return Err(AuditOpenError::Damaged { path: path.clone(), seq: tail.end.seq, why });
                 }
+                Fault::Forged => return Err(AuditOpenError::Forged { path: path.clone(), seq }),
+            };
+            set_aside(&segments[position..], good_bytes).map_err(failed)?;
+            tail.aside = Some((seq, what));
+            // One that begins with it is gone as a whole, and so is its number.
+            if good_bytes == 0 && tail.segment == *number {
+                tail.segment = number.saturating_sub(1);
             }
+            break;
         }
         Ok(tail)
     }
@@ -172,18 +179,31 @@ fn cut(path: &Path, good_bytes: u64) -> io::Result<u64> {
     Ok(torn)
 }
 
-/// Moves what stands behind `good_bytes` of the first of these segments, and all after it, into files whose names end in `.forged`.
+/// Moves what stands behind `good_bytes` of the first of these segments, and all after it, into files whose names end in `.forged`. The last
+/// first: what a crash leaves of them is refused as before, and moved at the next start.
 fn set_aside(segments: &[(u64, PathBuf)], good_bytes: u64) -> io::Result<()> {
-    for (position, (_, path)) in segments.iter().enumerate() {
-        let aside = path.with_extension("jsonl.forged");
+    for (position, (_, path)) in segments.iter().enumerate().rev() {
+        let aside = free_name(path);
         if position > 0 || good_bytes == 0 {
             // A segment without its header would be no segment.
             std::fs::rename(path, &aside)?;
         } else {
             let content = std::fs::read(path)?;
             std::fs::write(&aside, &content[usize::try_from(good_bytes).map_err(io::Error::other)?..])?;
+            std::fs::File::open(&aside)?.sync_all()?;
             cut(path, good_bytes)?;
         }
     }
     Ok(())
+}
+
+/// A name for what is set aside of a segment: nothing that was set aside before is written over.
+fn free_name(path: &Path) -> PathBuf {
+    let mut aside = path.with_extension("jsonl.forged");
+    let mut count = 1_u32;
+    while aside.exists() {
+        count += 1;
+        aside = path.with_extension(format!("jsonl.{count}.forged"));
+    }
+    aside
 }

@@ -27,7 +27,7 @@ use crate::outbox::{Outbox, StoredEvent};
 const GROUP_EVENTS: usize = 1024;
 /// How long lines of changes may wait for a sync: they are durable in the store, and nobody waits for them here.
 const SYNC_DELAY: Duration = Duration::from_millis(20);
-/// After a failure with events in the outbox: when to try again if no request comes.
+/// After a failure: when to try again if no request comes.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// When to look again if there is nothing to do; a job ends the wait.
 const IDLE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -164,6 +164,10 @@ impl Writer {
 
     /// How long there is nothing to do if no job comes.
     fn patience(&self) -> Duration {
+        if self.broken {
+            // Nothing is signed or synced before it is mended.
+            return RETRY_INTERVAL;
+        }
         let mut patience = IDLE_INTERVAL;
         if self.unsigned {
             patience = patience.min(self.config.checkpoint_interval.saturating_sub(self.signed_at.elapsed()));
@@ -171,9 +175,7 @@ impl Writer {
         if !self.unsynced.is_empty() {
             patience = patience.min(SYNC_DELAY.saturating_sub(self.unsynced_since.elapsed()));
         }
-        if self.broken {
-            patience = patience.min(RETRY_INTERVAL);
-        } else if self.outbox.waiting() > self.unsynced.len() {
+        if self.outbox.waiting() > self.unsynced.len() {
             patience = Duration::ZERO;
         }
         patience

@@ -4,14 +4,18 @@
 //! ([`Batch::applied`]), and then answers all who wait. A batch that loses its compare-and-swap is answered alone and does not
 //! disturb the others.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use holdfast_core::{Revision, StoreError};
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Batch, Engine, Row, RowName, RowVisitor, RowWrite};
 use crate::{
+    database::{has_room, open_or_make},
     group::{GroupWriter, failed},
     row_set::Fold,
 };
@@ -40,7 +44,7 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`StoreError::Failed`]: damaged, locked by another process, or not to be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
+        let database = open_or_make(path, CACHE_BYTES)?;
         let create = database.begin_write().map_err(failed)?;
         create.open_table(ROWS).map_err(failed)?;
         create.open_table(META).map_err(failed)?;
@@ -48,7 +52,14 @@ impl EmbeddedEngine {
         create.commit().map_err(failed)?;
         let database = Arc::new(database);
         let writer = Arc::clone(&database);
-        let commits = GroupWriter::start("store-writer", move |batches| write_group(&writer, batches))?;
+        let disk: PathBuf = path.parent().unwrap_or(path).into();
+        let commits = GroupWriter::start("store-writer", move |batches| {
+            if !has_room(&disk) {
+                tracing::error!(path = %disk.display(), "the disk is full, and the store takes no commits");
+                return Err(StoreError::Busy);
+            }
+            write_group(&writer, batches)
+        })?;
         Ok(Self { database, commits })
     }
 }

@@ -16,10 +16,11 @@ use holdfast_core::{
 };
 use holdfast_crypto::{SealingKey, SecretBytes, kdf};
 pub use instance::{IndexCopy, IndexOwner};
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use crate::{
     audit,
+    database::{has_room, open_or_make},
     group::{GroupWriter, failed},
     outbox::{Outbox, Place, StoredEvent},
 };
@@ -30,10 +31,6 @@ const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events v1"
 /// What the index says of itself: [`REVISION`], [`instance::INSTANCE`].
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta v1");
 const REVISION: &str = "revision";
-
-/// Below so many free bytes of its disk the index takes no commit: one that fails half-way would leave it closed until a restart.
-/// On a small disk it is less, see [`has_room`].
-const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// redb's page cache in bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -75,7 +72,7 @@ impl EventSealer {
 }
 
 fn database(path: &Path) -> Result<Database, StoreError> {
-    let database = Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(failed)?;
+    let database = open_or_make(path, CACHE_BYTES)?;
     let create = database.begin_write().map_err(failed)?;
     create.open_table(ENTRIES).map_err(failed)?;
     create.open_table(EVENTS).map_err(failed)?;
@@ -138,13 +135,6 @@ fn events_left(database: &Database, sealer: &EventSealer) -> Result<(Revision, V
 fn stored_revision(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Revision, StoreError> {
     let Some(value) = meta.get(REVISION).map_err(failed)? else { return Ok(Revision(0)) };
     value.value().try_into().map(|bytes| Revision(u64::from_be_bytes(bytes))).map_err(|_| StoreError::Damaged)
-}
-
-/// Whether a commit will fit. A disk that cannot be asked is taken to have room.
-fn has_room(directory: &Path) -> bool {
-    let Ok(disk) = rustix::fs::statvfs(directory) else { return true };
-    let (free, all) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
-    free >= (all / 64).min(ROOM_BYTES_MIN)
 }
 
 struct Writer {
