@@ -21,10 +21,10 @@ pub struct RoomLeft {
 }
 
 impl RoomLeft {
-    /// Whether so many bytes of new data may be written.
+    /// Whether so many bytes of new data may be written; of 0, whether any may.
     #[must_use]
     pub fn has(self, bytes: u64) -> bool {
-        self.free >= self.reserve.saturating_add(bytes)
+        self.free > self.reserve.saturating_add(bytes)
     }
 }
 
