@@ -44,9 +44,12 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     step("whole clients", program(&pytest, &["tests/clients", "-q", "-rfEs", "--durations=5"]))?;
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
-    step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills]))?;
+    step("crash loop, HSM", program(&python, &["tests/crash/crash_loop.py", "--kills", &kills, "--in-flight"]))?;
     step("crash loop, storage", program(&python, &["tests/crash/s3_crash_loop.py", "--kills", &kills]))?;
-    step("crash loop, key management", program(&python, &["tests/crash/kms_crash_loop.py", "--kills", &kills]))?;
+    step(
+        "crash loop, key management",
+        program(&python, &["tests/crash/kms_crash_loop.py", "--kills", &kills, "--in-flight"]),
+    )?;
     fuzz::run(FUZZ_SECS)
 }
 
