@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink};
 use holdfast_wire::body;
-use http::{Response, request::Parts};
+use http::{HeaderValue, Response, header, request::Parts};
 use http_body::Body;
 use http_body_util::Full;
 use tokio::{sync::Semaphore, time::timeout};
@@ -56,11 +56,17 @@ impl Spine {
         let head = Head::new(parts, source);
         let mut trace = Trace::of(&head, dialect.request_id(), dialect.client(&head));
         let mut told = D::Told::default();
+        trace.body_waits(!body.is_end_stream());
         // Held to the end: whoever changes what a caller was judged by may wait for those who still are.
         let mut caller = None;
         let result = self.serve(dialect, &head, body, &mut trace, &mut told, &mut caller).await;
         let outcome = self.record(dialect, &mut trace, &mut told, result).await;
-        dialect.answer(&head, &trace, outcome)
+        let mut answer = dialect.answer(&head, &trace, outcome);
+        if trace.leaves_body() {
+            // What is left of the body is in the way of the next request: the client must not send one there.
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
     }
 
     async fn serve<D, B>(
@@ -81,6 +87,7 @@ impl Spine {
         let early = dialect.early(head, &route, trace).await?;
         let body = body::read(body, dialect.body_limits()).await;
         let request = Request::new(head, body.map_err(|fault| dialect.fault(Fault::Body(fault)))?);
+        trace.body_waits(false);
         // Not before the body is there: who sends slowly would keep others out.
         let place = self.places.as_ref().map(Semaphore::try_acquire).transpose();
         let _place = place.map_err(|_| dialect.fault(Fault::NoPlace))?;

@@ -379,6 +379,19 @@ async fn a_change_has_the_one_event_that_was_committed_with_it() {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_body_ends_the_connection() {
+    let toy = Toy::new();
+    let ask = async |path: &str, body: &'static [u8]| {
+        let (parts, ()) = HttpRequest::get(path).body(()).unwrap().into_parts();
+        let answer = toy.spine().handle(&toy, parts, Full::new(Bytes::from_static(body)), None).await;
+        (answer.status().is_success(), answer.headers().contains_key("connection"))
+    };
+    assert_eq!(ask("/", b"x").await, (true, false));
+    assert_eq!(ask("/forbidden", b"x").await, (false, true));
+    assert_eq!(ask("/forbidden", b"").await, (false, false));
+}
+
+#[tokio::test]
 async fn whoever_finds_no_place_is_refused_and_counted() {
     let toy = Toy { places: Some(0), ..Toy::new() };
     assert_eq!(toy.ask_plainly("/").await, StatusCode::TOO_MANY_REQUESTS);

@@ -32,6 +32,8 @@ pub struct Trace {
     source: Option<SocketAddr>,
     started: Instant,
     client: Client,
+    /// Whether there is a body that was not read to its end.
+    leaves_body: bool,
 }
 
 impl Trace {
@@ -43,6 +45,7 @@ impl Trace {
             source: head.source(),
             started: head.started(),
             client,
+            leaves_body: false,
         }
     }
 
@@ -56,7 +59,16 @@ impl Trace {
             source: None,
             started: Instant::now(),
             client: Client { request_id: None, user_agent: None, path: path.to_owned() },
+            leaves_body: false,
         }
+    }
+
+    pub(crate) fn body_waits(&mut self, waits: bool) {
+        self.leaves_body = waits;
+    }
+
+    pub(crate) fn leaves_body(&self) -> bool {
+        self.leaves_body
     }
 
     pub(crate) fn operation_is(&mut self, operation: &'static str) {
