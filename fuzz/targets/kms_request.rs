@@ -2,12 +2,12 @@
 //! Requests of the key management service, over a real partition and a store in memory: first byte the operation, then the body, in
 //! which `@` stands for the id of a key that is there.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use holdfast_core::{
     Action, Ambient, AuditError, AuditEvent, AuditSink, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey,
-    Operation, Outcome, PartitionId, Permit, Resource, Timestamp,
+    Operation, Outcome, PartitionId, Permit, Projection, Record, RecordKey, Resource, Revision, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::{CryptoError, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer};
 use holdfast_engine::{BlobError, Keyed, Partition, PartitionPolicy};
@@ -138,6 +138,32 @@ impl HsmAdmin for Here {
     }
 }
 
+/// A store whose events go nowhere: there is no log that would take them out.
+struct Unlogged(SealedStore<MemoryEngine>);
+
+#[async_trait]
+impl Store for Unlogged {
+    async fn read(&self, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+        self.0.read(key).await
+    }
+
+    async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        self.0.scan(kind, visit).await
+    }
+
+    async fn write(&self, writes: Vec<Write>, _: Option<AuditEvent>) -> Result<Revision, StoreError> {
+        self.0.write(writes, None).await
+    }
+
+    fn revision(&self) -> Revision {
+        self.0.revision()
+    }
+
+    fn watch(&self, projection: Weak<dyn Projection>) {
+        self.0.watch(projection);
+    }
+}
+
 struct World {
     runtime: tokio::runtime::Runtime,
     kms: Kms,
@@ -147,11 +173,11 @@ async fn open() -> Kms {
     let partition = PartitionId::from_bytes([1; 16]);
     let key = SecretBytes::copy_of(&[2; 32]);
     let hsm = Arc::new(Here(Arc::new(Partition::new(partition, &key, PartitionPolicy::default()).expect("a partition"))));
-    let store = SealedStore::new(MemoryEngine::default(), partition, &key, Arc::new(Fixed)).expect("a store");
+    let store = SealedStore::open(MemoryEngine::default(), partition, &key, Arc::new(Fixed), false).await.expect("a store");
     let seams = Seams {
         hsm: Arc::clone(&hsm) as _,
         admin: hsm,
-        store: Arc::new(store),
+        store: Arc::new(Unlogged(store)),
         audit: Arc::new(Nowhere),
         ambient: Arc::new(Fixed),
     };

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, PartitionId, RecordKey, Store, StoreError, Timestamp};
+use holdfast_core::{Ambient, PartitionId, RecordKey, Revision, Store, StoreError, Timestamp};
 use holdfast_crypto::SecretBytes;
-use holdfast_store::{Engine, Row, RowName, RowWrite, SealedStore};
+use holdfast_store::{Batch, Engine, Row, RowName, RowVisitor, SealedStore};
 use libfuzzer_sys::fuzz_target;
 
 struct Nothing;
@@ -21,6 +21,9 @@ impl Ambient for Nothing {
 
 struct Hostile(Mutex<Vec<u8>>);
 
+/// Kind of the rows of events, which a store reads when it is opened: there are none.
+const EVENT: u8 = 65;
+
 #[async_trait]
 impl Engine for Hostile {
     async fn read(&self, name: &RowName) -> Result<Option<Row>, StoreError> {
@@ -32,22 +35,36 @@ impl Engine for Hostile {
         kind: u8,
         visit: &mut (dyn FnMut(Row) -> Result<(), StoreError> + Send),
     ) -> Result<(), StoreError> {
+        if kind == EVENT {
+            return Ok(());
+        }
         let mut name = [0; 33];
         name[0] = kind;
         let row = self.read(&name).await?;
         row.map_or(Ok(()), visit)
     }
-    async fn commit(&self, _: Vec<RowWrite>) -> Result<(), StoreError> {
+    async fn scan_all(&self, _: &mut RowVisitor<'_>) -> Result<(), StoreError> {
         Ok(())
+    }
+    async fn head(&self) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        Ok(None)
+    }
+    async fn commit(&self, _: Batch) -> Result<Revision, StoreError> {
+        Ok(Revision(0))
+    }
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(Revision(0))
     }
 }
 
 fuzz_target!(|data: &[u8]| {
     let key = SecretBytes::copy_of(&[3; 32]);
     let engine = Hostile(Mutex::new(data.to_vec()));
-    let Ok(store) = SealedStore::new(engine, PartitionId::from_bytes([1; 16]), &key, Arc::new(Nothing)) else { return };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return };
     runtime.block_on(async {
+        let instance = PartitionId::from_bytes([1; 16]);
+        let store = SealedStore::open(engine, instance, &key, Arc::new(Nothing), false).await;
+        let store = store.unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(store.read(&RecordKey::new(1, "k")).await, Err(StoreError::Damaged));
         assert_eq!(store.scan(1, &mut |_| ()).await, Err(StoreError::Damaged));
     });
