@@ -246,7 +246,8 @@ impl SharedEngine {
         if revision != before {
             rows.insert(REVISION, (revision.0, Vec::new()));
         }
-        let generation = id.generation.max(self.newest().above) + 1;
+        let generation = id.generation.max(self.newest().above).checked_add(1);
+        let generation = generation.ok_or_else(|| StoreError::Failed("no generation is left for a commit".into()))?;
         let (bytes, id) = self.0.key.encode(generation, &rows);
         if bytes.len() as u64 > BYTES_MAX {
             return Err(StoreError::Failed("the shared state is full".into()));
