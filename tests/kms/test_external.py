@@ -417,6 +417,43 @@ def test_two_thousand_wait_without_a_thread_each(chain, between):
     assert most <= before + 2, (before, most)
 
 
+@pytest.mark.parametrize("way", ["nothing", "disabled", "disconnected"])
+@pytest.mark.parametrize("use", ["encrypt", "decrypt", "generate_data_key"])
+def test_a_use_that_waits_for_the_proxy_does_not_outlive_its_key(chain, between, use, way):
+    """The key is taken out of use while the other side has the request: no result is given. The control: with nothing done there is one."""
+    middle, store, key = between
+    blob = chain.kms.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+    arguments = {"encrypt": {"KeyId": key, "Plaintext": b"x"}, "decrypt": {"CiphertextBlob": blob}, "generate_data_key": {"KeyId": key, "KeySpec": "AES_256"}}[use]
+    came, go = threading.Event(), threading.Event()
+
+    def hold(path: str) -> None:
+        if path.endswith("crypt"):
+            came.set()
+            go.wait(5)
+
+    middle.before = hold
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(getattr(chain.kms, use), **arguments)
+        assert came.wait(5)
+        if way == "disabled":
+            chain.kms.disable_key(KeyId=key)
+        elif way == "disconnected":
+            chain.kms.disconnect_custom_key_store(CustomKeyStoreId=store)
+        go.set()
+        middle.honest()
+        try:
+            if way == "nothing":
+                assert waiting.result()["KeyId"] == key
+            else:
+                with refused("DisabledException" if way == "disabled" else "KMSInvalidStateException"):
+                    waiting.result()
+        finally:
+            if way == "disabled":
+                chain.kms.enable_key(KeyId=key)
+            elif way == "disconnected":
+                assert connect(chain.kms, store)["ConnectionState"] == "CONNECTED"
+
+
 def test_neither_side_alone_can_read(tmp_path):
     """With the KMS's whole disk and its silicon but no HSM, and with the HSM but no KMS: nothing."""
     chain = Chain(tmp_path / "one", ["orders", "other"]).start()

@@ -104,6 +104,14 @@ fn as_it_is(kms: &Kms, key: &KeyEntry, material: KeyVersionId, now: Timestamp) -
     version
 }
 
+/// Refuses a key that was taken out of use while a request waited for somebody after its use: the request is decided anew, and hears why.
+pub(crate) fn still_usable(kms: &Kms, key: &Usable, material: &Material) -> Result<(), ApiError> {
+    if as_it_is(kms, key, material.id, kms.keys.now()).attributes.enabled {
+        return Ok(());
+    }
+    Err(ApiError::stale("the key was taken out of use while another service was asked"))
+}
+
 /// Uses a key: the one way into the partition.
 pub(crate) async fn perform(
     kms: &Kms,

@@ -15,7 +15,7 @@ use crate::{
     keys::{KeyEntry, Material, Reference},
     operation::Operation as ApiOperation,
     stores::{About, Link},
-    usable::{Usable, perform},
+    usable::{Usable, perform, still_usable},
     wire,
 };
 
@@ -116,6 +116,8 @@ pub(super) async fn seal(
             let result = other.link.encrypt(&other.reference.key, &inner, &aad, other.about(call, key)).await;
             other.tell(call, started, result.as_ref().err());
             blob.extend_from_slice(&result.map_err(|fault| fault.for_crypto(&other.reference.store))?);
+            // Whoever asked gets a plaintext with it, or goes on with the key: neither if the key was taken out of use while the other side took its time.
+            still_usable(call.kms, key, material)?;
         }
     }
     Ok(Sealed { blob, material_id: material.wire_id() })
