@@ -32,7 +32,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
         &["holdfast-engine", "holdfast-store"],
     ),
     ("holdfast-pkcs11", &["holdfast-core", "holdfast-crypto"], &[]),
-    ("holdfast-storage", &["holdfast-core", "holdfast-crypto"], &["holdfast-store"]),
+    ("holdfast-storage", &["holdfast-core", "holdfast-crypto", "holdfast-service"], &["holdfast-store"]),
     (
         "holdfast-xks-proxy",
         &["holdfast-core", "holdfast-crypto", "holdfast-service", "holdfast-wire"],

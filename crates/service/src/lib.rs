@@ -22,4 +22,5 @@ pub use dialect::{Dialect, Failure, Fault, Written};
 pub use measure::{Ended, measure_requests};
 pub use spine::Spine;
 pub use stages::{Done, Head, Recorded, Request};
+pub use strangers::Strangers;
 pub use trace::{Client, Told, Trace};

@@ -37,7 +37,7 @@ impl Spine {
     /// At most `in_flight_max` requests are at work at once; without it as many as there are connections.
     #[must_use]
     pub fn new(audit: Arc<dyn AuditSink>, ambient: Arc<dyn Ambient>, in_flight_max: Option<usize>) -> Self {
-        let strangers = Arc::new(Strangers::new(Arc::clone(&audit)));
+        let strangers = Strangers::new(Arc::clone(&audit));
         Self { audit, ambient, strangers, places: in_flight_max.map(Semaphore::new) }
     }
 

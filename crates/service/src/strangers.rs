@@ -45,7 +45,7 @@ struct Window {
 }
 
 /// Refusals of this second.
-pub(crate) struct Strangers {
+pub struct Strangers {
     audit: Arc<dyn AuditSink>,
     window: Mutex<Window>,
     /// Held by whoever tells the log what was counted.
@@ -98,12 +98,14 @@ impl Window {
 }
 
 impl Strangers {
-    pub(crate) fn new(audit: Arc<dyn AuditSink>) -> Self {
-        Self { audit, window: Mutex::default(), telling: tokio::sync::Mutex::default() }
+    /// Those of one role, for its log.
+    #[must_use]
+    pub fn new(audit: Arc<dyn AuditSink>) -> Arc<Self> {
+        Arc::new(Self { audit, window: Mutex::default(), telling: tokio::sync::Mutex::default() })
     }
 
     /// Counts a refusal. Gives it back if it is to be written at once.
-    pub(crate) fn note(self: &Arc<Self>, event: AuditEvent, source: Option<SocketAddr>) -> Option<AuditEvent> {
+    pub fn note(self: &Arc<Self>, event: AuditEvent, source: Option<SocketAddr>) -> Option<AuditEvent> {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         let (event, later) = window.note(event, source, Instant::now());
         drop(window);
@@ -117,8 +119,8 @@ impl Strangers {
         event
     }
 
-    /// Tells the log what was counted.
-    pub(crate) async fn flush(&self) {
+    /// Tells the log what was counted; also for the end of a service, before its log is closed.
+    pub async fn flush(&self) {
         // Whoever is about to close the log waits for what is being told.
         let _telling = self.telling.lock().await;
         let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(PoisonError::into_inner));
@@ -203,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_waits_for_what_is_being_told() {
         let slow = Arc::new(Slow(tokio::sync::Semaphore::new(0), Mutex::default()));
-        let strangers = Arc::new(Strangers::new(Arc::clone(&slow) as Arc<dyn AuditSink>));
+        let strangers = Strangers::new(Arc::clone(&slow) as Arc<dyn AuditSink>);
         assert!(strangers.note(refusal("a"), from([1; 4])).is_some());
         assert!(strangers.note(refusal("a"), from([1; 4])).is_none());
         let telling = tokio::spawn({

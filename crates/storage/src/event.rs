@@ -231,7 +231,11 @@ impl Storage {
         }
         let Some(caller) = arrived.caller() else {
             let event = event(&arrived.facts, UNRESOLVED, None, None, About::default(), end);
-            return Ok(self.strangers.tell(event, arrived.facts.source).await?);
+            // What repeats is counted.
+            return match self.strangers.note(event, arrived.facts.source) {
+                Some(event) => Ok(self.audit.append(event).await?),
+                None => Ok(()),
+            };
         };
         let about = call.as_ref().map(|call| call.about()).unwrap_or_default();
         let act = call.as_ref().map(|call| &call.act);

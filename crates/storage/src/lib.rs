@@ -26,7 +26,6 @@ mod rewrap;
 mod room;
 mod rows;
 mod s3;
-mod strangers;
 #[cfg(test)]
 mod twins;
 mod versions;
@@ -46,12 +45,12 @@ use grant::{Change, Whole};
 use holdfast_core::{
     Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
 };
+use holdfast_service::Strangers;
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
 pub use s3::{AccessKey, S3, service};
-use strangers::Strangers;
 use tokio::sync::Notify;
 use view::View;
 
