@@ -19,7 +19,7 @@ const EVENTS_MAX: usize = 4096;
 pub(crate) struct StoredEvent {
     pub revision: Revision,
     /// What the log's line says, without its place in the chain.
-    pub body: String,
+    pub body: Arc<str>,
 }
 
 #[derive(Default)]

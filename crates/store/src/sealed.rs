@@ -137,7 +137,7 @@ impl<E: Engine> SealedStore<E> {
         let event = Box::new(move |revision| sealer.event(revision, &body));
         let applied = Box::new(move |revision| {
             memory.apply(revision, &changes);
-            place.fill(StoredEvent { revision, body: told.as_ref().to_owned() });
+            place.fill(StoredEvent { revision, body: told });
         });
         Ok(Batch { rows, dropped, event: Some(event), row_set, applied })
     }
@@ -226,7 +226,7 @@ fn event_key(revision: Revision) -> RecordKey {
 
 fn read_event(record: &Record) -> Option<StoredEvent> {
     let revision = Revision(u64::from_be_bytes(record.key.id.as_slice().try_into().ok()?));
-    Some(StoredEvent { revision, body: String::from_utf8(record.value.clone()).ok()? })
+    Some(StoredEvent { revision, body: std::str::from_utf8(&record.value).ok()?.into() })
 }
 
 #[async_trait]

@@ -8,37 +8,19 @@
     reason = "tests fail by panicking, and count aloud"
 )]
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, PartitionId, Revision, Timestamp};
-use holdfast_crypto::{Curve, KeyMaterial, KeySpec, SecretBytes};
-use holdfast_store::audit::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
+use common::{Fixed, keys};
+use holdfast_core::{AuditEvent, AuditSink, PartitionId, Revision};
+use holdfast_store::audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
 use proptest::prelude::*;
-
-struct Fixed;
-impl Ambient for Fixed {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_unix_millis(1_800_000_000_123)
-    }
-    fn fill(&self, out: &mut [u8]) {
-        out.fill(1);
-    }
-}
-
-/// The same keys for all logs of a test.
-fn keys() -> AuditKeys {
-    static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
-    AuditKeys::new(MATERIAL.get_or_init(|| {
-        let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
-        SecretBytes::copy_of(material.expose_canonical())
-    }))
-    .unwrap()
-}
 
 fn config(directory: &Path) -> AuditLogConfig {
     AuditLogConfig {
@@ -59,23 +41,14 @@ fn open(config: AuditLogConfig) -> Result<AuditLog, AuditOpenError> {
 
 fn event(number: usize) -> AuditEvent {
     AuditEvent {
-        time: Fixed.now(),
-        operation: "KeyWrap",
-        principal: None,
         key: Some("kek".into()),
-        key_version: None,
         algorithm: Some("A256KW".into()),
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
         reason: Some("a \"quoted\" rule\nof two lines".into()),
-        request_id: format!("request-{number}"),
-        client_request_id: None,
         source: Some("127.0.0.1:1".into()),
-        user_agent: None,
         context: vec![("kmsOperation", "Encrypt".into())],
         path: "/keys/kek/wrapkey".into(),
         duration_us: 12,
+        ..common::event("KeyWrap", &format!("request-{number}"))
     }
 }
 

@@ -9,33 +9,23 @@
     reason = "tests fail by panicking, and count aloud"
 )]
 
+mod common;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use holdfast_core::{
-    Ambient, AuditEvent, AuditOutcome, Change, Changed, PartitionId, Projection, RecordKey, Revision, Store,
-    StoreError, Timestamp, Write,
-};
-use holdfast_crypto::{Curve, KeyMaterial, KeySpec, SecretBytes};
+use common::{Fixed, event, keys};
+use holdfast_core::{Change, Changed, PartitionId, Projection, RecordKey, Revision, Store, StoreError, Write};
+use holdfast_crypto::SecretBytes;
 use holdfast_store::{
     EmbeddedEngine, Engine, MemoryEngine, SealedStore, SharedEngine,
-    audit::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, Report, list_segments, verify},
+    audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, Report, list_segments, verify},
 };
-
-struct Fixed;
-impl Ambient for Fixed {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_unix_millis(1_800_000_000_123)
-    }
-    fn fill(&self, out: &mut [u8]) {
-        out.fill(1);
-    }
-}
 
 const INSTANCE: [u8; 16] = [7; 16];
 
@@ -44,34 +34,12 @@ async fn opened<E: Engine>(engine: E) -> SealedStore<E> {
     SealedStore::open(engine, PartitionId::from_bytes(INSTANCE), &key, Arc::new(Fixed), false).await.unwrap()
 }
 
-fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Fixed.now(),
-        operation: "KeyCreate",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
-}
-
 fn write(id: &str, expected_version: u64, value: Option<&str>) -> Write {
     Write { key: RecordKey::new(1, id), expected_version, value: value.map(|value| value.as_bytes().to_vec()) }
 }
 
 fn change(id: &str, expected_version: u64, value: Option<&str>) -> Change {
-    Change { writes: vec![write(id, expected_version, value)], event: event(id) }
+    Change { writes: vec![write(id, expected_version, value)], event: event("KeyCreate", id) }
 }
 
 /// Versions by id, and all that was told.
@@ -180,15 +148,6 @@ fn changes_are_refused_when_too_many_events_wait() {
         assert_eq!(store.read(&RecordKey::new(1, done.to_string())).await.unwrap(), None, "nothing was written");
         store.keep(vec![write("kept", 0, Some("x"))]).await.unwrap();
     });
-}
-
-fn keys() -> AuditKeys {
-    static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
-    AuditKeys::new(MATERIAL.get_or_init(|| {
-        let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
-        SecretBytes::copy_of(material.expose_canonical())
-    }))
-    .unwrap()
 }
 
 /// An instance in a directory: store and log.

@@ -2,45 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod common;
+
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{
-    Ambient, AuditEvent, AuditOutcome, Index, IndexChange, IndexWrite, PartitionId, Revision, StoreError, Timestamp,
-};
+use common::{Fixed, event};
+use holdfast_core::{AuditEvent, Index, IndexChange, IndexWrite, PartitionId, Revision, StoreError};
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{EmbeddedIndex, IndexCopy, IndexOwner};
-
-struct Fixed;
-impl Ambient for Fixed {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_unix_millis(1_800_000_000_123)
-    }
-    fn fill(&self, out: &mut [u8]) {
-        out.fill(1);
-    }
-}
-
-fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Fixed.now(),
-        operation: "PutObject",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
-}
 
 fn open(path: &Path, instance: u8, key: u8, founding: Option<&AuditEvent>) -> Result<EmbeddedIndex, StoreError> {
     let instance = PartitionId::from_bytes([instance; 16]);
@@ -68,20 +37,20 @@ async fn a_change_and_its_event_are_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.redb");
     let index = open(&path, 7, 3, None).unwrap();
-    assert_eq!(put(&index, "a", Some(event("1"))).await, Ok(Revision(1)));
-    assert_eq!(put(&index, "b", Some(event("2"))).await, Ok(Revision(2)));
+    assert_eq!(put(&index, "a", Some(event("PutObject", "1"))).await, Ok(Revision(1)));
+    assert_eq!(put(&index, "b", Some(event("PutObject", "2"))).await, Ok(Revision(2)));
     assert_eq!(put(&index, "c", None).await, Ok(Revision(2)), "what nobody is told of is no revision");
     let refused = index.commit(Box::new(|_| Err(StoreError::Busy))).await;
     assert_eq!((refused, index.outbox().waiting()), (Err(StoreError::Busy), 2));
     let writes = || vec![IndexWrite::put(b"d".to_vec(), Vec::new())];
-    let told = event("3");
+    let told = event("PutObject", "3");
     assert!(index.keep(Box::new(move |_| Ok(IndexChange { writes: writes(), event: Some(told) }))).await.is_err());
     assert_eq!(index.snapshot().unwrap().get(b"d"), Ok(None), "upkeep has no event, and a change has no way around it");
     drop(index);
     closed(&path);
     // No log has them: they are there after a restart, whoever stopped the process.
     let index = open(&path, 7, 3, None).unwrap();
-    assert_eq!((index.outbox().waiting(), put(&index, "e", Some(event("4"))).await), (2, Ok(Revision(3))));
+    assert_eq!((index.outbox().waiting(), put(&index, "e", Some(event("PutObject", "4"))).await), (2, Ok(Revision(3))));
 }
 
 #[tokio::test]
@@ -89,7 +58,7 @@ async fn an_index_is_one_instances() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.redb");
     assert_eq!(IndexOwner::of(&path), Ok(IndexOwner::Missing));
-    let founding = event("founding");
+    let founding = event("PutObject", "founding");
     drop(open(&path, 7, 3, Some(&founding)).unwrap());
     assert_eq!(closed(&path), IndexOwner::Instance(PartitionId::from_bytes([7; 16])));
     assert!(matches!(open(&path, 8, 3, None), Err(StoreError::Failed(_))), "another instance");

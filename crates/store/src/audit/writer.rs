@@ -227,9 +227,8 @@ impl Writer {
             }
             let first = self.unsynced.len();
             self.unsynced.extend(events);
-            let lines: Vec<(String, Option<Revision>)> =
-                self.unsynced[first..].iter().map(|event| (event.body.clone(), Some(event.revision))).collect();
-            self.append(lines.iter().map(|(body, revision)| (body.as_str(), *revision)))?;
+            let lines = self.unsynced[first..].to_vec();
+            self.append(lines.iter().map(|event| (event.body.as_ref(), Some(event.revision))))?;
         }
     }
 
@@ -336,6 +335,8 @@ impl Writer {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        // What is written to a segment is synced with it: a sync of the next one would not reach it.
+        self.sync()?;
         self.segment = Segment::next(&self.config.directory, self.segment.number + 1)?;
         (self.written.bytes, self.durable.bytes) = (0, 0);
         self.begin_segment()?;

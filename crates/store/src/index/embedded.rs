@@ -66,7 +66,7 @@ impl EventSealer {
 
     fn open(&self, revision: Revision, sealed: &[u8]) -> Result<StoredEvent, StoreError> {
         let body = self.key.open(&self.bound_to(revision), sealed).map_err(|_| StoreError::Damaged)?;
-        let body = std::str::from_utf8(body.expose()).map_err(|_| StoreError::Damaged)?.to_owned();
+        let body = std::str::from_utf8(body.expose()).map_err(|_| StoreError::Damaged)?.into();
         Ok(StoredEvent { revision, body })
     }
 }
@@ -184,7 +184,7 @@ impl Writer {
                         if let Some((body, place)) = event {
                             revision = Revision(revision.0 + 1);
                             events.insert(revision.0, self.sealer.seal(revision, &body)?.as_slice()).map_err(failed)?;
-                            told.push((place, StoredEvent { revision, body }));
+                            told.push((place, StoredEvent { revision, body: body.into() }));
                         }
                         Ok(revision)
                     }
@@ -281,5 +281,32 @@ impl Index for EmbeddedIndex {
 
     async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {
         self.commits.write(Job { decide, place: None }).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixed;
+    impl Ambient for Fixed {
+        fn now(&self) -> holdfast_core::Timestamp {
+            holdfast_core::Timestamp::default()
+        }
+        fn fill(&self, out: &mut [u8]) {
+            out.fill(0x5a);
+        }
+    }
+
+    #[test]
+    fn golden_event() {
+        let golden = include_bytes!("../../tests/golden/index-event-v1.bin");
+        let key = kdf::derive_key(&SecretBytes::copy_of(&[2; 32]), "holdfast index events v1").unwrap();
+        let instance = PartitionId::from_bytes([1; 16]);
+        let sealer = EventSealer { instance, key: SealingKey::new(&key).unwrap(), ambient: Arc::new(Fixed) };
+        assert_eq!(sealer.seal(Revision(3), r#"{"type":"event""#).unwrap(), golden);
+        let event = sealer.open(Revision(3), golden).unwrap();
+        assert_eq!((event.revision, event.body.as_ref()), (Revision(3), r#"{"type":"event""#));
+        assert_eq!(sealer.open(Revision(4), golden), Err(StoreError::Damaged), "it is bound to its change");
     }
 }

@@ -1,0 +1,52 @@
+#![allow(dead_code, clippy::unwrap_used, reason = "each test takes what it needs, and fails by panicking")]
+//! What tests of this crate share.
+
+use std::sync::OnceLock;
+
+use holdfast_core::{Ambient, AuditEvent, AuditOutcome, Timestamp};
+use holdfast_crypto::{Curve, KeyMaterial, KeySpec, SecretBytes};
+use holdfast_store::audit::AuditKeys;
+
+/// Same time, same bytes.
+pub(crate) struct Fixed;
+impl Ambient for Fixed {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_millis(1_800_000_000_123)
+    }
+    fn fill(&self, out: &mut [u8]) {
+        out.fill(1);
+    }
+}
+
+/// An event of a success that says little more than its request's id.
+pub(crate) fn event(operation: &'static str, request_id: &str) -> AuditEvent {
+    AuditEvent {
+        time: Fixed.now(),
+        operation,
+        principal: None,
+        key: None,
+        key_version: None,
+        algorithm: None,
+        outcome: AuditOutcome::Allowed,
+        status: 200,
+        error_code: None,
+        reason: None,
+        request_id: request_id.into(),
+        client_request_id: None,
+        source: None,
+        user_agent: None,
+        context: Vec::new(),
+        path: "/".into(),
+        duration_us: 0,
+    }
+}
+
+/// The same keys for all logs of a test.
+pub(crate) fn keys() -> AuditKeys {
+    static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
+    AuditKeys::new(MATERIAL.get_or_init(|| {
+        let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
+        SecretBytes::copy_of(material.expose_canonical())
+    }))
+    .unwrap()
+}
