@@ -175,6 +175,11 @@ pub(crate) async fn open_audit(
     for note in &notes {
         tracing::warn!("{note}");
     }
+    if config.accept_loss {
+        tracing::warn!(
+            "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
+        );
+    }
     let record = store.read(&mark_key()).await.map_err(Fault::new)?;
     let version = record.as_ref().map_or(0, |record| record.version);
     let expected = record.as_ref().and_then(|record| decode_mark(&record.value));
