@@ -131,7 +131,8 @@ def test_rotation(az, tmp_path):
 
 def test_roles_and_settings(az):
     roles = {role["roleName"] for role in az("keyvault", "role", "definition", "list", "--hsm-name", "127.0.0.1")}
-    assert "Managed HSM Crypto User" in roles and len(roles) == 9
+    assert "Managed HSM Crypto User" in roles and len(roles) == 10
+    assert "Holdfast Managed HSM Audit Reader" in roles, "the one that the real service does not have"
     who = str(uuid.uuid4())
     assign = ("keyvault", "role", "assignment")
     made = az(*assign, "create", "--hsm-name", "127.0.0.1", "--role", "Managed HSM Crypto Auditor", "--assignee-object-id", who, "--scope", "/keys/kek")

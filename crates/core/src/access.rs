@@ -21,6 +21,8 @@ use crate::{ExternalKeyId, KeyName, Principal};
 /// Something a principal may want to do. Each dialect maps its own names onto these, exhaustively.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Action {
+    /// Take a copy of the audit log.
+    AuditLogPull,
     /// Read the state of a full backup.
     BackupRead,
     /// Start a full backup.

@@ -12,6 +12,7 @@
 mod access;
 mod ambient;
 mod audit;
+mod audit_pull;
 mod blob;
 mod evidence;
 mod external;
@@ -29,6 +30,9 @@ pub use access::{
 };
 pub use ambient::{Ambient, Timestamp};
 pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
+pub use audit_pull::{
+    AuditAsk, AuditHead, AuditLine, AuditPlace, AuditPullError, AuditPulled, AuditSource, AuditVerdict,
+};
 pub use blob::{BlobId, BlobStore, BlobWriter};
 pub use evidence::{EvidenceClaims, EvidenceError, EvidenceVerifier};
 pub use external::{

@@ -1,6 +1,7 @@
 //! What dialects over HTTP share: bodies within bounds, AWS Signature Version 4 from both sides, the seam by which a role
 //! sends requests of its own, causes of errors as codes, secrets in JSON.
 
+pub mod audit_pull;
 pub mod body;
 mod cause;
 mod exchange;

@@ -1,6 +1,8 @@
 //! The built-in roles, under the GUIDs and with the actions of the real service.
 
-use super::state::RoleDefinition;
+use holdfast_core::Action;
+
+use super::{data_action::data_action_name, state::RoleDefinition};
 
 /// "Managed HSM Administrator".
 pub const ADMINISTRATOR: &str = "a290e904-7015-4bba-90c8-60543313cdb4";
@@ -10,6 +12,10 @@ pub const CRYPTO_OFFICER: &str = "515eb02d-2335-4d2d-92f2-b1cbdf9c3778";
 pub const CRYPTO_SERVICE_ENCRYPTION_USER: &str = "33413926-3206-4cdd-b39a-83574fe37a17";
 /// "Managed HSM Crypto User".
 pub const CRYPTO_USER: &str = "21dbd100-6940-42c2-9190-5d6cb909625b";
+
+/// "Holdfast Managed HSM Audit Reader": takes copies of the audit log, and nothing else. The real service has no such role, and no other role
+/// contains it.
+pub const AUDIT_READER: &str = "6f1d2c6a-6f0b-4a57-9c53-8d2f3f6b7a10";
 
 const ROLE_MANAGEMENT: &[&str] = &[
     "roleAssignments/read/action",
@@ -114,7 +120,7 @@ const ROLES: &[(&str, &str, &[&[&str]])] = &[
 
 /// All built-in roles.
 pub(crate) fn built_in_definitions() -> impl Iterator<Item = RoleDefinition> {
-    ROLES.iter().map(|(name, id, groups)| {
+    let real = ROLES.iter().map(|(name, id, groups)| {
         let actions = groups.iter().copied().flatten();
         RoleDefinition {
             id: (*id).to_owned(),
@@ -124,7 +130,16 @@ pub(crate) fn built_in_definitions() -> impl Iterator<Item = RoleDefinition> {
             data_actions: actions.map(|action| format!("Microsoft.KeyVault/managedHsm/{action}")).collect(),
             not_data_actions: Vec::new(),
         }
-    })
+    });
+    let audit_reader = RoleDefinition {
+        id: AUDIT_READER.to_owned(),
+        role_name: "Holdfast Managed HSM Audit Reader".to_owned(),
+        description: "Takes copies of the audit log".to_owned(),
+        built_in: true,
+        data_actions: vec![data_action_name(Action::AuditLogPull)],
+        not_data_actions: Vec::new(),
+    };
+    real.chain([audit_reader])
 }
 
 #[cfg(test)]
@@ -138,6 +153,15 @@ mod tests {
             for action in &role.data_actions {
                 assert!(ActionSet::matching(action).is_some(), "{} has {action}", role.role_name);
             }
+        }
+    }
+
+    #[test]
+    fn no_other_role_reads_the_log() {
+        for role in built_in_definitions() {
+            let grants =
+                |action: &String| ActionSet::matching(action).is_some_and(|set| set.contains(Action::AuditLogPull));
+            assert_eq!(role.data_actions.iter().any(grants), role.id == AUDIT_READER, "{}", role.role_name);
         }
     }
 }

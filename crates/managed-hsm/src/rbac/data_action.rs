@@ -3,9 +3,13 @@
 use holdfast_core::Action;
 
 const PREFIX: &str = "Microsoft.KeyVault/managedHsm/";
+/// What the real service does not have is named otherwise, so that no pattern written for the real service (`Microsoft.KeyVault/managedHsm/*`)
+/// grants it.
+const AUDIT_LOG_PULL: &str = "Holdfast/managedHsm/auditLog/pull/action";
 
 /// Every action a role can grant.
 const ALL: &[Action] = &[
+    Action::AuditLogPull,
     Action::BackupRead,
     Action::BackupStart,
     Action::DeletedKeyPurge,
@@ -51,6 +55,7 @@ const ALL: &[Action] = &[
 /// The action's name without its prefix. The suffixes are as inconsistent as the service's own.
 fn short_name(action: Action) -> &'static str {
     match action {
+        Action::AuditLogPull => "auditLog/pull/action",
         Action::BackupRead => "backup/status/action",
         Action::BackupStart => "backup/start/action",
         Action::DeletedKeyPurge => "keys/deletedKeys/delete",
@@ -108,6 +113,9 @@ fn short_name(action: Action) -> &'static str {
 
 /// The action's full name.
 pub(crate) fn data_action_name(action: Action) -> String {
+    if action == Action::AuditLogPull {
+        return AUDIT_LOG_PULL.to_owned();
+    }
     format!("{PREFIX}{}", short_name(action))
 }
 
@@ -134,7 +142,9 @@ impl ActionSet {
         let pattern = pattern.to_ascii_lowercase();
         let matches = |action: &&Action| {
             let name = data_action_name(**action).to_ascii_lowercase();
-            pattern.strip_suffix('*').map_or_else(|| name == pattern, |prefix| name.starts_with(prefix))
+            // Nor does `*`, which whoever wrote it took for all of the real service's.
+            let named = **action != Action::AuditLogPull || pattern.starts_with("holdfast/");
+            named && pattern.strip_suffix('*').map_or_else(|| name == pattern, |prefix| name.starts_with(prefix))
         };
         let set: Self = ALL.iter().filter(matches).copied().collect();
         (set.0 != 0).then_some(set)
@@ -158,6 +168,10 @@ mod tests {
             assert_eq!(set, [*action].into_iter().collect());
         }
         assert!(ActionSet::matching("Microsoft.KeyVault/managedHsm/keys/nothing").is_none());
+        let real = ActionSet::matching("Microsoft.KeyVault/managedHsm/*").unwrap();
+        assert!(!real.contains(Action::AuditLogPull), "a role of the real service grants it");
+        assert!(!ActionSet::matching("*").unwrap().contains(Action::AuditLogPull));
+        assert!(ActionSet::matching("holdfast/*").unwrap().contains(Action::AuditLogPull));
         let keys = ActionSet::matching("microsoft.keyvault/managedhsm/keys/*").unwrap();
         assert!(keys.contains(Action::KeyWrap) && !keys.contains(Action::RandomRead));
     }

@@ -6,7 +6,7 @@ mod state;
 mod store;
 
 pub(crate) use builtin::built_in_definitions;
-pub use builtin::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
+pub use builtin::{ADMINISTRATOR, AUDIT_READER, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
 pub(crate) use data_action::{ActionSet, data_action_name};
 pub(crate) use state::{RbacState, RoleAssignment, RoleDefinition};
 pub(crate) use store::{Rbac, assignment_not_found, assignment_write, definition_not_found};

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use holdfast_core::{AuditEvent, PartitionId, Revision, Timestamp};
+use holdfast_core::{AuditEvent, AuditHead, PartitionId, Revision, Timestamp};
 use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, SecretBytes, kdf, kdf::MacKey};
 use serde::{Deserialize, Serialize};
 
@@ -248,6 +248,11 @@ pub(super) fn checkpoint_body(
 fn checkpoint_digest(instance: &str, seq: u64, prev: &str, time: &str) -> Vec<u8> {
     let text = format!("holdfast audit checkpoint v1\n{instance}\n{seq}\n{prev}\n{time}\n");
     HashAlgorithm::Sha384.digest(text.as_bytes())
+}
+
+/// What is signed for those who keep copies (ES384).
+pub(super) fn head_digest(head: &AuditHead) -> Vec<u8> {
+    HashAlgorithm::Sha384.digest(head.text().as_bytes())
 }
 
 /// An EC public key as a JWK.

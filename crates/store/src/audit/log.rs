@@ -12,11 +12,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_core::{Ambient, AuditError, AuditEvent, AuditSink, PartitionId, Revision};
+use holdfast_core::{
+    Ambient, AuditAsk, AuditError, AuditEvent, AuditPullError, AuditPulled, AuditSink, AuditSource, PartitionId,
+    Revision,
+};
 use holdfast_crypto::{EcKey, SecretBytes};
 
 use super::{
     line::{self, Checkpoint, LineMac},
+    reader::Reader,
     tail::Tail,
     writer::{Job, Status, Writer},
 };
@@ -49,8 +53,8 @@ pub struct AuditLogConfig {
 
 /// Keys of a log, born in its instance.
 pub struct AuditKeys {
-    /// Signs checkpoints.
-    pub signing: EcKey,
+    /// Signs checkpoints, and heads for those who keep copies.
+    pub signing: Arc<EcKey>,
     /// Marks each line as ours.
     pub lines: LineMac,
 }
@@ -61,7 +65,7 @@ impl AuditKeys {
     /// # Errors
     /// [`CryptoError`](holdfast_crypto::CryptoError) if it is none.
     pub fn new(secret: &SecretBytes) -> Result<Self, holdfast_crypto::CryptoError> {
-        let signing = EcKey::load(holdfast_crypto::Curve::P384, secret)?;
+        let signing = Arc::new(EcKey::load(holdfast_crypto::Curve::P384, secret)?);
         Ok(Self { signing, lines: LineMac::derive(secret)? })
     }
 }
@@ -142,6 +146,7 @@ pub struct AuditLog {
     writer: Mutex<Option<JoinHandle<()>>>,
     status: Arc<Mutex<Status>>,
     outbox: Arc<Outbox>,
+    reader: Arc<Reader>,
 }
 
 impl AuditLog {
@@ -180,7 +185,9 @@ impl AuditLog {
         if let Some(accepted) = reconcile(&mut tail, &outbox, config.accept_loss)? {
             notes.push(accepted);
         }
-        let status = Arc::new(Mutex::new(Status { latest: tail.end, fault: None }));
+        let found = Status { latest: tail.end, segment: tail.segment, segment_bytes: 0, fault: None };
+        let status = Arc::new(Mutex::new(found));
+        let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);
         let (jobs, queue) = sync_channel(QUEUE_EVENTS);
         let told = (Arc::clone(&outbox), Arc::clone(&status));
         let writer = Writer::begin(config, instance, keys, ambient, &tail, told, &notes).map_err(failed)?;
@@ -195,7 +202,7 @@ impl AuditLog {
                 let _ = jobs.try_send(Job::Look);
             }
         });
-        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox })
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, reader: Arc::new(reader) })
     }
 
     /// The newest line that is durable.
@@ -250,6 +257,15 @@ fn reconcile(tail: &mut Tail, outbox: &Outbox, accept: bool) -> Result<Option<St
     }
     tail.end.revision = missing;
     Ok(Some(format!("the log ends with change {log}; that changes up to {missing} are not told was accepted")))
+}
+
+#[async_trait]
+impl AuditSource for AuditLog {
+    async fn pull(&self, ask: AuditAsk) -> Result<AuditPulled, AuditPullError> {
+        let reader = Arc::clone(&self.reader);
+        let read = tokio::task::spawn_blocking(move || reader.pull(&ask)).await;
+        read.map_err(|error| AuditPullError(error.to_string()))?.map_err(|error| AuditPullError(error.to_string()))
+    }
 }
 
 #[async_trait]

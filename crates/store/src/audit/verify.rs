@@ -2,6 +2,7 @@
 
 use std::{io, path::Path};
 
+use holdfast_core::AuditLine;
 use holdfast_crypto::EcPublicKey;
 
 use super::{
@@ -56,7 +57,21 @@ pub struct Report {
 /// # Errors
 /// If the files cannot be read.
 pub fn verify(directory: &Path, known: Option<&[u8]>, fingerprint: Option<&str>) -> io::Result<Report> {
+    verify_with(directory, known, fingerprint, &[])
+}
+
+/// The same, where the lines of these numbers must have these hashes, as far as the log goes.
+///
+/// # Errors
+/// If the files cannot be read.
+pub fn verify_with(
+    directory: &Path,
+    known: Option<&[u8]>,
+    fingerprint: Option<&str>,
+    hashes: &[AuditLine],
+) -> io::Result<Report> {
     let mut verifier = Verifier::new(known.map(<[u8]>::to_vec), fingerprint);
+    verifier.hashes = hashes.to_vec();
     let segments = list_segments(directory)?;
     for (position, (number, path)) in segments.iter().enumerate() {
         let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -76,18 +91,19 @@ pub fn verify(directory: &Path, known: Option<&[u8]>, fingerprint: Option<&str>)
     Ok(verifier.finish())
 }
 
-struct Verifier {
-    report: Report,
-    head: [u8; 32],
-    key: Option<EcPublicKey>,
-    at_segment_start: bool,
+pub(super) struct Verifier {
+    pub(super) report: Report,
+    pub(super) head: [u8; 32],
+    pub(super) key: Option<EcPublicKey>,
+    pub(super) at_segment_start: bool,
     in_last_segment: bool,
     known: Option<Vec<u8>>,
+    hashes: Vec<AuditLine>,
     fingerprint: Option<String>,
 }
 
 impl Verifier {
-    fn new(known: Option<Vec<u8>>, fingerprint: Option<&str>) -> Self {
+    pub(super) fn new(known: Option<Vec<u8>>, fingerprint: Option<&str>) -> Self {
         Self {
             report: Report::default(),
             head: GENESIS,
@@ -95,6 +111,7 @@ impl Verifier {
             at_segment_start: true,
             in_last_segment: false,
             known,
+            hashes: Vec::new(),
             fingerprint: fingerprint.map(str::to_ascii_lowercase),
         }
     }
@@ -117,12 +134,23 @@ impl Verifier {
         if self.known.as_deref() == Some(content) {
             self.known = None;
         }
-        self.head = line::hash_line(content);
-        self.report.lines += 1;
+        self.take(content);
+        let (seq, hash) = (self.report.lines, self.head);
+        if self.hashes.iter().any(|line| line.seq == seq && line.hash != hash) {
+            self.report.lines -= 1;
+            self.fail(file, format!("line {seq} is not the one that the instance signed for"));
+            return false;
+        }
         true
     }
 
-    fn check(&mut self, content: &[u8], whole: bool) -> Result<(), String> {
+    /// Goes on behind a line that was checked.
+    pub(super) fn take(&mut self, content: &[u8]) {
+        self.head = line::hash_line(content);
+        self.report.lines += 1;
+    }
+
+    pub(super) fn check(&mut self, content: &[u8], whole: bool) -> Result<(), String> {
         if !whole {
             return Err("the line is torn".into());
         }

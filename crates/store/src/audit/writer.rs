@@ -91,6 +91,9 @@ pub(super) struct Writer {
 pub(super) struct Status {
     /// The newest line that is durable.
     pub latest: Checkpoint,
+    /// The segment that it stands in, and how many bytes of that are durable. Segments before it do not change any more.
+    pub segment: u64,
+    pub segment_bytes: u64,
     /// Why the log cannot be written, while it cannot.
     pub fault: Option<String>,
 }
@@ -261,9 +264,9 @@ impl Writer {
         }
         self.durable = self.written;
         self.outbox.recorded(std::mem::take(&mut self.unsynced));
-        let end = self.durable.end;
+        let (durable, segment) = (self.durable, self.segment.number);
         let mut status = self.status();
-        status.latest = end;
+        (status.latest, status.segment, status.segment_bytes) = (durable.end, segment, durable.bytes);
         if status.fault.take().is_some() {
             tracing::info!("the audit log can be written again");
         }
