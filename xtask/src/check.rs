@@ -48,6 +48,7 @@ const EDGES: &[(&str, &[&str], &[&str])] = &[
             "holdfast-kms",
             "holdfast-managed-hsm",
             "holdfast-pkcs11",
+            "holdfast-service",
             "holdfast-storage",
             "holdfast-store",
             "holdfast-wire",

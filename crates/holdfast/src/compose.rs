@@ -2,11 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use holdfast_core::{AuditSink, Sealer, Store};
+use holdfast_core::{AuditSink, AuditSource, Sealer, Store};
 use holdfast_crypto::kdf;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_managed_hsm::{Authenticator, Founding, HostNames, IssuerConfig, ManagedHsm, Seams};
+use holdfast_service::AuditDoor;
 use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
 use http::Request;
 use hyper::body::Incoming;
@@ -158,7 +159,10 @@ impl Opened {
         if let Some(socket) = sockets.metrics {
             servers.push(health.serve(socket, config.connections, stopped.clone()));
         }
-        let handler = hsm_handler(Arc::clone(&role), on_main.then_some(health));
+        let asked = Arc::clone(&store);
+        let source = Arc::clone(&audit) as Arc<dyn AuditSource>;
+        let log = AuditDoor::new(source, "managed-hsm", move || asked.revision(), Arc::clone(&ambient));
+        let handler = hsm_handler(Arc::clone(&role), log, on_main.then_some(health));
         let tls = Some(identity.server_config()?);
         servers.push(tokio::spawn(server::serve(
             "hsm",
@@ -229,15 +233,19 @@ impl Told for HsmTold {
 }
 
 /// `health`: answered here too, if not on a port of its own.
-fn hsm_handler(role: Arc<ManagedHsm>, health: Option<Health>) -> server::Handler {
+fn hsm_handler(role: Arc<ManagedHsm>, log: AuditDoor, health: Option<Health>) -> server::Handler {
+    let log = Arc::new(log);
     server::handler(move |request: Request<Incoming>, peer| {
-        let role = Arc::clone(&role);
+        let (role, log) = (Arc::clone(&role), Arc::clone(&log));
         let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
         async move {
             if let Some(answer) = answer {
                 return answer;
             }
             let (parts, body) = request.into_parts();
+            if AuditDoor::is_at(parts.uri.path()) {
+                return role.handle_audit(&log, parts, body, Some(peer)).await;
+            }
             role.handle(parts, body, Some(peer)).await
         }
     })

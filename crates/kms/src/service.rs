@@ -1,10 +1,10 @@
 //! What the service answers, and what it tells of what it did by itself.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::{AuditEvent, AuditOutcome};
-use holdfast_service::Trace;
+use holdfast_service::{AuditDoor, SigningReaders, Trace};
 use http::{Response, StatusCode, request::Parts};
 use http_body::Body;
 use http_body_util::Full;
@@ -18,6 +18,28 @@ impl Kms {
         B: Body<Data = Bytes> + Send,
     {
         self.spine.handle(&AwsKms(self), parts, body, source).await
+    }
+
+    /// Serves one request for a copy of the audit log, behind `door`: for `readers`, whom the configuration names. The log tells of all accounts, so
+    /// no policy of one of them gives it away, and no `kms:*` that was written before there was such a door.
+    pub async fn handle_audit<B>(
+        &self,
+        door: &AuditDoor,
+        readers: &SigningReaders,
+        parts: Parts,
+        body: B,
+        source: Option<SocketAddr>,
+    ) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        self.spine.handle(&door.through(readers), parts, body, source).await
+    }
+
+    /// Those of `readers` who may take a copy of the log, by their ARNs, among everybody who has a credential.
+    #[must_use]
+    pub fn audit_readers(&self, readers: &[String]) -> SigningReaders {
+        SigningReaders::new(self.directory.signers(), readers.iter().cloned(), Arc::clone(&self.ambient))
     }
 
     /// Writes down what was only counted so far: for the end of the service, before its log is closed.

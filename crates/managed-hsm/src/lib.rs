@@ -4,6 +4,7 @@
 //! (principals to permits), `ops` (what is done), `error` (what is told), `dialect` (the stages of a request, in their order).
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
 
+mod audit_gate;
 mod authn;
 mod client;
 mod dialect;
@@ -33,7 +34,7 @@ use holdfast_service::{Spine, Trace};
 use http::StatusCode;
 use keys::{KeyRing, KeyRingLimits};
 use ops::Settings;
-pub use rbac::{ADMINISTRATOR, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
+pub use rbac::{ADMINISTRATOR, AUDIT_READER, CRYPTO_OFFICER, CRYPTO_SERVICE_ENCRYPTION_USER, CRYPTO_USER};
 use rbac::{Rbac, RoleAssignment};
 use retention::Retention;
 pub use route::{CryptoOperation, Route, Scope};

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use holdfast_core::{
     Action, AuditOutcome, Decision, Intent, KeyName, Permit, Principal, PrincipalKind, Resource, authorize,
 };
-use holdfast_service::Trace;
+use holdfast_service::{AuditDoor, Trace};
 use http::{Response, StatusCode, request::Parts};
 use http_body::Body;
 use http_body_util::Full;
 
 use crate::{
     ManagedHsm,
+    audit_gate::RoleGate,
     dialect::KeyVault,
     error::ApiError,
     ops::{self, Facts},
@@ -25,6 +26,20 @@ impl ManagedHsm {
         B: Body<Data = Bytes> + Send,
     {
         self.spine.handle(&KeyVault(self), parts, body, source).await
+    }
+
+    /// Serves one request for a copy of the audit log, behind `door`: for those who have the role of an audit reader.
+    pub async fn handle_audit<B>(
+        &self,
+        door: &AuditDoor,
+        parts: Parts,
+        body: B,
+        source: Option<SocketAddr>,
+    ) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        self.spine.handle(&door.through(&RoleGate(self)), parts, body, source).await
     }
 
     /// Tells the log what was only counted so far: for the end of the service, before its log is closed.

@@ -9,6 +9,7 @@
 //! [`Recorded`]. A [`Dialect`] writes what is its own. Limits, the request's id, events, metrics, logs of failures and counting of strangers
 //! are the [`Spine`]'s. The caller of [`Spine::handle`] owns the future and lets it run to its end, whoever hangs up.
 
+mod audit_door;
 mod dialect;
 mod measure;
 mod spine;
@@ -18,7 +19,10 @@ mod strangers;
 mod tests;
 mod trace;
 
+pub use audit_door::{AuditDoor, Gate, SigningReaders, Stranger, pull_intent};
 pub use dialect::{Dialect, Failure, Fault, Written};
+/// What a role whose callers sign knows of each of them.
+pub use holdfast_wire::sigv4::SigningSecret;
 pub use measure::{Ended, measure_requests};
 pub use spine::Spine;
 pub use stages::{Done, Head, Recorded, Request};

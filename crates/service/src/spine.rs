@@ -41,6 +41,12 @@ impl Spine {
         Self { audit, ambient, strangers, places: in_flight_max.map(Semaphore::new) }
     }
 
+    /// For a second door of a role whose requests go another way: strangers at both are counted together.
+    #[must_use]
+    pub fn beside(audit: Arc<dyn AuditSink>, ambient: Arc<dyn Ambient>, strangers: Arc<Strangers>) -> Self {
+        Self { audit, ambient, strangers, places: None }
+    }
+
     /// Serves one request, from its head to its answer.
     pub async fn handle<D, B>(
         &self,

@@ -4,13 +4,16 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::AuditOutcome;
+use holdfast_crypto::SecretBytes;
+use holdfast_service::{AuditDoor, SigningReaders};
+use holdfast_wire::sigv4::SigningSecret;
 use http::{Response, request::Parts};
 use http_body::Body;
 use http_body_util::Full;
 
 use crate::{
     XksProxy,
-    authn::ClientCertificate,
+    authn::{ClientCertificate, audit_reader},
     dialect::{AwsXks, AzureEkm, ProxyDoor},
 };
 
@@ -43,6 +46,32 @@ impl XksProxy {
             Door::AwsXks => spine.handle(&ProxyDoor::<AwsXks>::new(self, peer), parts, body, peer.address).await,
             Door::AzureEkm => spine.handle(&ProxyDoor::<AzureEkm>::new(self, peer), parts, body, peer.address).await,
         }
+    }
+
+    /// Serves one request for a copy of this process's audit log, behind `log`: for `readers`, who have credentials of their own. A key service's
+    /// credential is not one of them: what the log tells is its customer's.
+    pub async fn handle_audit<B>(
+        &self,
+        log: &AuditDoor,
+        readers: &SigningReaders,
+        parts: Parts,
+        body: B,
+        peer: &Peer,
+    ) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes> + Send,
+    {
+        self.spine.handle(&log.through(readers), parts, body, peer.address).await
+    }
+
+    /// Those who may take a copy of the log: name, access key id, secret.
+    #[must_use]
+    pub fn audit_readers(&self, readers: Vec<(String, String, SecretBytes)>) -> SigningReaders {
+        let names: Vec<String> = readers.iter().map(|(name, ..)| name.clone()).collect();
+        let signer = |(name, id, secret): (String, String, SecretBytes)| {
+            (id, Arc::new(SigningSecret::new(secret)), audit_reader(&name))
+        };
+        SigningReaders::new(readers.into_iter().map(signer), names, Arc::clone(&self.ambient))
     }
 
     /// Tells the log what was only counted so far: for the end of the service, before its log is closed.

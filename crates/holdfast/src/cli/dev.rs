@@ -219,6 +219,7 @@ impl DevArgs {
         let DevAccessKey { id: access_key, secret } = dev.access_key;
         let ttl = Duration::from_secs(self.dek_cache_ttl_secs);
         let setup = StorageSetup {
+            audit_readers: vec!["dev".to_owned()],
             audit: Audit::default(),
             role: StorageConfig {
                 default_kek: keks[0].clone(),

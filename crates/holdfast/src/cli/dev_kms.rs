@@ -147,6 +147,7 @@ impl DevKms<'_> {
             limits: Limits { stores, ..Limits::default() },
         };
         let setup = KmsSetup {
+            audit_readers: vec![format!("arn:aws:iam::{ACCOUNT}:root")],
             role,
             audit: Audit::default(),
             connections: ConnectionLimits::default(),

@@ -67,6 +67,7 @@ impl DevXks<'_> {
         let public_key = STANDARD.encode(operator.spki().map_err(Fault::new)?);
         let operator = OperatorRecord { name: OPERATOR.into(), public_key };
         Ok(Config {
+            audit_readers: Vec::new(),
             address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port),
             ekm_address: None,
             metrics_address: None,

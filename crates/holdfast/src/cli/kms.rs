@@ -104,6 +104,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
     let role = config.role()?;
     let opened = kms::open(&config.data_dir, &config.silicon_root)?;
     let setup = KmsSetup {
+        audit_readers: config.audit_readers.clone(),
         role,
         audit: config.audit,
         connections: config.connections,

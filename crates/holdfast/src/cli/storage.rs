@@ -104,6 +104,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
     };
     let (stop, stopped) = watch::channel(false);
     let setup = StorageSetup {
+        audit_readers: config.audit_readers.clone(),
         audit: config.audit.clone(),
         role: config.role.clone(),
         keys: config.access_keys()?,

@@ -9,6 +9,7 @@ use std::{
 
 use holdfast_crypto::SecretBytes;
 use holdfast_managed_hsm::{KekClient, ServiceIdentity};
+use holdfast_service::SigningReaders;
 use serde::Deserialize;
 
 use super::{Audit, DEFAULT_AUDIENCE, default_threads};
@@ -28,6 +29,24 @@ pub(crate) struct RawAudit {
     pub segment_minutes: Option<u64>,
     #[serde(default)]
     pub accept_loss: bool,
+}
+
+/// Who may take copies of the audit log, of those who have a credential.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAuditPull {
+    #[serde(default)]
+    pub readers: Vec<String>,
+}
+
+impl RawAuditPull {
+    /// Nobody is a reader whom nobody can be.
+    pub(crate) fn refuse_nobody(readers: &SigningReaders) -> Result<(), Fault> {
+        match readers.nobody() {
+            None => Ok(()),
+            Some(name) => Err(Fault::usage(format!("audit_pull.readers: {name:?} has no credential here"))),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]

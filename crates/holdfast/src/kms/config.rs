@@ -20,7 +20,10 @@ use super::HsmMaker;
 use crate::{
     config::{
         Audit,
-        parts::{self, HsmAccess, RawAudit, RawLog, RawSilicon, RawTls, address, hsm_threads, read_secret, within},
+        parts::{
+            self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, RawTls, address, hsm_threads, read_secret,
+            within,
+        },
     },
     fault::Fault,
     hsm::HsmThreads,
@@ -51,6 +54,8 @@ struct Raw {
     attestation: RawAttestation,
     #[serde(default)]
     audit: RawAudit,
+    #[serde(default)]
+    audit_pull: RawAuditPull,
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
@@ -143,6 +148,7 @@ pub(crate) struct Config {
     pub silicon_root: PathBuf,
     pub data_dir: PathBuf,
     pub audit: Audit,
+    pub audit_readers: Vec<String>,
     pub connections: ConnectionLimits,
     pub threads: HsmThreads,
     pub log_json: bool,
@@ -236,6 +242,7 @@ impl Config {
             silicon_root,
             data_dir: raw.kms.data_dir,
             audit: raw.audit.check()?,
+            audit_readers: raw.audit_pull.readers,
             connections,
             threads,
             log_json: raw.log.json,

@@ -6,11 +6,12 @@ pub(crate) mod config;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use holdfast_core::{AuditSink, KekError, Store};
+use holdfast_core::{AuditSink, AuditSource, KekError, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_kms::{KekMaker, Kms, KmsConfig, Seams};
 use holdfast_managed_hsm::KekClient;
+use holdfast_service::{AuditDoor, SigningReaders};
 use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
 use http::Request;
 use hyper::body::Incoming;
@@ -20,7 +21,7 @@ use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
-    config::Audit,
+    config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
     health::{Health, Told},
@@ -37,6 +38,8 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
 /// All that a key management service is started with.
 pub(crate) struct KmsSetup {
     pub role: KmsConfig,
+    /// ARNs of those who may take copies of the audit log.
+    pub audit_readers: Vec<String>,
     pub audit: Audit,
     pub connections: ConnectionLimits,
     pub threads: HsmThreads,
@@ -114,7 +117,11 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
     let tls = Some(identity.server_config()?);
-    let handler = door(Arc::clone(&role), on_main.then_some(health));
+    let readers = role.audit_readers(&setup.audit_readers);
+    RawAuditPull::refuse_nobody(&readers)?;
+    let (asked, source) = (Arc::clone(&store), Arc::clone(&audit) as Arc<dyn AuditSource>);
+    let log = AuditDoor::new(source, "kms", move || asked.revision(), Arc::clone(&ambient));
+    let handler = door(Arc::clone(&role), (log, readers), on_main.then_some(health));
     tasks.push(tokio::spawn(server::serve("kms", setup.socket, tls, setup.connections, handler, stopped.clone())));
     let asked = Arc::clone(&role);
     let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
@@ -150,15 +157,19 @@ impl Told for KmsTold {
 }
 
 /// `health`: answered here too, if not on a port of its own.
-fn door(role: Arc<Kms>, health: Option<Health>) -> server::Handler {
+fn door(role: Arc<Kms>, log: (AuditDoor, SigningReaders), health: Option<Health>) -> server::Handler {
+    let log = Arc::new(log);
     server::handler(move |request: Request<Incoming>, address| {
-        let role = Arc::clone(&role);
+        let (role, log) = (Arc::clone(&role), Arc::clone(&log));
         let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
         async move {
             if let Some(answer) = answer {
                 return answer;
             }
             let (parts, body) = request.into_parts();
+            if AuditDoor::is_at(parts.uri.path()) {
+                return role.handle_audit(&log.0, &log.1, parts, body, Some(address)).await;
+            }
             role.handle(parts, body, Some(address)).await
         }
     })

@@ -26,7 +26,7 @@ use crate::{
     cli::env_file::beside,
     config::{
         Audit,
-        parts::{self, HsmAccess, RawAudit, RawLog, RawSilicon, address, read_secret},
+        parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_secret},
     },
     fault::Fault,
     server::client::{HttpsClient, PooledClient},
@@ -47,6 +47,8 @@ struct Raw {
     silicon: Option<RawSilicon>,
     #[serde(default)]
     audit: RawStorageAudit,
+    #[serde(default)]
+    audit_pull: RawAuditPull,
     #[serde(default)]
     log: RawLog,
 }
@@ -149,6 +151,7 @@ pub(crate) struct Config {
     pub data_dir: PathBuf,
     pub silicon_root: PathBuf,
     pub audit: Audit,
+    pub audit_readers: Vec<String>,
     pub role: StorageConfig,
     pub kek_poll: Duration,
     /// Bytes.
@@ -220,6 +223,7 @@ impl Config {
         Ok(Self {
             silicon_root,
             audit: RawAudit { segment_mib, segment_minutes, accept_loss }.check()?,
+            audit_readers: raw.audit_pull.readers,
             address: address("listen.address", &listen)?,
             metrics_address: metrics_address
                 .as_deref()

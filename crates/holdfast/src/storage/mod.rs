@@ -7,7 +7,8 @@ mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, AuditSink, BlobStore, KekService, Store};
+use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, Store};
+use holdfast_service::AuditDoor;
 use holdfast_storage::{Seams, Storage, StorageConfig};
 use holdfast_store::{CloudBlobs, EmbeddedEngine, EmbeddedIndex, FileBlobs, IndexOwner, SealedStore, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -20,7 +21,7 @@ use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
-    config::Audit,
+    config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
     health::{Health, Told},
@@ -47,6 +48,8 @@ pub(crate) struct StorageSetup {
     pub audit: Audit,
     pub role: StorageConfig,
     pub keys: Vec<holdfast_storage::AccessKey>,
+    /// Principals who may take copies of the audit log.
+    pub audit_readers: Vec<String>,
     pub keks: Arc<dyn KekService>,
     /// None: files in the data directory.
     pub cloud_blobs: Option<CloudBlobsConfig>,
@@ -166,6 +169,12 @@ pub(crate) async fn start(
         tracing::info!(orphans, "blobs left by a crash were deleted");
     }
     let service = Arc::new(holdfast_storage::service(&storage, setup.keys));
+    let readers = service.audit_readers(&setup.audit_readers);
+    RawAuditPull::refuse_nobody(&readers)?;
+    // The log tells what the index has come to: an index is opened with the log of its own moment only.
+    let (asked, source) = (Arc::clone(&audit), Arc::clone(&audit) as Arc<dyn AuditSource>);
+    let log = AuditDoor::new(source, "storage", move || asked.latest().revision, Arc::clone(&ambient));
+    let log = Arc::new((log, readers));
     let health = Health::new(StorageTold { role: Arc::clone(&storage), audit: Arc::clone(&audit) }, setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
@@ -173,14 +182,19 @@ pub(crate) async fn start(
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
     let handler = server::streaming_handler(move |request: Request<Incoming>, address| {
-        let is_own = on_main && !service.names_bucket(request.headers());
-        let health = is_own.then(|| health.answer(request.uri().path())).flatten();
+        let is_own = !service.names_bucket(request.headers());
+        // No bucket has such a name.
+        let asks_for_log = is_own && AuditDoor::is_at(request.uri().path());
+        let health = (on_main && is_own).then(|| health.answer(request.uri().path())).flatten();
         let ends_connection = ends_connection(&request);
         let request_id = new_request_id(ambient.as_ref());
-        let service = Arc::clone(&service);
+        let (service, log) = (Arc::clone(&service), Arc::clone(&log));
         async move {
             if let Some(health) = health {
                 return health.map(server::full);
+            }
+            if asks_for_log {
+                return service.handle_audit(&log.0, &log.1, request, Some(address)).await.map(server::full);
             }
             let mut response =
                 service.call(request.map(Into::into), &request_id, Some(address)).await.map(|body| body.boxed_unsync());

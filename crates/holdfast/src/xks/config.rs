@@ -9,14 +9,15 @@ use std::{
 };
 
 use holdfast_core::TokenObject;
+use holdfast_crypto::SecretBytes;
 use holdfast_pkcs11::{Pkcs11Config, Profile, TokenSelector};
-use holdfast_xks_proxy::{Limits, state::OperatorsRecord};
+use holdfast_xks_proxy::{Limits, is_access_key_id, state::OperatorsRecord};
 use serde::Deserialize;
 
 use crate::{
     config::{
         Audit,
-        parts::{self, RawAudit, RawLog, RawSilicon, address, within},
+        parts::{self, RawAudit, RawLog, RawSilicon, address, read_secret, within},
     },
     fault::Fault,
     server::ConnectionLimits,
@@ -38,6 +39,7 @@ pub(crate) struct Config {
     pub quorum: Option<OperatorsRecord>,
     pub hsms: Vec<HsmUser>,
     pub audit: Audit,
+    pub audit_readers: Vec<Reader>,
     pub connections: ConnectionLimits,
     pub limits: Limits,
     pub log_json: bool,
@@ -82,6 +84,8 @@ struct Raw {
     #[serde(default)]
     audit: RawAudit,
     #[serde(default)]
+    audit_pull: RawReaders,
+    #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
     log: RawLog,
@@ -101,6 +105,48 @@ struct RawListen {
 struct RawState {
     directory: PathBuf,
     process: String,
+}
+
+/// Those who may take copies of the audit log, each with a credential of his own.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReaders {
+    #[serde(default)]
+    readers: Vec<Reader>,
+}
+
+/// Somebody who may take copies of the audit log.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reader {
+    name: String,
+    access_key_id: String,
+    secret_file: PathBuf,
+}
+
+impl RawReaders {
+    fn check(self) -> Result<Vec<Reader>, String> {
+        for (at, reader) in self.readers.iter().enumerate() {
+            if !is_name(&reader.name) {
+                return Err("audit_pull.readers: a name has up to 64 letters, digits, '-' and '_'".into());
+            }
+            if !is_access_key_id(&reader.access_key_id) {
+                return Err("audit_pull.readers: access_key_id has 20 to 30 of A-Z and 2-7".into());
+            }
+            let same = |other: &Reader| other.name == reader.name || other.access_key_id == reader.access_key_id;
+            if self.readers[..at].iter().any(same) {
+                return Err(format!("audit_pull.readers: {:?} is there twice", reader.name));
+            }
+        }
+        Ok(self.readers)
+    }
+}
+
+impl Reader {
+    /// Name, access key id, secret.
+    pub(crate) fn credential(&self) -> Result<(String, String, SecretBytes), Fault> {
+        Ok((self.name.clone(), self.access_key_id.clone(), read_secret(&self.secret_file)?))
+    }
 }
 
 #[derive(Deserialize)]
@@ -184,6 +230,7 @@ impl Config {
             quorum: raw.quorum,
             hsms,
             audit: raw.audit.check()?,
+            audit_readers: raw.audit_pull.check()?,
             connections: parts::connections(limits.connections)?,
             limits: Limits {
                 in_flight_max: within("limits.in_flight", limits.in_flight, defaults.in_flight_max, 1, 100_000)?,

@@ -17,10 +17,11 @@ use std::{
 };
 
 use config::{Config, HsmKind};
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, Store};
+use holdfast_core::{Ambient, AuditSink, AuditSource, ExternalHsm, Revision, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
+use holdfast_service::{AuditDoor, SigningReaders};
 use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog};
 use holdfast_xks_proxy::{Beside, ClientCertificate, Door, Peer, Seams, XksProxy, governors_of};
 use http::{Request, StatusCode};
@@ -205,9 +206,17 @@ impl State {
         let serve = |name, socket, tls, handler| {
             tokio::spawn(server::serve(name, socket, Some(tls), config.connections, handler, stopped.clone()))
         };
-        tasks.push(serve("xks", sockets.xks, xks_tls(config, &identity)?, door(&proxy, Door::AwsXks)));
+        let readers = config.audit_readers.iter().map(config::Reader::credential).collect::<Result<_, _>>()?;
+        let asked = Arc::clone(&proxy);
+        // The shared state has a number of its own; the log of one process tells of no revision.
+        let generation = move || Revision(asked.governed().generation);
+        let source = Arc::clone(&audit) as Arc<dyn AuditSource>;
+        let name = format!("xks-proxy/{}", config.process);
+        let log = AuditDoor::new(source, name, generation, Arc::clone(&ambient));
+        let log = Arc::new((log, proxy.audit_readers(readers)));
+        tasks.push(serve("xks", sockets.xks, xks_tls(config, &identity)?, door(&proxy, Door::AwsXks, Some(&log))));
         if let (Some(socket), Some(ca_file)) = (sockets.ekm, &config.tls.ekm_client_ca_file) {
-            tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm)));
+            tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm, None)));
         }
         if let Some(socket) = sockets.metrics {
             let health = Health::new(ProxyTold { proxy: Arc::clone(&proxy), audit: Arc::clone(&audit) }, metrics);
@@ -303,18 +312,22 @@ fn ekm_tls(ca_file: &Path, identity: &Arc<TlsIdentity>) -> Result<Tls, Fault> {
     Ok(Tls::identifying(finish(builder, identity), Arc::new(move |chain| verifier.identify(chain))))
 }
 
-/// One dialect, with the probe that load balancers ask.
-fn door(proxy: &Arc<XksProxy>, door: Door) -> server::Handler {
-    let proxy = Arc::clone(proxy);
+/// One dialect, with the probe that load balancers ask, and with the process's audit log.
+fn door(proxy: &Arc<XksProxy>, door: Door, log: Option<&Arc<(AuditDoor, SigningReaders)>>) -> server::Handler {
+    let (proxy, log) = (Arc::clone(proxy), log.cloned());
     server::handler(move |request: Request<Incoming>, address| {
-        let proxy = Arc::clone(&proxy);
+        let (proxy, log) = (Arc::clone(&proxy), log.clone());
         async move {
             if request.uri().path() == "/ping" {
                 return plain(StatusCode::OK, "text/plain; charset=utf-8", "pong\n");
             }
             let certificate = request.extensions().get::<Arc<ClientCertificate>>().cloned();
             let (parts, body) = request.into_parts();
-            proxy.handle(door, parts, body, &Peer { address: Some(address), certificate }).await
+            let peer = Peer { address: Some(address), certificate };
+            if let Some(log) = log.filter(|_| AuditDoor::is_at(parts.uri.path())) {
+                return proxy.handle_audit(&log.0, &log.1, parts, body, &peer).await;
+            }
+            proxy.handle(door, parts, body, &peer).await
         }
     })
 }

@@ -157,6 +157,14 @@ impl Directory {
         self.identities.values().next().cloned()
     }
 
+    /// Every credential, and whose it is.
+    pub(crate) fn signers(&self) -> impl Iterator<Item = (String, Arc<SigningSecret>, Principal)> {
+        let signer = |(id, (secret, identity)): (&String, &(Arc<SigningSecret>, Arc<Identity>))| {
+            (id.clone(), Arc::clone(secret), identity.principal.clone())
+        };
+        self.credentials.iter().map(signer)
+    }
+
     pub(crate) fn has_account(&self, account: &str) -> bool {
         self.accounts.contains(account)
     }

@@ -5,7 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_core::{Principal, PrincipalKind};
-use holdfast_crypto::{HashAlgorithm, kdf::MacKey};
+use holdfast_crypto::{HashAlgorithm, SecretBytes, kdf::MacKey};
+use holdfast_service::SigningSecret;
 use s3s::{
     S3Error, S3ErrorCode, S3Result,
     auth::{Credentials, S3Auth, SecretKey},
@@ -30,6 +31,14 @@ impl Directory {
             (key.id.clone(), (key, principal))
         });
         Self { keys: known.collect() }
+    }
+
+    /// Every credential, and whose it is.
+    pub(super) fn signers(&self) -> impl Iterator<Item = (String, Arc<SigningSecret>, Principal)> {
+        self.keys.iter().map(|(id, (key, principal))| {
+            let secret = SigningSecret::new(SecretBytes::copy_of(key.secret.as_bytes()));
+            (id.clone(), Arc::new(secret), principal.clone())
+        })
     }
 
     /// The caller, by what s3s has verified. Without credentials nobody asks.

@@ -14,8 +14,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use authn::{Directory, Secrets};
+use bytes::Bytes;
 use holdfast_core::Action;
+use holdfast_service::{AuditDoor, SigningReaders, Spine};
 use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::Full;
 use metrics::{counter, histogram};
 use s3s::{
     Body, S3Request, S3Response, S3Result,
@@ -82,9 +85,32 @@ pub struct S3 {
     directory: Arc<Directory>,
     hosts: Arc<Hosts>,
     storage: Arc<Storage>,
+    /// Of requests for a copy of the audit log; all others go through s3s.
+    spine: Spine,
 }
 
 impl S3 {
+    /// Serves one request for a copy of the audit log, behind `door`: for `readers`, whom the configuration names.
+    pub async fn handle_audit<B>(
+        &self,
+        door: &AuditDoor,
+        readers: &SigningReaders,
+        request: http::Request<B>,
+        source: Option<SocketAddr>,
+    ) -> http::Response<Full<Bytes>>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+    {
+        let (parts, body) = request.into_parts();
+        self.spine.handle(&door.through(readers), parts, body, source).await
+    }
+
+    /// Those of `readers` who may take a copy of the log, by the names of their principals, among everybody who has a credential.
+    #[must_use]
+    pub fn audit_readers(&self, readers: &[String]) -> SigningReaders {
+        SigningReaders::new(self.directory.signers(), readers.iter().cloned(), Arc::clone(&self.storage.ambient))
+    }
+
     /// The bucket that the address of a form names.
     fn bucket_of(&self, request: &http::Request<Body>) -> String {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -209,7 +235,9 @@ pub fn service(storage: &Arc<Storage>, keys: Vec<AccessKey>) -> S3 {
         inner,
     };
     outer.set_route(front);
-    S3 { outer: outer.build(), forms: forms.build(), directory, hosts, storage }
+    let (audit, ambient) = (Arc::clone(&storage.audit), Arc::clone(&storage.ambient));
+    let spine = Spine::beside(audit, ambient, Arc::clone(&storage.strangers));
+    S3 { outer: outer.build(), forms: forms.build(), directory, hosts, storage, spine }
 }
 
 /// A first look at whose the buckets of a request are, which may refuse before a body is read. What counts is whose they are when they

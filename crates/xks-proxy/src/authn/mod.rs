@@ -96,6 +96,11 @@ fn key_service(store: &str, name: &str) -> Principal {
     Principal::verified_exactly(PrincipalKind::Service, store, name)
 }
 
+/// Somebody whom the configuration names as a reader of the audit log.
+pub(crate) fn audit_reader(name: &str) -> Principal {
+    Principal::verified_exactly(PrincipalKind::Service, "audit", name)
+}
+
 /// A person whose signature holds, or whom the operating system vouches for.
 pub(crate) fn person(authority: &'static str, name: &str) -> Principal {
     Principal::verified_exactly(PrincipalKind::User, authority, name)

@@ -1,0 +1,55 @@
+//! Who may take a copy of the audit log: a token's principal, by local roles, like everything else here.
+
+use holdfast_core::{Denial, Permit, Principal, authorize};
+use holdfast_service::{Gate, Head, Request, Stranger, Trace, pull_intent};
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::{
+    ManagedHsm,
+    authn::{Presented, Rejection},
+};
+
+/// Lets in whom a role assignment allows it.
+pub(crate) struct RoleGate<'a>(pub &'a ManagedHsm);
+
+impl Gate for RoleGate<'_> {
+    type Early = Presented;
+
+    async fn early(&self, head: &Head, trace: &mut Trace) -> Result<Presented, Stranger> {
+        let header = single(head.headers())?;
+        let presented = self.0.authenticator.authenticate(header).await.map_err(stranger)?;
+        trace.recognize(presented.principal());
+        Ok(presented)
+    }
+
+    async fn caller(&self, request: &Request<'_>, early: Presented) -> Result<Principal, Stranger> {
+        let header = single(request.head().headers())?;
+        self.0.authenticator.confirm(early, header).await.map_err(stranger)
+    }
+
+    fn permit(&self, caller: &Principal) -> Result<Permit, Denial> {
+        authorize(&**self.0.rbac.state(), caller, pull_intent())
+    }
+
+    fn challenge(&self, head: &Head) -> Option<HeaderValue> {
+        self.0.hosts.challenge(head.header(header::HOST.as_str()))
+    }
+}
+
+fn single(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Stranger> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next();
+    match values.next() {
+        None => Ok(value),
+        Some(_) => Err(Stranger::Unproved("more than one Authorization header".into())),
+    }
+}
+
+fn stranger(rejection: Rejection) -> Stranger {
+    match rejection {
+        Rejection::IssuerUnavailable(why) => Stranger::Unverifiable(why),
+        Rejection::NoToken | Rejection::BadToken(_) | Rejection::WrongAudience { .. } => {
+            Stranger::Unproved(rejection.to_string())
+        }
+    }
+}
