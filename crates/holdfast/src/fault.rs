@@ -9,7 +9,7 @@ pub(crate) struct Fault {
     message: String,
     /// What would help.
     pub hint: Option<String>,
-    /// Exit code: 1 failed, 2 usage, 3 denied, 4 unavailable.
+    /// Exit code: 1 failed, 2 usage, 3 denied, 4 unavailable, 5 history does not hold.
     pub code: u8,
 }
 
@@ -32,6 +32,11 @@ impl Fault {
 
     pub(crate) fn denied(message: impl Display) -> Self {
         Self { code: 3, ..Self::new(message) }
+    }
+
+    /// What somebody keeps a copy for has come about.
+    pub(crate) fn history(message: impl Display) -> Self {
+        Self { code: 5, ..Self::new(message) }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

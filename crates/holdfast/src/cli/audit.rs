@@ -1,4 +1,9 @@
-//! `holdfast audit tail|verify|export`: on the files alone, without the service.
+//! `holdfast audit tail|verify|export`: on the files alone, without the service; and `pull`, which copies them from it.
+
+mod ask;
+mod check;
+mod copy;
+mod pull;
 
 use std::{
     collections::VecDeque,
@@ -8,7 +13,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use holdfast_store::audit::{list_segments, parse_line, read_lines, verify};
+use holdfast_store::audit::{list_segments, parse_line, read_lines};
 
 use crate::fault::Fault;
 
@@ -35,6 +40,8 @@ pub(crate) enum AuditCommand {
         #[arg(long, default_value_t = u64::MAX)]
         to: u64,
     },
+    /// Copy the log of a running service, verified, and go on with a copy: it shows when log or store are put back
+    Pull(pull::PullArgs),
     /// Print the newest events
     Tail {
         #[command(flatten)]
@@ -59,6 +66,9 @@ pub(crate) enum AuditCommand {
         /// Fingerprint of the signing key, as an earlier verification printed it
         #[arg(long, value_name = "HEX")]
         key: Option<String>,
+        /// A copy of the log (`holdfast audit pull`); the log must contain every line of it
+        #[arg(long, value_name = "DIR")]
+        against: Option<PathBuf>,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -66,12 +76,13 @@ pub(crate) enum AuditCommand {
 }
 
 impl AuditCommand {
-    pub(crate) fn run(self) -> Result<(), Fault> {
+    pub(crate) async fn run(self) -> Result<(), Fault> {
         match self {
             Self::Export { log, from, to } => export(&log.log, from, to),
+            Self::Pull(args) => args.run().await,
             Self::Tail { log, lines, follow, json } => tail(&log.log, lines, follow, json),
-            Self::Verify { log, known_line, key, json } => {
-                run_verify(&log.log, known_line.as_deref(), key.as_deref(), json)
+            Self::Verify { log, known_line, key, against, json } => {
+                check::run(&log.log, known_line.as_deref(), key.as_deref(), against.as_deref(), json)
             }
         }
     }
@@ -187,48 +198,4 @@ fn readable(line: &[u8]) -> String {
     )
     .trim_end()
     .to_owned()
-}
-
-#[expect(clippy::print_stdout, reason = "the command's data")]
-fn run_verify(directory: &Path, known_line: Option<&Path>, key: Option<&str>, json: bool) -> Result<(), Fault> {
-    segments(directory)?;
-    let known = match known_line {
-        Some(path) => Some(std::fs::read(path).map_err(|error| Fault::file(path, error))?.trim_ascii().to_vec()),
-        None => None,
-    };
-    let report = verify(directory, known.as_deref(), key).map_err(|error| Fault::file(directory, error))?;
-    if json {
-        let finding =
-            report.finding.as_ref().map(|f| serde_json::json!({"file": f.file, "line": f.seq, "what": f.what}));
-        println!(
-            "{}",
-            serde_json::json!({
-                "ok": report.finding.is_none(), "instance": report.instance, "lines": report.lines,
-                "events": report.events, "changes": report.revision, "accepted": report.accepted,
-                "checkpoints": report.checkpoints, "signed_up_to": report.signed_seq,
-                "head": report.head, "torn_bytes": report.torn_bytes, "key": report.key_fingerprint, "finding": finding,
-            })
-        );
-    } else {
-        println!("instance     {}", report.instance);
-        println!("lines        {} ({} events)", report.lines, report.events);
-        println!("changes      {}, without a gap", report.revision);
-        for line in &report.accepted {
-            println!("accepted     line {line}: log and store were not of one moment, and somebody accepted that");
-        }
-        println!("checkpoints  {}, the last covers line {}", report.checkpoints, report.signed_seq);
-        println!("unsigned     {} lines after it", report.unsigned_lines);
-        if report.torn_bytes > 0 {
-            println!(
-                "torn         {} bytes after them: being written, or cut by a crash; never acknowledged",
-                report.torn_bytes
-            );
-        }
-        println!("head         {}", report.head);
-        println!("key          {}", report.key_fingerprint);
-    }
-    match report.finding {
-        None => Ok(()),
-        Some(finding) => Err(Fault::new(format!("line {}: {} ({})", finding.seq, finding.what, finding.file))),
-    }
 }

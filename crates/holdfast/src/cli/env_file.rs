@@ -46,9 +46,20 @@ impl EnvFile {
         Ok(Self(variables.map(|(name, value)| (name.trim().to_owned(), unquoted(value.trim()))).collect()))
     }
 
+    /// The variables of this process, in place of a file's.
+    pub(crate) fn of_process() -> Self {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self(std::env::vars_os().filter_map(text).collect())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     pub(crate) fn require(&self, name: &str) -> Result<&str, Fault> {
-        let found = self.0.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str()).ok_or_else(|| Fault::usage(format!("the env file has no {name}")))
+        self.get(name).ok_or_else(|| Fault::usage(format!("the variable {name} is missing")))
     }
 }
 

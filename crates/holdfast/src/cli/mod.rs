@@ -75,7 +75,7 @@ pub(crate) struct EnvFileArg {
 impl Cli {
     pub(crate) fn run(self) -> Result<(), Fault> {
         match self.command {
-            Command::Audit(command) => command.run(),
+            Command::Audit(command) => block_on(command.run()),
             Command::Config(command) => command.run(),
             Command::Dev(args) => block_on(args.run()),
             Command::Kms(command) => block_on(command.run()),

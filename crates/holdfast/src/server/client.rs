@@ -44,6 +44,8 @@ type Resolved = HashMap<(String, u16), (Instant, Vec<SocketAddr>)>;
 #[derive(Clone)]
 pub(crate) struct HttpsClient {
     tls: TlsConnector,
+    /// Whether `http` URLs are asked, too.
+    plain: bool,
     /// Held while the resolver is asked, so that it is asked once.
     resolved: Arc<tokio::sync::Mutex<Resolved>>,
 }
@@ -79,20 +81,39 @@ impl HttpsClient {
             .map_err(Fault::tls)?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), resolved: Arc::default() })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), plain: false, resolved: Arc::default() })
+    }
+
+    /// The same, which asks `http` URLs, too: nobody is recognized at their other end.
+    pub(crate) fn insecure_http(self) -> Self {
+        Self { plain: true, ..self }
     }
 
     /// Sends one request on a connection of its own.
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
-        let sent = timeout(REQUEST_TIMEOUT, self.exchange(request)).await;
+        self.send_for(request, DOCUMENT_BYTES_MAX, REQUEST_TIMEOUT).await
+    }
+
+    /// The same, for an answer of at most so many bytes in at most this time.
+    pub(crate) async fn send_for(
+        &self,
+        request: Request<Full<Bytes>>,
+        bytes_max: usize,
+        time: Duration,
+    ) -> Result<Response<Bytes>, String> {
+        let sent = timeout(time, self.exchange(request, bytes_max)).await;
         sent.unwrap_or(Err(ExchangeError::TimedOut)).map_err(|error| error.to_string())
     }
 
-    async fn exchange(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ExchangeError> {
-        let target = Target::of(&mut request)?;
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        bytes_max: usize,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        let target = Target::of(&mut request, self.plain)?;
         let mut sender = self.connect(&target).await?;
         let response = sender.send_request(request).await.map_err(broken)?;
-        read_whole(response).await
+        read_within(response, bytes_max).await
     }
 
     async fn connect(&self, target: &Target) -> Result<SendRequest<Full<Bytes>>, ExchangeError> {
@@ -102,6 +123,11 @@ impl HttpsClient {
         let addresses = self.resolve(&target.host, target.port).await.map_err(unreachable)?;
         let stream = TcpStream::connect(addresses.as_slice()).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
+        if target.plain {
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+            tokio::spawn(connection);
+            return Ok(sender);
+        }
         let stream = self.tls.connect(name, stream).await.map_err(no_trust)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // It ends when the sender is dropped or the other side closes.
@@ -132,14 +158,16 @@ struct Target {
     host: String,
     port: u16,
     authority: String,
+    plain: bool,
 }
 
 impl Target {
     /// Takes the host out of the request's URL, into its header.
-    fn of(request: &mut Request<Full<Bytes>>) -> Result<Self, ExchangeError> {
+    fn of(request: &mut Request<Full<Bytes>>, plain_too: bool) -> Result<Self, ExchangeError> {
         let invalid = |why: &str| ExchangeError::Invalid(why.to_owned());
         let uri = request.uri().clone();
-        if uri.scheme_str() != Some("https") {
+        let plain = plain_too && uri.scheme_str() == Some("http");
+        if uri.scheme_str() != Some("https") && !plain {
             return Err(invalid("only https is spoken"));
         }
         let authority = uri.authority().ok_or_else(|| invalid("the URL has no host"))?;
@@ -147,7 +175,8 @@ impl Target {
         let value = HeaderValue::try_from(authority.as_str()).map_err(|error| invalid(&error.to_string()))?;
         request.headers_mut().insert(header::HOST, value);
         *request.uri_mut() = uri.path_and_query().map_or(Uri::default(), |path| path.clone().into());
-        Ok(Self { host, port: authority.port_u16().unwrap_or(443), authority: authority.as_str().to_owned() })
+        let port = authority.port_u16().unwrap_or(if plain { 80 } else { 443 });
+        Ok(Self { host, port, authority: authority.as_str().to_owned(), plain })
     }
 }
 
@@ -175,8 +204,12 @@ fn no_body(error: Box<dyn std::error::Error + Send + Sync>) -> ExchangeError {
 }
 
 async fn read_whole(response: Response<Incoming>) -> Result<Response<Bytes>, ExchangeError> {
+    read_within(response, DOCUMENT_BYTES_MAX).await
+}
+
+async fn read_within(response: Response<Incoming>, bytes_max: usize) -> Result<Response<Bytes>, ExchangeError> {
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, DOCUMENT_BYTES_MAX).collect().await.map_err(no_body)?;
+    let body = Limited::new(body, bytes_max).collect().await.map_err(no_body)?;
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 
@@ -226,7 +259,7 @@ impl PooledClient {
         let client = self.clients.iter().find(|(prefix, _)| url.starts_with(prefix.as_str()));
         let client = client.map_or(&self.default, |(_, client)| client);
         let mut request = request.map(Full::new);
-        let target = Target::of(&mut request)?;
+        let target = Target::of(&mut request, client.plain)?;
         // A kept connection may have been closed by the other side just now: then once more on a new one. What is
         // sent here can be sent twice.
         if let Some(mut sender) = self.take_idle(&target.authority) {
