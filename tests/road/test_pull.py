@@ -305,6 +305,17 @@ def test_liars_between(there, tmp_path):
         done = there.pull(copy, url=between.url, code=code)
         assert word in done.stderr and "\x1b" not in done.stderr, (name, done.stderr)
         assert copied(copy).startswith(before) and verify(copy), name
+        # A first pull meets him: what it knows then does not stand in the way of the log either, not even without the lines.
+        if name == "lines of somebody else":
+            fresh = tmp_path / "fresh"
+            there.pull(fresh, url=between.url, code=HISTORY)
+            lines_gone = tmp_path / "lines-gone"
+            shutil.copytree(fresh, lines_gone)
+            for path in lines_gone.glob("audit-*.jsonl"):
+                path.unlink()
+            for met in (fresh, lines_gone):
+                there.pull(met)
+                is_copy(met, there)
         # An honest answer later, and the copy is the log.
         between.lie = lambda status, content: (status, content)
         there.pull(copy, url=between.url)

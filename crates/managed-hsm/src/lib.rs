@@ -4,7 +4,7 @@
 //! (principals to permits), `ops` (what is done), `error` (what is told), `dialect` (the stages of a request, in their order).
 //! The role sees the HSM, the store and the audit log through the seams of `holdfast-core` only.
 
-mod audit_gate;
+mod audit_readers;
 mod authn;
 mod client;
 mod dialect;

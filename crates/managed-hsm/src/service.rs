@@ -13,7 +13,7 @@ use http_body_util::Full;
 
 use crate::{
     ManagedHsm,
-    audit_gate::RoleGate,
+    audit_readers::RoleReaders,
     dialect::KeyVault,
     error::ApiError,
     ops::{self, Facts},
@@ -39,7 +39,7 @@ impl ManagedHsm {
     where
         B: Body<Data = Bytes> + Send,
     {
-        self.spine.handle(&door.through(&RoleGate(self)), parts, body, source).await
+        self.spine.handle(&door.through(&RoleReaders(self)), parts, body, source).await
     }
 
     /// Tells the log what was only counted so far: for the end of the service, before its log is closed.

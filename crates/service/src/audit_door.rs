@@ -1,5 +1,5 @@
 //! The door through which somebody takes a copy of a role's audit log: a dialect of its own, the same in every role. Who may come through it
-//! is each role's to say: its [`Gate`].
+//! is each role's to say: its [`Readers`].
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -52,7 +52,7 @@ pub enum Stranger {
 }
 
 /// Who may come through the door of a role.
-pub trait Gate: Sync {
+pub trait Readers: Sync {
     /// What was learnt from the head alone. It allows nothing.
     type Early: Send;
 
@@ -90,7 +90,7 @@ pub fn pull_intent() -> Intent {
     Intent { action: Action::AuditLogPull, resource: Resource::Instance }
 }
 
-/// A gate for callers who sign, of whom the configuration names those who may read the log.
+/// Callers who sign, of whom the configuration names those who may read the log.
 pub struct SigningReaders {
     credentials: HashMap<String, (Arc<SigningSecret>, Principal)>,
     readers: BTreeSet<String>,
@@ -126,7 +126,7 @@ impl Policy for SigningReaders {
     }
 }
 
-impl Gate for SigningReaders {
+impl Readers for SigningReaders {
     type Early = ();
 
     /// The signature is over the body, too: nothing is known before it is there.
@@ -184,15 +184,15 @@ impl AuditDoor {
         path == PATH
     }
 
-    /// The dialect, for those whom `gate` lets in.
-    pub fn through<'a, G: Gate>(&'a self, gate: &'a G) -> impl Dialect + 'a {
-        Pull { door: self, gate }
+    /// The dialect, for `readers`.
+    pub fn through<'a, R: Readers>(&'a self, readers: &'a R) -> impl Dialect + 'a {
+        Pull { door: self, readers }
     }
 }
 
-struct Pull<'a, G> {
+struct Pull<'a, R> {
     door: &'a AuditDoor,
-    gate: &'a G,
+    readers: &'a R,
 }
 
 /// What is asked, read.
@@ -353,10 +353,10 @@ impl Asked {
     }
 }
 
-impl<G: Gate> Dialect for Pull<'_, G> {
+impl<R: Readers> Dialect for Pull<'_, R> {
     type Told = Facts;
     type Route = ();
-    type Early = G::Early;
+    type Early = R::Early;
     type Caller = Principal;
     type Act = Asked;
     type Leave = Permit;
@@ -387,11 +387,11 @@ impl<G: Gate> Dialect for Pull<'_, G> {
         "AuditLogPull"
     }
 
-    async fn early(&self, head: &Head, (): &(), trace: &mut Trace) -> Result<G::Early, PullError> {
+    async fn early(&self, head: &Head, (): &(), trace: &mut Trace) -> Result<R::Early, PullError> {
         if head.parts().method != Method::POST {
             return Err(PullError::Method);
         }
-        self.gate.early(head, trace).await.map_err(PullError::Stranger)
+        self.readers.early(head, trace).await.map_err(PullError::Stranger)
     }
 
     fn body_limits(&self) -> BodyLimits {
@@ -402,10 +402,10 @@ impl<G: Gate> Dialect for Pull<'_, G> {
         &self,
         request: &Request<'_>,
         (): &(),
-        early: G::Early,
+        early: R::Early,
         _: &mut Facts,
     ) -> Result<Principal, PullError> {
-        self.gate.caller(request, early).await.map_err(PullError::Stranger)
+        self.readers.caller(request, early).await.map_err(PullError::Stranger)
     }
 
     fn principal(caller: &Principal) -> &Principal {
@@ -421,12 +421,12 @@ impl<G: Gate> Dialect for Pull<'_, G> {
         _: &mut Client,
     ) -> Result<Asked, PullError> {
         // Who may not read it does not hear which log this is.
-        self.gate.permit(caller).map_err(PullError::Denied).map(drop)?;
+        self.readers.permit(caller).map_err(PullError::Denied).map(drop)?;
         Asked::read(request.body(), &self.door.log)
     }
 
     fn judge(&self, _: &Request<'_>, caller: &Principal, _: &Asked, told: &mut Facts) -> Result<Permit, PullError> {
-        let permit = self.gate.permit(caller).map_err(PullError::Denied)?;
+        let permit = self.readers.permit(caller).map_err(PullError::Denied)?;
         told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
@@ -434,7 +434,7 @@ impl<G: Gate> Dialect for Pull<'_, G> {
     async fn perform(
         &self,
         _: &Request<'_>,
-        _: &Principal,
+        caller: &Principal,
         act: Asked,
         leave: Permit,
         _: &Trace,
@@ -450,6 +450,8 @@ impl<G: Gate> Dialect for Pull<'_, G> {
         told.context.push(("after", after.line.seq.to_string()));
         let pulled = self.door.source.pull(ask).await.map_err(|error| PullError::Unreadable(error.to_string()))?;
         told.context.push(("head", pulled.head.head.seq.to_string()));
+        // Reading takes its time, and he may have lost the right meanwhile.
+        self.readers.permit(caller).map_err(PullError::Denied).map(drop)?;
         if pulled.head.verdict != AuditVerdict::Continues {
             return Err(PullError::Parted(Box::new(pulled)));
         }
@@ -507,7 +509,7 @@ impl<G: Gate> Dialect for Pull<'_, G> {
     }
 }
 
-impl<G: Gate> Pull<'_, G> {
+impl<R: Readers> Pull<'_, R> {
     fn refusal(&self, head: &Head, error: &PullError) -> (Response<Full<Bytes>>, StatusCode) {
         let signed = match error {
             PullError::Parted(pulled) => Some(HeadJson::new(&pulled.head, &pulled.signature)),
@@ -520,7 +522,7 @@ impl<G: Gate> Pull<'_, G> {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match status {
             StatusCode::UNAUTHORIZED => {
-                headers.extend(self.gate.challenge(head).map(|challenge| (header::WWW_AUTHENTICATE, challenge)));
+                headers.extend(self.readers.challenge(head).map(|challenge| (header::WWW_AUTHENTICATE, challenge)));
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECS.into());

@@ -19,7 +19,7 @@ mod strangers;
 mod tests;
 mod trace;
 
-pub use audit_door::{AuditDoor, Gate, SigningReaders, Stranger, pull_intent};
+pub use audit_door::{AuditDoor, Readers, SigningReaders, Stranger, pull_intent};
 pub use dialect::{Dialect, Failure, Fault, Written};
 /// What a role whose callers sign knows of each of them.
 pub use holdfast_wire::sigv4::SigningSecret;

@@ -1,6 +1,10 @@
 //! One question to a log, and what comes back, before anything of it is believed.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -26,6 +30,8 @@ use crate::{
 
 /// Time for one answer, of a megabyte at most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a token is used. The shortest that issuers give are good for five minutes.
+const TOKEN_KEPT: Duration = Duration::from_secs(120);
 /// How often a log that is busy with other pulls is asked again, a second apart.
 const BUSY_TRIES: usize = 30;
 /// Longest text of an answer that is repeated here.
@@ -80,7 +86,7 @@ pub(super) enum Told {
 }
 
 enum Credential {
-    Token { client: Option<String>, authority: HttpsClient },
+    Token { client: Option<String>, authority: HttpsClient, kept: Mutex<Option<(Instant, String)>> },
     Signature { access_key_id: String, secret: SigningSecret },
 }
 
@@ -110,7 +116,7 @@ impl Source {
         }
         let credential = if self.role == Role::ManagedHsm {
             let authority = HttpsClient::new(self.authority_ca.as_deref().or(self.ca.as_deref()))?;
-            Credential::Token { client: self.client, authority }
+            Credential::Token { client: self.client, authority, kept: Mutex::default() }
         } else {
             let secret = SecretBytes::copy_of(env.require("AWS_SECRET_ACCESS_KEY")?.as_bytes());
             let access_key_id = env.require("AWS_ACCESS_KEY_ID")?.to_owned();
@@ -142,15 +148,31 @@ impl Asker {
         Err(Fault::unavailable(format!("{}: other pulls take all its places", self.url)))
     }
 
+    /// One token serves many requests, but none for long: the issuer may say no the next time.
+    async fn token(
+        &self,
+        client: Option<&str>,
+        authority: &HttpsClient,
+        kept: &Mutex<Option<(Instant, String)>>,
+    ) -> Result<String, Fault> {
+        if let Some(token) = self.env.get("HOLDFAST_TOKEN") {
+            return Ok(token.to_owned());
+        }
+        let known = kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, token)) = known.filter(|(since, _)| since.elapsed() < TOKEN_KEPT) {
+            return Ok(token);
+        }
+        let token = token_of(&self.env, client, None, authority).await?;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), token.clone()));
+        Ok(token)
+    }
+
     async fn send(&self, body: &Bytes) -> Result<Response<Bytes>, Fault> {
         let url = format!("{}{PATH}", self.url);
         let mut request = Request::post(&url).header(header::CONTENT_TYPE, "application/json");
         match &self.credential {
-            Credential::Token { client, authority } => {
-                let token = match self.env.get("HOLDFAST_TOKEN") {
-                    Some(token) => token.to_owned(),
-                    None => token_of(&self.env, client.as_deref(), None, authority).await?,
-                };
+            Credential::Token { client, authority, kept } => {
+                let token = self.token(client.as_deref(), authority, kept).await?;
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
             Credential::Signature { .. } => {}

@@ -24,6 +24,8 @@ pub(super) const STATE: &str = "copy.json";
 const LOCK: &str = "copy.lock";
 /// How much may come without a signed checkpoint, of which a log has one a second: what somebody who is not the instance can fill the disk with.
 const UNPROVED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// How many findings are kept; they are of 2 KiB each.
+const FINDINGS_MAX: u32 = 1000;
 /// Longest state read.
 const STATE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -121,6 +123,12 @@ impl LogCopy {
             && (state.key != key.fingerprint() || state.instance != key.instance.to_string())
         {
             return Err(damaged("its first segment is of another instance or key than its state"));
+        }
+        if let (Some(state), Some(key)) = (&state, &key) {
+            let signed = state.signed.read();
+            if !signed.is_some_and(|(head, signature)| key.signed(&head, &signature)) {
+                return Err(damaged("what the instance had signed is not signed by it"));
+            }
         }
         let proved = match &state {
             Some(state) => state.proved.read().ok_or_else(|| damaged("its state cannot be read"))?,
@@ -360,13 +368,17 @@ impl LogCopy {
         Ok(())
     }
 
-    /// Keeps what shows that something is wrong. Gives the file's name.
+    /// Keeps what shows that something is wrong, as long as there is room for it. Gives the file's name.
     pub(super) fn keep_evidence(&self, evidence: &impl Serialize) -> Result<String, Fault> {
-        let mut count = 1;
+        let mut count = 1_u32;
         loop {
             let name = format!("finding-{count:04}.json");
             if !self.directory.join(&name).exists() {
                 self.put(&name, evidence)?;
+                return Ok(name);
+            }
+            if count >= FINDINGS_MAX {
+                // Found again and again: the first ones say it.
                 return Ok(name);
             }
             count += 1;

@@ -136,7 +136,8 @@ impl Look<'_> {
                 key.ok_or_else(|| Fault::new("the log does not begin with a line that names its key"))?
             }
         };
-        if self.key.is_some_and(|expected| expected != key.fingerprint()) {
+        let met_first = copy.state().map(|state| state.key.as_str());
+        if self.key.or(met_first).is_some_and(|expected| expected != key.fingerprint()) {
             return Err(wrong(&format!("another key: the log is signed by {}", key.fingerprint())));
         }
         if !key.signed(&head, &signature) {

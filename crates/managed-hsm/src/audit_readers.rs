@@ -1,7 +1,7 @@
 //! Who may take a copy of the audit log: a token's principal, by local roles, like everything else here.
 
 use holdfast_core::{Denial, Permit, Principal, authorize};
-use holdfast_service::{Gate, Head, Request, Stranger, Trace, pull_intent};
+use holdfast_service::{Head, Readers, Request, Stranger, Trace, pull_intent};
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::{
@@ -9,10 +9,10 @@ use crate::{
     authn::{Presented, Rejection},
 };
 
-/// Lets in whom a role assignment allows it.
-pub(crate) struct RoleGate<'a>(pub &'a ManagedHsm);
+/// Those whom a role assignment allows it.
+pub(crate) struct RoleReaders<'a>(pub &'a ManagedHsm);
 
-impl Gate for RoleGate<'_> {
+impl Readers for RoleReaders<'_> {
     type Early = Presented;
 
     async fn early(&self, head: &Head, trace: &mut Trace) -> Result<Presented, Stranger> {
