@@ -12,7 +12,7 @@ from installation import COMMANDS, LOGS, Installation, Ports, unpack
 
 FIXTURE = pathlib.Path(__file__).resolve().parents[1] / "fixtures/installation-v1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
-UPGRADED = {"proxy"}
+UPGRADED = {"hsm", "proxy", "kms"}
 """Whose state has a newer version now: it is upgraded once, and an event says so, of the operation StateUpgrade."""
 
 FOUNDED = ("storage", "clear")

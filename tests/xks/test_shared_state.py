@@ -352,7 +352,8 @@ def test_a_lift_is_of_the_kills_before_it(own, kms):
     own.change("lift", "--store", "blue")
     wait_for(lambda: all(serves(client) for client in kms))
     restart(own)
-    assert all(serves(client) for client in kms)
+    # The HSM takes a moment to get ready.
+    wait_for(lambda: all(serves(client) for client in kms))
     own.kill("--store", "blue")
     own.kill("--key-id", "other")
     own.change("lift", "--key-id", "other")

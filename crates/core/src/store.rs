@@ -120,6 +120,15 @@ pub enum StoreError {
         /// The change that it says it has come to.
         revision: Revision,
     },
+    /// Something that the store had before is not there any more. A store tells it when it is opened.
+    #[error(
+        "{what} is gone, and was there before: the store was replaced or rows were removed; restore the store of one moment, or set \
+         `accept_loss = true` in [audit] once to go on without and record that"
+    )]
+    Gone {
+        /// What is missing.
+        what: &'static str,
+    },
     /// The engine failed; whether the batch was written is not known.
     #[error("the store failed: {0}")]
     Failed(String),

@@ -25,11 +25,17 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Reads a file of at most `bytes_max`, which nobody but its owner may touch. `None` if it does not exist.
 pub(crate) fn read_private(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    // A pipe in its place is not waited for.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let why = format!("{} is not a regular file: somebody put it there", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
     if metadata.mode() & 0o077 != 0 {
         let why = format!("{} is open to group or others; type: chmod 600 {0}", path.display());
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));

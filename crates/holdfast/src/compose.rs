@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use holdfast_core::{AuditSink, AuditSource, Sealer, Store};
+use holdfast_core::{AuditSink, AuditSource, Sealer};
 use holdfast_crypto::kdf;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_managed_hsm::{Authenticator, Founding, HostNames, IssuerConfig, ManagedHsm, Seams};
 use holdfast_service::AuditDoor;
-use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
+use holdfast_store::audit::AuditLog;
 use http::Request;
 use hyper::body::Incoming;
 use metrics::gauge;
@@ -20,10 +20,10 @@ use crate::{
     config::{Config, EmbeddedIssuer, parts::read_secret},
     fault::Fault,
     health::{Health, Told},
+    history::History,
     hsm::SoftHsm,
     instance::{
-        AuditMarks, Opened, close_audit, listen, listen_some, open_audit, signalled, tls_identity, with_audit,
-        write_public,
+        AuditMarks, Opened, close_audit, listen, listen_some, signalled, tls_identity, with_audit, write_public,
     },
     issuer::{self, Issuer},
     server::{
@@ -66,40 +66,21 @@ impl Sockets {
 impl Opened {
     /// Builds every part, wires them, and serves.
     pub(crate) async fn run(
-        self,
+        mut self,
         config: &Config,
         sockets: Sockets,
         founding: Founding,
         issuer_clients: HashMap<String, issuer::Client>,
         metrics: PrometheusHandle,
     ) -> Result<Running, Fault> {
+        let History { store, audit, marks } = self.open_history(&config.audit, None).await?;
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
-        let InstanceSecrets {
-            instance,
-            database_key,
-            masking_key,
-            tls_key,
-            authority_key,
-            authority_certificate,
-            audit_key,
-            floors: _,
-        } = secrets;
+        let InstanceSecrets { instance, masking_key, tls_key, authority_key, authority_certificate, .. } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();
         let keys = (tls_key, authority_key, authority_certificate);
         let identity = tls_identity(config.tls_certificate_file.as_deref(), names, keys, ambient.as_ref())?;
         write_public(&data_dir.join("ca.pem"), identity.authority_pem().as_bytes())?;
         write_public(&data_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
-        let engine = EmbeddedEngine::open(&data_dir.join("records.redb")).map_err(|error| {
-            Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
-        })?;
-        let store = SealedStore::open(engine, instance, &database_key, Arc::clone(&ambient), config.audit.accept_loss)
-            .await
-            .map_err(Fault::new)?;
-        let outbox = (store.outbox(), store.notes().to_vec());
-        let store: Arc<dyn Store> = Arc::new(store);
-        let (audit, mark_version) =
-            open_audit(&config.audit, data_dir.join("audit"), store.as_ref(), instance, &audit_key, &ambient, outbox)
-                .await?;
         let policy = PartitionPolicy { rsa1_5: config.hsm.rsa1_5 };
         let partition = Partition::new(instance, &masking_key, policy).map_err(Fault::new)?;
         let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), config.threads).map_err(Fault::new)?);
@@ -174,7 +155,6 @@ impl Opened {
         )));
         let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
         servers.push(tokio::spawn(maintain(Arc::clone(&role), renewal, stopped.clone())));
-        let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { shutdown, servers, role, audit, marks, identity })
     }

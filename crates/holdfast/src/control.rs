@@ -3,14 +3,19 @@
 //! One JSON object a line in, JSON objects a line out; the last has `"done"`.
 
 use std::{
+    ffi::OsString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use holdfast_crypto::{SecretBytes, kdf};
+use holdfast_store::{read_regular, write_regular};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{
@@ -28,6 +33,8 @@ const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// In the service's directory: the path of the socket. The socket itself lies elsewhere, so that the directory holds plain files
 /// only and can be copied, and because a socket's path has at most 107 bytes.
 const PATH_FILE: &str = "admin-socket.path";
+/// A socket's path is far shorter.
+const PATH_BYTES_MAX: u64 = 4096;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that requests in flight are given at the stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +70,7 @@ pub(crate) fn bind(directory: &Path) -> Result<UnixListener, Fault> {
         }
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        fs::write(directory.join(PATH_FILE), path.as_os_str().as_encoded_bytes())?;
+        write_regular(&directory.join(PATH_FILE), path.as_os_str().as_encoded_bytes())?;
         Ok(listener)
     };
     bind().map_err(|error| Fault::new(format!("the admin socket: {error}")))
@@ -154,7 +161,7 @@ pub(crate) async fn ask(
         Fault::unavailable(format!("{}: {error}", directory.display()))
             .hint("is the service running on this directory?")
     };
-    let path = PathBuf::from(fs::read_to_string(&path_file).map_err(unavailable)?);
+    let path = PathBuf::from(OsString::from_vec(read_regular(&path_file, PATH_BYTES_MAX).map_err(unavailable)?));
     let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(&path)).await;
     let mut stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unavailable)?;
     let mut line = serde_json::to_vec(request).map_err(Fault::new)?;

@@ -9,13 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_core::{Ambient, PartitionId, RecordKey, Revision, Store, Write};
+use holdfast_core::{Ambient, PartitionId, Store};
 use holdfast_crypto::{SecretBytes, kdf};
 use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon};
-use holdfast_store::{
-    Outbox,
-    audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint},
-};
+use holdfast_store::{audit::AuditLog, write_regular};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics::gauge;
@@ -24,14 +21,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     ambient::OsAmbient,
-    config::Audit,
     fault::Fault,
+    history,
     server::tls::{self, TlsIdentity},
     telemetry,
 };
 
-/// Record that remembers how far the audit log had come.
-const AUDIT_MARK: u8 = 64;
 const AUDIT_MARK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An instance whose secrets are open, before anything listens.
@@ -60,13 +55,14 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path, records: &str) -> Resul
                     .hint("restore the whole data directory from the same moment"));
             }
             let identity = tls::found(ambient.as_ref())?;
-            let secrets = InstanceSecrets::generate(
+            let mut secrets = InstanceSecrets::generate(
                 ambient.as_ref(),
                 identity.tls_key,
                 identity.authority_key,
                 identity.authority_certificate,
             )
             .map_err(Fault::new)?;
+            secrets.floors = history::floors_of_birth();
             secrets.seal(&state, &silicon, ambient.as_ref()).map_err(Fault::new)?;
             tracing::info!(instance = %secrets.instance, data_dir = %data_dir.display(), "a new instance was founded");
             secrets
@@ -159,65 +155,7 @@ pub(crate) fn tls_identity(
 }
 
 pub(crate) fn write_public(path: &Path, content: &[u8]) -> Result<(), Fault> {
-    fs::write(path, content).map_err(|error| Fault::file(path, error))
-}
-
-/// Opens the audit log in `directory`; `store` remembers how far it had come.
-pub(crate) async fn open_audit(
-    config: &Audit,
-    directory: PathBuf,
-    store: &dyn Store,
-    instance: PartitionId,
-    key: &SecretBytes,
-    ambient: &Arc<dyn Ambient>,
-    (outbox, notes): (Arc<Outbox>, Vec<String>),
-) -> Result<(Arc<AuditLog>, u64), Fault> {
-    for note in &notes {
-        tracing::warn!("{note}");
-    }
-    if config.accept_loss {
-        tracing::warn!(
-            "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
-        );
-    }
-    let record = store.read(&mark_key()).await.map_err(Fault::new)?;
-    let version = record.as_ref().map_or(0, |record| record.version);
-    let expected = record.as_ref().and_then(|record| decode_mark(&record.value));
-    let expected_has_macs = record.is_some_and(|record| record.value.len() == MARK_BYTES);
-    let log = AuditLogConfig {
-        directory,
-        segment_bytes_max: config.segment_bytes_max,
-        segment_age_max: config.segment_age_max,
-        checkpoint_interval: Duration::from_secs(1),
-        expected,
-        expected_has_macs,
-        accept_loss: config.accept_loss,
-        notes,
-    };
-    let keys = AuditKeys::new(key).map_err(Fault::new)?;
-    let log = AuditLog::open(log, instance, keys, Arc::clone(ambient), outbox).map_err(Fault::new)?;
-    Ok((Arc::new(log), version))
-}
-
-fn mark_key() -> RecordKey {
-    RecordKey::new(AUDIT_MARK, Vec::new())
-}
-
-/// Line, its hash, the newest change told by then. Marks of the first version have no change, and lines of their time no MAC.
-const MARK_BYTES: usize = 8 + 32 + 8;
-
-fn encode_mark(reached: &Checkpoint) -> Vec<u8> {
-    [reached.seq.to_be_bytes().as_slice(), &reached.head, &reached.revision.0.to_be_bytes()].concat()
-}
-
-fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
-    let (seq, rest) = value.split_first_chunk::<8>()?;
-    let (head, revision) = rest.split_first_chunk::<32>()?;
-    let revision = match revision {
-        [] => 0,
-        revision => u64::from_be_bytes(revision.try_into().ok()?),
-    };
-    Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: *head, revision: Revision(revision) })
+    write_regular(path, content).map_err(|error| Fault::file(path, error))
 }
 
 /// Remembers in the store how far the audit log has come, so that a log cut short shows at the next start.
@@ -229,28 +167,35 @@ pub(crate) struct AuditMarks {
 }
 
 impl AuditMarks {
+    /// `version`: of the mark that is there; 0 if there is none.
     pub(crate) fn new(store: Arc<dyn Store>, audit: Arc<AuditLog>, version: u64) -> Self {
         Self { store, audit, version, written: 0 }
     }
 
     pub(crate) async fn keep(mut self, mut stopped: watch::Receiver<bool>) -> Self {
         while tokio::time::timeout(AUDIT_MARK_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
-            self.write().await;
+            let _ = self.write().await;
         }
         self
     }
 
-    pub(crate) async fn write(&mut self) {
+    /// Whether the newest line is marked.
+    pub(crate) async fn write(&mut self) -> bool {
         let latest = self.audit.latest();
         gauge!("holdfast_audit_lines").set(latest.seq as f64);
         if latest.seq == self.written {
-            return;
+            return true;
         }
-        let value = Some(encode_mark(&latest));
-        let write = Write { key: mark_key(), expected_version: self.version, value };
+        let write = history::mark(&latest, self.version);
         match self.store.keep(vec![write]).await {
-            Ok(()) => (self.version, self.written) = (self.version + 1, latest.seq),
-            Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered"),
+            Ok(()) => {
+                (self.version, self.written) = (self.version + 1, latest.seq);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the audit log's progress could not be remembered");
+                false
+            }
         }
     }
 }
@@ -271,7 +216,7 @@ pub(crate) fn with_audit(mut ready: serde_json::Value, audit: &AuditLog) -> serd
 pub(crate) async fn close_audit(audit: Arc<AuditLog>, marks: JoinHandle<AuditMarks>) {
     let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     if let Ok(mut marks) = marks.await {
-        marks.write().await;
+        let _ = marks.write().await;
     }
 }
 

@@ -8,6 +8,7 @@ mod control;
 mod fault;
 mod hardening;
 mod health;
+mod history;
 mod hsm;
 mod instance;
 mod issuer;

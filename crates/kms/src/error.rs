@@ -130,7 +130,9 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged | StoreError::NotWhole { .. } => Self::internal(error.to_string()),
+            StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+                Self::internal(error.to_string())
+            }
             StoreError::Failed(_) | StoreError::Unrecorded { .. } => {
                 Self::internal(error.to_string()).caused_by(Cause::Outage)
             }

@@ -436,7 +436,7 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Conflict => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
-        StoreError::Damaged | StoreError::NotWhole { .. } => {
+        StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
         StoreError::Failed(_) => {
@@ -514,7 +514,9 @@ pub(crate) fn from_kek(error: KekError) -> Error {
 
 pub(crate) fn from_store(error: StoreError) -> Error {
     match &error {
-        StoreError::Damaged | StoreError::NotWhole { .. } => return damaged("a blob", "missing"),
+        StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+            return damaged("a blob", "missing");
+        }
         StoreError::Failed(why) => tracing::error!(why, "the store failed"),
         StoreError::Busy | StoreError::Conflict | StoreError::Unrecorded { .. } => {}
     }

@@ -17,6 +17,7 @@ use holdfast_core::{AuditEvent, StoreError};
 pub use line::{Checkpoint, LineError, LineMac, ParsedLine, parse_line};
 pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError};
 pub use segment::{list_segments, read_lines};
+pub use tail::end_without_macs;
 pub use verify::{Finding, Report, verify, verify_with};
 
 /// What the line of an event says, without its place in the chain: what an outbox keeps.

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use holdfast_core::{BlobId, BlobStore, BlobWriter, StoreError};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use crate::files::open_regular;
+
 /// Blobs under one directory.
 pub struct FileBlobs {
     directory: PathBuf,
@@ -122,7 +124,7 @@ impl BlobStore for FileBlobs {
     async fn read(&self, id: BlobId, offset: u64, len: usize) -> Result<Bytes, StoreError> {
         let path = self.path(id);
         blocking(move || {
-            let file = File::open(&path).map_err(|error| match error.kind() {
+            let file = open_regular(OpenOptions::new().read(true), &path).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => StoreError::Damaged,
                 _ => failed(&path, &error),
             })?;

@@ -2,24 +2,31 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
 };
 
 use holdfast_core::StoreError;
-use redb::{Builder, Database};
+use redb::{Builder, Database, backends::FileBackend};
 
-use crate::group::failed;
+use crate::{files::open_regular, group::failed};
 
 /// Below so many free bytes of its disk a database takes no commit: one that fails half-way would leave it closed until a restart.
 /// On a small disk it is less, see [`has_room`].
 const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Opens the file at `path`, or makes it. redb does not open a file whose making a crash cut short: so a new one is made beside its place, and
-/// takes it when it is whole.
-pub(crate) fn open_or_make(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
-    let open = |path: &Path| Builder::new().set_cache_size(cache_bytes).create(path).map_err(failed);
+/// takes it when it is whole. `checked`: with the sums of all its pages; a file that is not, or that was made to have the right ones, may make redb
+/// panic, which is an error here, too.
+pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, StoreError> {
+    let open = |path: &Path| {
+        // Nothing but the file is touched by what is cut short: it is closed, and opened anew by nobody.
+        panic::catch_unwind(AssertUnwindSafe(|| open(path, cache_bytes, checked)))
+            .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it", path.display())))?
+            .map_err(|error| failed(format!("{}: {error}", path.display())))
+    };
     if !path.exists() {
         let new = beside(path);
         match fs::remove_file(&new) {
@@ -32,6 +39,14 @@ pub(crate) fn open_or_make(path: &Path, cache_bytes: usize) -> Result<Database, 
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
     }
     open(path)
+}
+
+fn open(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, redb::DatabaseError> {
+    let file = open_regular(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
+    Builder::new()
+        .set_cache_size(cache_bytes)
+        .set_check_integrity_on_open(checked)
+        .create_with_backend(FileBackend::new(file)?)
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -57,8 +72,8 @@ mod tests {
         let path = directory.path().join("records.redb");
         // What redb leaves if it is killed before its header is there.
         fs::write(beside(&path), vec![0; 4096]).unwrap();
-        drop(open_or_make(&path, 1 << 20).unwrap());
+        drop(open_or_make(&path, 1 << 20, true).unwrap());
         assert!(path.exists() && !beside(&path).exists());
-        drop(open_or_make(&path, 1 << 20).unwrap());
+        drop(open_or_make(&path, 1 << 20, true).unwrap());
     }
 }

@@ -10,6 +10,7 @@ mod blobs;
 mod cloud;
 mod database;
 mod engine;
+mod files;
 mod group;
 mod index;
 mod outbox;
@@ -23,6 +24,7 @@ pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
     SharedEngine, StateId,
 };
+pub use files::{open_regular, read_regular, write_regular};
 pub use index::{EmbeddedIndex, IndexCopy, IndexOwner, MemoryIndex};
 pub use outbox::Outbox;
 pub use row_set::{Fold, RowSet};

@@ -31,6 +31,7 @@ pub struct SealedStore<E> {
     memory: Arc<Memory>,
     outbox: Arc<Outbox>,
     notes: Vec<String>,
+    accepted: Vec<String>,
 }
 
 /// Turns records to rows and back.
@@ -72,6 +73,31 @@ impl<E: Engine> SealedStore<E> {
         ambient: Arc<dyn Ambient>,
         accept_loss: bool,
     ) -> Result<Self, StoreError> {
+        Self::open_as(engine, instance, database_key, ambient, Taken { kept: false, accept_loss }).await
+    }
+
+    /// As [`Self::open`], of a store that is known to keep something of all its rows: one that does not is not of an earlier version, but was
+    /// robbed of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Gone`], and as [`Self::open`].
+    pub async fn open_kept(
+        engine: E,
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        ambient: Arc<dyn Ambient>,
+        accept_loss: bool,
+    ) -> Result<Self, StoreError> {
+        Self::open_as(engine, instance, database_key, ambient, Taken { kept: true, accept_loss }).await
+    }
+
+    async fn open_as(
+        engine: E,
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        ambient: Arc<dyn Ambient>,
+        taken: Taken,
+    ) -> Result<Self, StoreError> {
         let unusable = |error: holdfast_crypto::CryptoError| StoreError::Failed(error.to_string());
         let names = kdf::derive_key(database_key, "holdfast record names v1").map_err(unusable)?;
         let records = kdf::derive_key(database_key, "holdfast records v1").map_err(unusable)?;
@@ -82,8 +108,9 @@ impl<E: Engine> SealedStore<E> {
             ambient: Arc::clone(&ambient),
         });
         let row_set = Arc::new(RowSet::new(instance, database_key, ambient).map_err(unusable)?);
-        let mut notes = Vec::new();
-        let row_set = if check_rows(&engine, &row_set, accept_loss, &mut notes).await? { Some(row_set) } else { None };
+        let (mut notes, mut accepted) = (Vec::new(), Vec::new());
+        let keeps = check_rows(&engine, &row_set, taken, &mut notes, &mut accepted).await?;
+        let row_set = keeps.then_some(row_set);
         let mut left = Vec::new();
         engine
             .scan(EVENT, &mut |row| {
@@ -93,13 +120,19 @@ impl<E: Engine> SealedStore<E> {
             .await?;
         let revision = engine.revision().await?;
         let memory = Arc::new(Memory { projections: RwLock::default(), revision: AtomicU64::new(revision.0) });
-        Ok(Self { engine, rows, row_set, memory, notes, outbox: Arc::new(Outbox::with(left, revision)) })
+        Ok(Self { engine, rows, row_set, memory, notes, accepted, outbox: Arc::new(Outbox::with(left, revision)) })
     }
 
-    /// What was found or accepted at opening that the log is to tell.
+    /// What was found at opening that the log is to tell.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// What was accepted at opening although the store is not as it was left.
+    #[must_use]
+    pub fn accepted(&self) -> &[String] {
+        &self.accepted
     }
 
     /// Events of changes on their way to the log, which takes them from here.
@@ -143,12 +176,21 @@ impl<E: Engine> SealedStore<E> {
     }
 }
 
+/// How a store is taken that is not as it was left.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// It is known that something was kept of its rows.
+    kept: bool,
+    accept_loss: bool,
+}
+
 /// Compares the rows with what the last commit kept of them. False: the engine keeps nothing of the kind.
 async fn check_rows<E: Engine>(
     engine: &E,
     set: &Arc<RowSet>,
-    accept_loss: bool,
+    Taken { kept, accept_loss }: Taken,
     notes: &mut Vec<String>,
+    accepted: &mut Vec<String>,
 ) -> Result<bool, StoreError> {
     let Some(head) = engine.head().await? else { return Ok(false) };
     let revision = engine.revision().await?;
@@ -159,6 +201,15 @@ async fn check_rows<E: Engine>(
             found.add(name, version, sealed);
         })
         .await?;
+    if head.is_none() && kept {
+        let what = if count == 0 { "all that the store held" } else { "the row set of the store" };
+        if !accept_loss {
+            return Err(StoreError::Gone { what });
+        }
+        accepted.push(format!("{what} is gone; the store was accepted with {count} rows, at change {revision}"));
+        found.keep();
+        return Ok(true);
+    }
     let whole = match &head {
         Some(head) => found.is_of(head, revision),
         // A new store, or one of a version that kept nothing: it made no numbered change either.
@@ -168,7 +219,7 @@ async fn check_rows<E: Engine>(
         return Err(StoreError::NotWhole { revision });
     }
     if !whole {
-        notes.push(format!(
+        accepted.push(format!(
             "the rows of the store are not those of its last commit, change {revision}; this was accepted"
         ));
     } else if head.is_none() && count > 0 {

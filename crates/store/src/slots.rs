@@ -12,6 +12,8 @@ use std::{
 use holdfast_core::{Ambient, PartitionId, StoreError};
 use holdfast_crypto::{CryptoError, SealingKey, SecretBytes, kdf};
 
+use crate::files::open_regular;
+
 const MAGIC: &[u8; 5] = b"HFSL\x01";
 /// Magic and number.
 const HEAD_BYTES: usize = MAGIC.len() + 8;
@@ -105,15 +107,20 @@ impl SlotFile {
         }
         if found > 0 {
             // Cut short by somebody: what is left stays, and who counts the records finds those that are missing.
-            let file = OpenOptions::new().write(true).open(&self.path)?;
+            let file = open_regular(OpenOptions::new().write(true), &self.path)?;
             let from = (found as usize).min(whole);
             file.write_all_at(&vec![0; whole - from], from as u64)?;
             file.set_len(whole as u64)?;
             return file.sync_all();
         }
         let new = self.path.with_extension("new");
+        // Left by a crash, or put there by somebody.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         // Real zeros and no hole: a hole would need room when it is written.
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         let made = file.write_all(&vec![0; whole]).and_then(|()| file.sync_all());
         if let Err(error) = made.and_then(|()| fs::rename(&new, &self.path)) {
             let _ = fs::remove_file(&new);
@@ -144,7 +151,7 @@ impl SlotFile {
         let slot = [MAGIC, number.to_be_bytes().as_slice(), &sealed].concat();
         let at = (number % self.layout.slots as u64) * self.layout.slot_bytes as u64;
         let write = || {
-            let file = OpenOptions::new().write(true).open(&self.path)?;
+            let file = open_regular(OpenOptions::new().write(true), &self.path)?;
             file.write_all_at(&slot, at)?;
             file.sync_data()
         };
@@ -157,7 +164,7 @@ impl SlotFile {
     /// # Errors
     /// [`StoreError::Failed`].
     pub fn read(&self) -> Result<Vec<SlotRecord>, StoreError> {
-        let file = match File::open(&self.path) {
+        let file = match open_regular(OpenOptions::new().read(true), &self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(|error| self.failed(&error))?,
         };

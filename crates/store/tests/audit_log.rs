@@ -19,7 +19,9 @@ use std::{
 
 use common::{Fixed, keys};
 use holdfast_core::{AuditEvent, AuditSink, PartitionId, Revision};
-use holdfast_store::audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, list_segments, verify};
+use holdfast_store::audit::{
+    AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, end_without_macs, list_segments, verify,
+};
 use proptest::prelude::*;
 
 fn config(directory: &Path) -> AuditLogConfig {
@@ -30,8 +32,10 @@ fn config(directory: &Path) -> AuditLogConfig {
         checkpoint_interval: Duration::from_millis(1),
         expected: None,
         expected_has_macs: false,
+        floor: false,
         accept_loss: false,
         notes: Vec::new(),
+        accepted: Vec::new(),
     }
 }
 
@@ -243,6 +247,70 @@ fn a_log_of_the_first_version_is_read_and_gone_on_with() {
     open(config(copy.path())).unwrap().close();
     let header = String::from_utf8(lines(copy.path()).pop().unwrap().1.swap_remove(0)).unwrap();
     assert!(header.contains("holdfast-audit-2"), "{header}");
+}
+
+/// The golden log of the first version, opened and closed by this one; and what a mark of it would say.
+fn upgraded_log() -> (tempfile::TempDir, Checkpoint) {
+    let copy = copy_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit-1"));
+    let report = verify(copy.path(), None, None).unwrap();
+    let end = Checkpoint { seq: report.lines, head: hex32(&report.head), revision: Revision(0) };
+    (copy, end)
+}
+
+#[test]
+fn lines_of_the_first_version_are_taken_under_the_floor_only_where_something_proves_them() {
+    let under = |directory: &Path, expected| AuditLogConfig { expected, floor: true, ..config(directory) };
+    // Nothing behind them: as planted by anybody.
+    let (planted, _) = upgraded_log();
+    let refused = open(under(planted.path(), None));
+    assert!(matches!(refused, Err(AuditOpenError::Forged { seq: 1, .. })), "{:?}", refused.err());
+    open(config(planted.path())).expect("control: without the floor they are taken").close();
+    open(under(planted.path(), None)).expect("lines of ours behind them prove them").close();
+    // A mark proves what stands before it...
+    let (marked, end) = upgraded_log();
+    open(under(marked.path(), Some(end))).expect("all of it is marked").close();
+    // ...and nothing behind it.
+    let (longer, end) = upgraded_log();
+    let short = Checkpoint { seq: end.seq - 1, head: head_of(longer.path(), end.seq - 1), revision: Revision(0) };
+    let refused = open(under(longer.path(), Some(short)));
+    assert!(matches!(refused, Err(AuditOpenError::Forged { seq, .. }) if seq == end.seq), "{:?}", refused.err());
+    let accepted = open(AuditLogConfig { accept_loss: true, ..under(longer.path(), Some(short)) }).unwrap();
+    assert!(accepted.accepted()[0].contains("set aside"), "{:?}", accepted.accepted());
+    accepted.close();
+    assert_eq!(head_of(longer.path(), end.seq - 1), short.head, "what was marked stays");
+    // A mark that is not of this log proves nothing.
+    let (other, end) = upgraded_log();
+    let refused = open(under(other.path(), Some(Checkpoint { head: [1; 32], ..end })));
+    assert!(matches!(refused, Err(AuditOpenError::Forged { .. })), "{:?}", refused.err());
+}
+
+fn line_of(directory: &Path, seq: u64) -> Vec<u8> {
+    let all: Vec<Vec<u8>> = lines(directory).into_iter().flat_map(|(_, lines)| lines).collect();
+    all[seq as usize - 1].strip_suffix(b"\n").unwrap().to_vec()
+}
+
+fn head_of(directory: &Path, seq: u64) -> [u8; 32] {
+    holdfast_crypto::kdf::sha256(&[&[0], &line_of(directory, seq)])
+}
+
+#[test]
+fn the_end_of_a_log_without_macs_is_found_for_its_upgrade() {
+    let keys = keys();
+    let (log, end) = upgraded_log();
+    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), Some(end));
+    let short = Checkpoint { seq: end.seq - 1, head: head_of(log.path(), end.seq - 1), revision: Revision(0) };
+    assert_eq!(end_without_macs(log.path(), &keys.lines, Some(short)).unwrap(), Some(end));
+    let other = Checkpoint { head: [1; 32], ..short };
+    assert_eq!(end_without_macs(log.path(), &keys.lines, Some(other)).unwrap(), None, "it is not the log of that mark");
+    let (path, _) = lines(log.path()).pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [whole.as_slice(), br#"{"seq":100"#].concat()).unwrap();
+    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), Some(end), "a torn line is no line");
+    assert_eq!(fs::read(&path).unwrap().len(), whole.len() + 10, "and is left to whoever opens the log");
+    fs::write(&path, whole).unwrap();
+    open(config(log.path())).unwrap().close();
+    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), None, "it has MACs by now");
+    assert_eq!(end_without_macs(&log.path().join("none"), &keys.lines, None).unwrap(), None);
 }
 
 proptest! {

@@ -22,8 +22,10 @@ fn open(directory: &Path, accept_loss: bool) -> AuditLog {
         checkpoint_interval: Duration::from_millis(1),
         expected: None,
         expected_has_macs: false,
+        floor: false,
         accept_loss,
         notes: Vec::new(),
+        accepted: Vec::new(),
     };
     AuditLog::open(config, PartitionId::from_bytes([7; 16]), keys(), Arc::new(Fixed), Arc::default()).unwrap()
 }

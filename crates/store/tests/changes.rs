@@ -173,8 +173,10 @@ impl Instance {
             checkpoint_interval: Duration::from_millis(10),
             expected,
             expected_has_macs: expected.is_some(),
+            floor: true,
             accept_loss,
             notes: Vec::new(),
+            accepted: Vec::new(),
         };
         let log = AuditLog::open(config, PartitionId::from_bytes(INSTANCE), keys(), Arc::new(Fixed), store.outbox());
         Self { store, log }

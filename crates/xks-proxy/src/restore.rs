@@ -29,6 +29,9 @@ pub struct Restore {
     pub witness: String,
     /// Kills that are known of and gone: up to which number, by process.
     pub lost_kills: Heard,
+    /// Processes that the state knows, and whose marks are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_processes: Vec<String>,
 }
 
 /// What operators have said of a restore so far. It lies beside the state, in clear: it holds signatures and no secret.

@@ -74,8 +74,10 @@ impl XksProxy {
         SigningReaders::new(readers.into_iter().map(signer), names, Arc::clone(&self.ambient))
     }
 
-    /// Tells the log what was only counted so far: for the end of the service, before its log is closed.
+    /// Takes kills into the state that are only written down, and tells the log what was only counted so far: for the end of the service, before its
+    /// log is closed.
     pub async fn finish(&self) {
+        self.tend_state().await;
         self.report_throttled().await;
         self.spine.finish().await;
     }

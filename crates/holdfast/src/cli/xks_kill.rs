@@ -121,18 +121,19 @@ async fn without_process(config: &Config, scope: &KillScope, reason: &str) -> Re
     let (name, directory, _alive) = xks::take_command_name(config)?;
     let log = xks::open_command_audit(&state, config, name, &directory).await;
     let audit: Arc<dyn AuditSink> = match &log {
-        Ok(log) => Arc::clone(log) as Arc<dyn AuditSink>,
+        Ok((log, _)) => Arc::clone(log) as Arc<dyn AuditSink>,
         Err(error) => {
             tracing::error!(%error, "the command's audit log does not open");
             Arc::new(NoLog(error.to_string()))
         }
     };
-    state.conclude_upgrade(&config.state_dir, audit.as_ref()).await?;
+    state.conclude_upgrade(audit.as_ref()).await?;
     let proxy = state.open_proxy(config, name, audit, &mut HashMap::new()).await?;
     let by = format!("local user {}", rustix::process::geteuid().as_raw());
     let result = proxy.kill(scope.clone(), &by, reason).await.map_err(Fault::new);
-    if let Ok(log) = log {
+    if let Ok((log, mut marks)) = log {
         let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        let _ = marks.write().await;
     }
     result
 }

@@ -6,13 +6,13 @@ pub(crate) mod config;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use holdfast_core::{AuditSink, AuditSource, KekError, Store};
+use holdfast_core::{AuditSink, AuditSource, KekError};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_kms::{KekMaker, Kms, KmsConfig, Seams};
 use holdfast_managed_hsm::KekClient;
 use holdfast_service::{AuditDoor, SigningReaders};
-use holdfast_store::{EmbeddedEngine, SealedStore, audit::AuditLog};
+use holdfast_store::audit::AuditLog;
 use http::Request;
 use hyper::body::Incoming;
 use metrics::gauge;
@@ -25,8 +25,9 @@ use crate::{
     control,
     fault::Fault,
     health::{Health, Told},
+    history::History,
     hsm::{HsmThreads, SoftHsm},
-    instance::{self, AuditMarks, Opened, close_audit, open_audit, tls_identity, with_audit, write_public},
+    instance::{self, AuditMarks, Opened, close_audit, tls_identity, with_audit, write_public},
     server::{
         self, ConnectionLimits,
         tls::{Renewal, TlsIdentity},
@@ -77,20 +78,9 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault
 }
 
 /// Builds every part, wires them, and serves.
-pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
+pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
+    let History { store, audit, marks } = opened.open_history(&setup.audit, None).await?;
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
-    let engine = EmbeddedEngine::open(&data_dir.join("records.redb")).map_err(|error| {
-        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
-    })?;
-    let store =
-        SealedStore::open(engine, instance, &secrets.database_key, Arc::clone(&ambient), setup.audit.accept_loss)
-            .await
-            .map_err(Fault::new)?;
-    let outbox = (store.outbox(), store.notes().to_vec());
-    let store: Arc<dyn Store> = Arc::new(store);
-    let directory = data_dir.join("audit");
-    let (audit, mark_version) =
-        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient, outbox).await?;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
     let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), setup.threads).map_err(Fault::new)?);
@@ -127,7 +117,6 @@ pub(crate) async fn run(opened: Opened, setup: KmsSetup) -> Result<Running, Faul
     let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
     tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(maintain(Arc::clone(&role), Renewal::new(identity, ambient), stopped.clone())));
-    let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { shutdown, tasks, role, audit, marks })
 }

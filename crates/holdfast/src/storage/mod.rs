@@ -7,10 +7,10 @@ mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, Store};
+use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService};
 use holdfast_service::AuditDoor;
 use holdfast_storage::{Seams, Storage, StorageConfig};
-use holdfast_store::{CloudBlobs, EmbeddedEngine, EmbeddedIndex, FileBlobs, IndexOwner, SealedStore, audit::AuditLog};
+use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs, IndexOwner, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -25,7 +25,8 @@ use crate::{
     control,
     fault::Fault,
     health::{Health, Told},
-    instance::{self, AuditMarks, Opened, close_audit, open_audit, with_audit},
+    history::History,
+    instance::{self, AuditMarks, Opened, close_audit, with_audit},
     server::{self, ConnectionLimits},
 };
 
@@ -127,22 +128,16 @@ pub(crate) async fn start(
     setup: StorageSetup,
     stopped: watch::Receiver<bool>,
 ) -> Result<Running, Fault> {
-    let StorageInstance { opened, adopts } = instance;
-    let Opened { instance, secrets, ambient, data_dir, .. } = opened;
+    let StorageInstance { mut opened, adopts } = instance;
+    let (instance, ambient, data_dir) = (opened.instance, Arc::clone(&opened.ambient), opened.data_dir.clone());
     let data_dir = data_dir.as_path();
     let used = |error| {
         Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
     };
     let founding = adopts.then(|| holdfast_storage::founding_event(ambient.now(), instance));
-    let (path, key) = (data_dir.join(INDEX), &secrets.database_key);
+    let (path, key) = (data_dir.join(INDEX), &opened.secrets.database_key);
     let index = EmbeddedIndex::open(&path, instance, key, Arc::clone(&ambient), founding.as_ref()).map_err(used)?;
-    let engine = EmbeddedEngine::open(&data_dir.join(RECORDS)).map_err(used)?;
-    let store = SealedStore::open(engine, instance, key, Arc::clone(&ambient), setup.audit.accept_loss).await;
-    let store = store.map_err(Fault::new)?;
-    let (directory, outbox) = (data_dir.join("audit"), (index.outbox(), store.notes().to_vec()));
-    let store: Arc<dyn Store> = Arc::new(store);
-    let (audit, mark_version) =
-        open_audit(&setup.audit, directory, store.as_ref(), instance, &secrets.audit_key, &ambient, outbox).await?;
+    let History { audit, marks, .. } = opened.open_history(&setup.audit, Some(index.outbox())).await?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
@@ -210,7 +205,6 @@ pub(crate) async fn start(
     tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
     tasks.push(tokio::spawn(collect(Arc::clone(&storage), stopped.clone())));
-    let marks = AuditMarks::new(store, Arc::clone(&audit), mark_version);
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { tasks, role: storage, audit, marks })
 }

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod control;
 mod logged;
+mod members;
 mod opening;
 pub(crate) mod restore;
 mod watch_state;
@@ -17,12 +18,12 @@ use std::{
 };
 
 use config::{Config, HsmKind};
-use holdfast_core::{Ambient, AuditSink, AuditSource, ExternalHsm, Revision, Store};
+use holdfast_core::{AuditSink, AuditSource, ExternalHsm, Revision, Store};
 use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
 use holdfast_service::{AuditDoor, SigningReaders};
-use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog};
+use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog, open_regular};
 use holdfast_xks_proxy::{Beside, ClientCertificate, Door, Peer, Seams, XksProxy, governors_of};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -35,10 +36,10 @@ use witness::{Places, Witness};
 use crate::{
     fault::Fault,
     health::{Health, Told},
+    history::LogPlace,
     hsm::SoftExternalHsm,
     instance::{
-        self, AuditMarks, Opened, close_audit, listen, listen_some, open_audit, plain, tls_identity, with_audit,
-        write_public,
+        self, AuditMarks, Opened, close_audit, listen, listen_some, plain, tls_identity, with_audit, write_public,
     },
     server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
 };
@@ -97,7 +98,7 @@ pub(crate) fn process_dir(state_dir: &Path, process: &str) -> PathBuf {
 /// Takes a process's name; it is free again when the file is closed.
 fn take_name(directory: &Path, process: &str) -> Result<File, Fault> {
     let path = directory.join("alive.lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = open_regular(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), &path);
     let file = file.map_err(|error| Fault::file(&path, error))?;
     file.try_lock().map_err(|_| {
         Fault::unavailable(format!("a process {process:?} runs on this state already"))
@@ -163,35 +164,19 @@ impl State {
         let directory = process_dir(&config.state_dir, &config.process);
         instance::create_private_dir(&directory).map_err(|error| Fault::file(&directory, error))?;
         let alive = take_name(&directory, &config.process)?;
-        let secrets = &self.opened.secrets;
         let ambient = Arc::clone(&self.opened.ambient);
-        // How far each process's log had come lies apart: it changes every second, and the shared state should not.
-        let marks = SealedStore::open(
-            self.places.process_rows(&config.process).map_err(Fault::new)?,
-            self.opened.instance,
-            &secrets.database_key,
-            Arc::clone(&ambient),
-            false,
-        );
-        let marks = marks.await.map_err(Fault::new)?;
-        let outbox = (marks.outbox(), marks.notes().to_vec());
-        let marks: Arc<dyn Store> = Arc::new(marks);
-        let (audit, mark_version) = open_audit(
-            &config.audit,
-            directory.join("audit"),
-            marks.as_ref(),
-            self.opened.instance,
-            &secrets.audit_key,
-            &ambient,
-            outbox,
-        )
-        .await?;
-        self.conclude_upgrade(&config.state_dir, audit.as_ref()).await?;
+        let enrolled = members::enrolled(self.store.as_ref()).await.map_err(Fault::new)?.contains(&config.process);
+        let (audit, mut marks) = open_process_log(&self, config, &config.process, &directory, enrolled).await?;
+        self.conclude_upgrade(audit.as_ref()).await?;
         let mut pins = HashMap::new();
         let proxy =
             self.open_proxy(config, &config.process, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
         found(&proxy, config).await?;
         proxy.tell_start().await.map_err(Fault::new)?;
+        let _ = marks.write().await;
+        if let Err(error) = members::enrol(self.store.as_ref(), &self.places).await {
+            tracing::warn!(%error, "the shared state could not be told of this process; the next start tries again");
+        }
         let State { opened, engine, places, .. } = self;
         let keys = (opened.secrets.tls_key, opened.secrets.authority_key, opened.secrets.authority_certificate);
         let names = config.host_names.clone();
@@ -237,7 +222,6 @@ impl State {
             ambient: Arc::clone(&ambient),
         };
         tasks.extend(watcher.start(&stopped));
-        let marks = AuditMarks::new(marks, Arc::clone(&audit), mark_version);
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { proxy, shutdown, tasks, audit, marks, _alive: alive })
     }
@@ -370,26 +354,41 @@ pub(crate) fn take_command_name(config: &Config) -> Result<(&'static str, PathBu
     Err(refused.unwrap_or_else(|| Fault::unavailable("a command has no name")))
 }
 
+/// The audit log of a process. How far each has come lies apart: it changes every second, and the shared state should not.
+async fn open_process_log(
+    state: &State,
+    config: &Config,
+    process: &str,
+    directory: &Path,
+    marked: bool,
+) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
+    let Opened { instance, secrets, ambient, .. } = &state.opened;
+    let rows = state.places.process_rows(process).map_err(Fault::new)?;
+    let store = SealedStore::open(rows, *instance, &secrets.database_key, Arc::clone(ambient), false).await;
+    let store = store.map_err(Fault::new)?;
+    let (outbox, notes) = (store.outbox(), store.notes().to_vec());
+    let place = LogPlace {
+        config: &config.audit,
+        directory: directory.join("audit"),
+        store: Arc::new(store),
+        marked,
+        outbox,
+        notes,
+        accepted: Vec::new(),
+    };
+    state.opened.open_log(place).await
+}
+
 /// An audit log of nothing but what a command does by itself: see `holdfast xks kill --config`.
 pub(crate) async fn open_command_audit(
     state: &State,
     config: &Config,
     process: &str,
     directory: &Path,
-) -> Result<Arc<AuditLog>, Fault> {
-    let ambient: &Arc<dyn Ambient> = &state.opened.ambient;
-    let secrets = &state.opened.secrets;
-    let marks = SealedStore::open(
-        state.places.process_rows(process).map_err(Fault::new)?,
-        state.opened.instance,
-        &secrets.database_key,
-        Arc::clone(ambient),
-        false,
-    );
-    let marks = marks.await.map_err(Fault::new)?;
-    let outbox = (marks.outbox(), marks.notes().to_vec());
-    let audit = directory.join("audit");
-    let key = &secrets.audit_key;
-    let opened = open_audit(&config.audit, audit, &marks, state.opened.instance, key, ambient, outbox).await;
-    opened.map(|(audit, _)| audit)
+) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
+    let enrolled = members::enrolled(state.store.as_ref()).await.map_err(Fault::new)?;
+    let enrolled = enrolled.iter().any(|name| name == process);
+    let (audit, mut marks) = open_process_log(state, config, process, directory, enrolled).await?;
+    let _ = marks.write().await;
+    Ok((audit, marks))
 }

@@ -8,23 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, Store};
-use holdfast_store::{SealedStore, SharedEngine};
+use holdfast_core::{AuditSink, Store};
+use holdfast_store::{SealedStore, SharedEngine, open_regular};
 
 use super::{
     RECORDS, State,
     config::Config,
-    process_dir, watch_state,
+    members, process_dir, watch_state,
     witness::{Known, Places, lost_kills},
 };
 use crate::{
     fault::Fault,
+    history::{self, AUDIT_LINES, AUDIT_LINES_VERSION, SHARED_ROWS, SHARED_ROWS_VERSION, event},
     instance::{self, Opened},
 };
 
-/// Shared rows, among the formats that have a floor (`docs/formats/instance-state.md`).
-const SHARED_ROWS: u8 = 1;
-const SHARED_ROWS_VERSION: u8 = 2;
 /// Founding and upgrading take a moment; whoever holds the lock longer is stopped.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(10);
 const OPEN_WAIT_STEP: Duration = Duration::from_millis(10);
@@ -41,6 +39,17 @@ pub(crate) struct Upgrade {
 pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
     let (state, known) = open_unjudged(config, false).await?;
     judge(&state, &known)?;
+    let gone = members::gone(state.store.as_ref(), &state.places).await.map_err(Fault::new)?;
+    if !gone.is_empty() {
+        return Err(Fault::new(members::lost_members(&gone)).hint(ACCEPT));
+    }
+    let enrolled = members::enrolled(state.store.as_ref()).await.map_err(Fault::new)?;
+    if state.upgrade.is_some() && !enrolled.is_empty() {
+        let path = config.state_dir.join("instance.sealed");
+        let why =
+            "it is older than the shared state, which knows of formats that it does not ask for yet: it was put back";
+        return Err(Fault::new(format!("{}: {why}", path.display())).hint(ACCEPT));
+    }
     Ok(state)
 }
 
@@ -49,17 +58,20 @@ pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(S
     let state_dir = &config.state_dir;
     instance::create_private_dir(state_dir).map_err(|error| Fault::file(state_dir, error))?;
     let open = || instance::open(state_dir, &config.silicon_root, RECORDS);
-    let in_force =
-        |opened: &Opened| opened.secrets.floors.get(&SHARED_ROWS).is_some_and(|floor| *floor >= SHARED_ROWS_VERSION);
+    let in_force = |opened: &Opened| {
+        let floors = &opened.secrets.floors;
+        let lines = history::in_force(floors, AUDIT_LINES, AUDIT_LINES_VERSION);
+        lines && history::in_force(floors, SHARED_ROWS, SHARED_ROWS_VERSION)
+    };
     let places = |opened: &Opened| {
-        let (key, ambient) = (&opened.secrets.database_key, Arc::clone(&opened.ambient));
-        Arc::new(Places::new(state_dir, opened.instance, key, ambient))
+        let ambient = Arc::clone(&opened.ambient);
+        Places::new(state_dir, opened.instance, &opened.secrets, ambient).map(Arc::new).map_err(Fault::new)
     };
     // The usual case waits for nobody: a kill must come through whatever hangs.
     let settled = if state_dir.join("instance.sealed").exists() { Some(open()?).filter(in_force) } else { None };
     let (opened, places, known, upgrade) = match settled {
         Some(opened) => {
-            let places = places(&opened);
+            let places = places(&opened)?;
             let known = places.known().map_err(Fault::new)?;
             (opened, places, known, None)
         }
@@ -67,10 +79,10 @@ pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(S
             // Two processes that start at once must not found two instances.
             let lock = take_open_lock(&state_dir.join("open.lock"))?;
             let opened = open()?;
-            let places = places(&opened);
+            let places = places(&opened)?;
             let known = places.known().map_err(Fault::new)?;
             let upgrade =
-                if in_force(&opened) { None } else { Some(upgrade(state_dir, &places, &known, accepting, lock)?) };
+                if in_force(&opened) { None } else { Some(upgrade(&opened, &places, &known, accepting, lock).await?) };
             (opened, places, known, upgrade)
         }
     };
@@ -98,7 +110,7 @@ pub(super) fn judge_kills(lost: &holdfast_xks_proxy::Heard) -> Result<(), Fault>
 }
 
 fn take_open_lock(path: &Path) -> Result<File, Fault> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = open_regular(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), path);
     let file = file.map_err(|error| Fault::file(path, error))?;
     let started = Instant::now();
     loop {
@@ -114,9 +126,18 @@ fn take_open_lock(path: &Path) -> Result<File, Fault> {
     }
 }
 
-/// Writes all files of version 1 anew. None of them is taken any more once this is told and `Opened::raise_floor` is done.
-fn upgrade(state_dir: &Path, places: &Places, known: &Known, accepting: bool, lock: File) -> Result<Upgrade, Fault> {
-    if known.generation > 0 && !accepting {
+/// Writes all files of version 1 anew, and marks where logs end whose lines have no MAC. None of these is taken any more once this is told and the
+/// floors are in force.
+async fn upgrade(
+    opened: &Opened,
+    places: &Places,
+    known: &Known,
+    accepting: bool,
+    lock: File,
+) -> Result<Upgrade, Fault> {
+    let state_dir = &opened.data_dir;
+    let authenticated = history::in_force(&opened.secrets.floors, SHARED_ROWS, SHARED_ROWS_VERSION);
+    if known.generation > 0 && !authenticated && !accepting {
         let why = format!(
             "{} is from before version 2 of the shared state, and {} has seen generation {} of it: it was put back",
             state_dir.join("instance.sealed").display(),
@@ -133,59 +154,37 @@ fn upgrade(state_dir: &Path, places: &Places, known: &Known, accepting: bool, lo
         .hint("stop them all once for the upgrade: they cannot read what it writes"));
     }
     let mut upgraded = false;
-    for process in places.processes() {
-        let rows = places.process_rows(&process).map_err(Fault::new)?;
-        upgraded |= rows.upgrade().map_err(|error| Fault::file(&process_dir(state_dir, &process), error))?;
+    let processes = places.processes().map_err(Fault::new)?;
+    if !authenticated {
+        for process in &processes {
+            let rows = places.process_rows(process).map_err(Fault::new)?;
+            upgraded |= rows.upgrade().map_err(|error| Fault::file(&process_dir(state_dir, process), error))?;
+        }
+        upgraded |=
+            places.rows("upgrade").and_then(|rows| rows.upgrade()).map_err(|error| Fault::file(state_dir, error))?;
     }
-    upgraded |=
-        places.rows("upgrade").and_then(|rows| rows.upgrade()).map_err(|error| Fault::file(state_dir, error))?;
+    for process in &processes {
+        places.mark_log_without_macs(process).await?;
+    }
     let had_rows = upgraded || state_dir.join(RECORDS).exists();
     Ok(Upgrade { _lock: lock, had_rows })
 }
 
 impl State {
-    /// Tells of an upgrade, and puts version 2 in force: in this order, so that there is none without its event. After a crash in
+    /// Tells of an upgrade, and puts the floors in force: in this order, so that there is none without its event. After a crash in
     /// between it is told again.
-    pub(crate) async fn conclude_upgrade(&mut self, state_dir: &Path, audit: &dyn AuditSink) -> Result<(), Fault> {
+    pub(crate) async fn conclude_upgrade(&mut self, audit: &dyn AuditSink) -> Result<(), Fault> {
         let Some(upgrade) = self.upgrade.take() else { return Ok(()) };
         if upgrade.had_rows {
-            let what = "the shared state was upgraded to version 2, which is authenticated as a whole: nothing of version 1 is taken any more";
+            let what = "the shared state was upgraded to version 2, which is authenticated as a whole, and lines of the audit log have MACs: \
+                        nothing of version 1 is taken any more";
             tracing::warn!("{what}");
             let event = event(self.opened.ambient.as_ref(), "StateUpgrade", None, what.to_owned(), Vec::new());
             audit.append(event).await.map_err(Fault::new)?;
         }
-        let Opened { secrets, silicon, ambient, .. } = &mut self.opened;
-        secrets.floors.insert(SHARED_ROWS, SHARED_ROWS_VERSION);
-        secrets.seal(&state_dir.join("instance.sealed"), silicon, ambient.as_ref()).map_err(Fault::new)
-    }
-}
-
-/// An event that no request caused.
-pub(super) fn event(
-    ambient: &dyn Ambient,
-    operation: &'static str,
-    principal: Option<Principal>,
-    reason: String,
-    context: Vec<(&'static str, String)>,
-) -> AuditEvent {
-    let id: [u8; 16] = ambient.random();
-    AuditEvent {
-        time: ambient.now(),
-        operation,
-        principal: Some(principal.unwrap_or_else(Principal::system)),
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: Some(reason),
-        request_id: holdfast_wire::hex::hex(&id),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context,
-        path: String::new(),
-        duration_us: 0,
+        let mut floors = self.opened.secrets.floors.clone();
+        floors.insert(SHARED_ROWS, SHARED_ROWS_VERSION);
+        floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
+        self.opened.seal_floors(floors)
     }
 }

@@ -4,22 +4,24 @@ use std::{fs, io, path::Path};
 
 use holdfast_core::{AuditSink, Store};
 use holdfast_crypto::PersonalKey;
-use holdfast_store::SealedStore;
+use holdfast_store::{SealedStore, read_regular, write_regular};
 use holdfast_wire::hex::hex;
 use holdfast_xks_proxy::{Acceptance, Heard, Restore, accept_restore, governors_of, state::OperatorsRecord};
 
 use super::{
     State,
     config::Config,
-    open_command_audit,
-    opening::{event, expect, open_unjudged},
+    members, open_command_audit,
+    opening::{expect, open_unjudged},
     take_command_name,
     witness::Known,
 };
-use crate::fault::Fault;
+use crate::{fault::Fault, history::event};
 
 /// Signatures that were given so far; it is gone once they are enough.
 const FILE: &str = "restore.accepted";
+/// A restore and the signatures of as many operators as there may be.
+const ACCEPTANCE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What came of an operator's word.
 pub(crate) struct Heeded {
@@ -42,7 +44,9 @@ async fn find(state: &State, known: &Known, store: &dyn Store) -> Result<Found, 
     let (governors, heard) = governors_of(store).await.map_err(Fault::new)?;
     let (pulled, lost_kills) = state.places.pulled(&heard, &known.kills).map_err(Fault::new)?;
     let other = found.generation == known.generation && known.tag.is_some_and(|tag| tag != found.tag);
-    if found.generation >= known.generation && !other && lost_kills.is_empty() {
+    let lost_processes = members::gone(store, &state.places).await.map_err(Fault::new)?;
+    let whole = lost_kills.is_empty() && lost_processes.is_empty() && state.upgrade.is_none();
+    if found.generation >= known.generation && !other && whole {
         return Err(Fault::usage("there is nothing to accept: the state is as new as all that is known of it"));
     }
     let restore = Restore {
@@ -53,6 +57,7 @@ async fn find(state: &State, known: &Known, store: &dyn Store) -> Result<Found, 
         newest: known.generation,
         witness: known.witness.clone(),
         lost_kills,
+        lost_processes,
     };
     // Those who governed last, not those of the day that the file is from.
     let operators = known.operators.clone().unwrap_or(governors);
@@ -78,7 +83,7 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
     let threshold = operators.threshold;
     if accepted_by.len() < threshold {
         let text = serde_json::to_vec(&acceptance).map_err(Fault::new)?;
-        fs::write(&path, text).map_err(|error| Fault::file(&path, error))?;
+        write_regular(&path, &text).map_err(|error| Fault::file(&path, error))?;
         return Ok(Heeded { restore, accepted_by, threshold, done: false });
     }
     let found = engine.found().map_err(Fault::new)?;
@@ -86,14 +91,15 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
         return Err(Fault::new("the state was changed meanwhile: look again"));
     }
     let (name, directory, _alive) = take_command_name(config)?;
-    let audit = open_command_audit(&state, config, name, &directory).await?;
-    state.conclude_upgrade(&config.state_dir, audit.as_ref()).await?;
+    let (audit, mut marks) = open_command_audit(&state, config, name, &directory).await?;
+    state.conclude_upgrade(audit.as_ref()).await?;
     // The event first: there is no acceptance without it. A crash before the commit leaves it to be done again.
     let context = vec![
         ("found", restore.found.to_string()),
         ("newest", restore.newest.to_string()),
         ("witness", restore.witness.clone()),
         ("lost_kills", serde_json::to_string(&restore.lost_kills).map_err(Fault::new)?),
+        ("lost_processes", restore.lost_processes.join(", ")),
         ("operators", accepted_by.join(", ")),
     ];
     let reason = "operators accepted a shared state that is older than what is known".to_owned();
@@ -103,6 +109,7 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
         Ok(()) => carry_out(&engine, &store, &known, &found, heard, &restore, &pulled).await,
     };
     let _ = tokio::task::spawn_blocking(move || audit.close()).await;
+    let _ = marks.write().await;
     done?;
     let _ = fs::remove_file(&path);
     Ok(Heeded { restore, accepted_by, threshold, done: true })
@@ -119,11 +126,12 @@ async fn carry_out(
 ) -> Result<(), Fault> {
     expect(engine, known);
     engine.accept(found).map_err(Fault::new)?;
-    accept_restore(store, heard, &restore.lost_kills, pulled).await.map_err(Fault::new)
+    accept_restore(store, heard, &restore.lost_kills, pulled).await.map_err(Fault::new)?;
+    members::dismiss(store, &restore.lost_processes).await.map_err(Fault::new)
 }
 
 fn earlier(path: &Path) -> Result<Option<Acceptance>, Fault> {
-    match fs::read(path) {
+    match read_regular(path, ACCEPTANCE_BYTES_MAX) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Fault::file(path, error)),

@@ -9,7 +9,7 @@ use std::{
 
 use holdfast_core::{Ambient, StoreError};
 use holdfast_pkcs11::Pin;
-use holdfast_store::{FileStamp, SharedEngine};
+use holdfast_store::{FileStamp, SharedEngine, open_regular};
 use holdfast_xks_proxy::XksProxy;
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -205,7 +205,7 @@ async fn every_second(
 
 /// Whether a process runs, or is stopped, under the name of this directory.
 pub(super) fn lives(process: &Path) -> bool {
-    let file = std::fs::OpenOptions::new().write(true).open(process.join("alive.lock"));
+    let file = open_regular(std::fs::OpenOptions::new().write(true), &process.join("alive.lock"));
     // Whoever holds it lives; it is let go at once if nobody did.
     file.is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }

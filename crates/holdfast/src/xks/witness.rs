@@ -3,14 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use holdfast_core::{Ambient, PartitionId, StoreError};
+use holdfast_core::{Ambient, PartitionId, Store, StoreError};
 use holdfast_crypto::{CryptoError, SecretBytes};
-use holdfast_store::{FileStamp, SharedEngine, SlotFile, SlotLayout, StateId};
+use holdfast_enclave::InstanceSecrets;
+use holdfast_store::{
+    FileStamp, SealedStore, SharedEngine, SlotFile, SlotLayout, StateId,
+    audit::{LineMac, end_without_macs},
+};
 use holdfast_wire::hex::{hex, unhex};
 use holdfast_xks_proxy::{
     Beside, Heard, PulledKill,
@@ -19,6 +23,7 @@ use holdfast_xks_proxy::{
 use serde::{Deserialize, Serialize};
 
 use super::{logged, process_dir, watch_state};
+use crate::{fault::Fault, history};
 
 /// Two, written in turn: a crash tears one of them at most.
 const MARKS: SlotLayout = SlotLayout { purpose: "holdfast state marks v1", slots: 2, slot_bytes: 32 * 1024 };
@@ -32,6 +37,7 @@ pub(crate) struct Places {
     state_dir: PathBuf,
     instance: PartitionId,
     database_key: SecretBytes,
+    lines: LineMac,
     ambient: Arc<dyn Ambient>,
 }
 
@@ -68,15 +74,16 @@ impl Places {
     pub(super) fn new(
         state_dir: &Path,
         instance: PartitionId,
-        database_key: &SecretBytes,
+        secrets: &InstanceSecrets,
         ambient: Arc<dyn Ambient>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
             state_dir: state_dir.into(),
             instance,
-            database_key: SecretBytes::copy_of(database_key.expose()),
+            database_key: SecretBytes::copy_of(secrets.database_key.expose()),
+            lines: LineMac::derive(&secrets.audit_key).map_err(crypto)?,
             ambient,
-        }
+        })
     }
 
     /// The shared rows, for `holder`.
@@ -105,12 +112,53 @@ impl Places {
     }
 
     /// Names of all processes that there ever were.
-    pub(super) fn processes(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.state_dir.join("processes")).into_iter().flatten().flatten();
-        let named = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name());
-        let mut names: Vec<String> = named.filter_map(|name| name.into_string().ok()).collect();
+    pub(super) fn processes(&self) -> Result<Vec<String>, StoreError> {
+        let path = self.state_dir.join("processes");
+        let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
+        let entries = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if entry.path().is_dir() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
         names.sort();
-        names
+        Ok(names)
+    }
+
+    /// Whether a process's mark lies there.
+    pub(super) fn has_mark(&self, process: &str) -> Result<bool, StoreError> {
+        Ok(self.mark(process)?.is_some())
+    }
+
+    async fn log_marks(&self, process: &str) -> Result<SealedStore<SharedEngine>, StoreError> {
+        let (rows, ambient) = (self.process_rows(process)?, Arc::clone(&self.ambient));
+        SealedStore::open(rows, self.instance, &self.database_key, ambient, false).await
+    }
+
+    /// Whether the mark of a process's log lies there.
+    pub(super) async fn log_is_marked(&self, process: &str) -> Result<bool, StoreError> {
+        let mark = history::Mark::read(&self.log_marks(process).await?).await;
+        Ok(mark.map_err(|error| StoreError::Failed(error.to_string()))?.reached.is_some())
+    }
+
+    /// Marks the end of a process's log if its lines have no MAC: what is found behind it later was not there at the upgrade.
+    pub(super) async fn mark_log_without_macs(&self, process: &str) -> Result<(), Fault> {
+        let audit = process_dir(&self.state_dir, process).join("audit");
+        let store = self.log_marks(process).await.map_err(Fault::new)?;
+        let mark = history::Mark::read(&store).await?;
+        if mark.has_macs {
+            return Ok(());
+        }
+        let end = end_without_macs(&audit, &self.lines, mark.reached).map_err(|error| Fault::file(&audit, error))?;
+        let Some(end) = end.filter(|end| mark.reached.is_none_or(|reached| reached.seq < end.seq)) else {
+            return Ok(());
+        };
+        store.keep(vec![history::mark_without_macs(&end, mark.version)]).await.map_err(Fault::new)
     }
 
     fn mark(&self, process: &str) -> Result<Option<(u64, Mark)>, StoreError> {
@@ -125,7 +173,7 @@ impl Places {
     /// What the marks and logs of all processes say.
     pub(super) fn known(&self) -> Result<Known, StoreError> {
         let mut known = Known::default();
-        for process in self.processes() {
+        for process in self.processes()? {
             if let Some((_, mark)) = self.mark(&process)? {
                 for (of, number) in mark.kills {
                     let newest = known.kills.entry(of).or_default();
@@ -139,7 +187,8 @@ impl Places {
                 }
             }
             let audit = process_dir(&self.state_dir, &process).join("audit");
-            let logged = logged::generation(&audit).map_err(|error| StoreError::Failed(error.to_string()))?;
+            let logged =
+                logged::generation(&audit, &self.lines).map_err(|error| StoreError::Failed(error.to_string()))?;
             if logged > known.generation {
                 known.generation = logged;
                 known.tag = None;
@@ -151,7 +200,7 @@ impl Places {
 
     /// Kills that `heard` has not, and those of `newest` that are gone.
     pub(super) fn pulled(&self, heard: &Heard, newest: &Heard) -> Result<(Vec<PulledKill>, Heard), StoreError> {
-        let mut processes = self.processes();
+        let mut processes = self.processes()?;
         processes.extend(newest.keys().cloned());
         processes.sort();
         processes.dedup();
@@ -181,7 +230,7 @@ impl Places {
             let path = process_dir(&self.state_dir, &process).join(KILLS_FILE);
             (process, FileStamp::of(&path).ok().flatten())
         };
-        self.processes().into_iter().map(stamp).collect()
+        self.processes().unwrap_or_default().into_iter().map(stamp).collect()
     }
 }
 

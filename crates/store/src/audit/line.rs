@@ -46,12 +46,15 @@ impl LineMac {
         Ok(Self(MacKey::new(HashAlgorithm::Sha256, key.expose())))
     }
 
-    fn of(&self, line: &[u8]) -> String {
+    /// The MAC of a line, given up to where it stands.
+    #[must_use]
+    pub fn of(&self, line: &[u8]) -> String {
         hex(&self.0.sign(&[line])[..MAC_HEX / 2])
     }
 
-    /// Whether the last member of the line is its MAC.
-    pub(super) fn holds(&self, line: &[u8]) -> bool {
+    /// Whether the last member of the line (without its newline) is its MAC.
+    #[must_use]
+    pub fn holds(&self, line: &[u8]) -> bool {
         let parts = || {
             let rest = line.strip_suffix(MAC_END.as_bytes())?;
             let (rest, mac) = rest.split_at_checked(rest.len().checked_sub(MAC_HEX)?)?;

@@ -44,11 +44,16 @@ pub struct AuditLogConfig {
     pub expected: Option<Checkpoint>,
     /// Whether that line was written by a version whose lines have MACs.
     pub expected_has_macs: bool,
+    /// Whether lines without a MAC are of the past: they are taken only if the expected line, or one that has a MAC, stands behind them in the chain
+    /// and so proves them.
+    pub floor: bool,
     /// Go on although the log is not what it was: it does not contain `expected`, ends with lines of somebody else, or is of another moment than
     /// the store. What was accepted is recorded.
     pub accept_loss: bool,
     /// What else the first line is to tell: what was found when the store was opened.
     pub notes: Vec<String>,
+    /// What was accepted then; the first line tells that, too.
+    pub accepted: Vec<String>,
 }
 
 /// Keys of a log, born in its instance.
@@ -147,6 +152,7 @@ pub struct AuditLog {
     status: Arc<Mutex<Status>>,
     outbox: Arc<Outbox>,
     reader: Arc<Reader>,
+    accepted: Vec<String>,
 }
 
 impl AuditLog {
@@ -166,12 +172,12 @@ impl AuditLog {
         let failed = |source| AuditOpenError::File { directory: directory.clone(), source };
         std::fs::create_dir_all(&config.directory).map_err(failed)?;
         let mut tail = Tail::read(&config, &keys.lines)?;
-        let mut notes = config.notes.clone();
+        let (mut notes, mut accepted) = (config.notes.clone(), config.accepted.clone());
         if tail.torn_bytes > 0 {
             notes.push(format!("a torn last line of {} bytes, never acknowledged, was cut", tail.torn_bytes));
         }
         if let Some((seq, what)) = tail.aside {
-            notes.push(format!("line {seq} and what followed {what}; it was set aside"));
+            accepted.push(format!("line {seq} and what followed {what}; it was set aside"));
         }
         if let Some(expected) = config.expected
             && tail.expected_found != Some(true)
@@ -180,11 +186,10 @@ impl AuditLog {
             if !config.accept_loss {
                 return Err(AuditOpenError::Truncated { found, expected });
             }
-            notes.push(format!("line {expected} was expected and is missing or different; the loss was accepted"));
+            accepted.push(format!("line {expected} was expected and is missing or different; the loss was accepted"));
         }
-        if let Some(accepted) = reconcile(&mut tail, &outbox, config.accept_loss)? {
-            notes.push(accepted);
-        }
+        accepted.extend(reconcile(&mut tail, &outbox, config.accept_loss)?);
+        notes.extend(accepted.iter().cloned());
         let found = Status { latest: tail.end, segment: tail.segment, segment_bytes: 0, fault: None };
         let status = Arc::new(Mutex::new(found));
         let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);
@@ -202,7 +207,13 @@ impl AuditLog {
                 let _ = jobs.try_send(Job::Look);
             }
         });
-        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, reader: Arc::new(reader) })
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, reader: Arc::new(reader) })
+    }
+
+    /// What was accepted at opening although log and store are not as they were left.
+    #[must_use]
+    pub fn accepted(&self) -> &[String] {
+        &self.accepted
     }
 
     /// The newest line that is durable.

@@ -1,12 +1,13 @@
 //! Segment files.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
 use super::line::LINE_BYTES_MAX;
+use crate::files::open_regular;
 
 /// Segments have twelve digits, and no log comes to the last of them.
 const NUMBER_MAX: u64 = 999_999_999_999;
@@ -43,11 +44,7 @@ pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn read_lines(path: &Path, mut visit: impl FnMut(&[u8], u64, bool) -> bool) -> io::Result<()> {
-    if !std::fs::metadata(path)?.is_file() {
-        // A pipe would be waited for.
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no file", path.display())));
-    }
-    let mut reader = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    let mut reader = BufReader::with_capacity(256 * 1024, open_regular(OpenOptions::new().read(true), path)?);
     let mut offset = 0;
     let mut line = Vec::new();
     loop {

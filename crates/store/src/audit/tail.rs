@@ -13,6 +13,10 @@ use super::{
     line::{self, Checkpoint, FORMAT, FORMAT_1, GENESIS, LineMac},
     segment::{list_segments, read_lines},
 };
+use crate::files::open_regular;
+
+/// No log comes to a line of such a number: one that says so was not written here.
+const SEQ_MAX: u64 = 1 << 56;
 
 /// Where the existing log ends.
 pub(super) struct Tail {
@@ -37,26 +41,30 @@ enum Fault {
 }
 
 impl Tail {
-    /// Reads back to the segment that should hold the expected line, checks chain and MACs from there, and cuts a torn last line.
-    pub(super) fn read(config: &AuditLogConfig, mac: &LineMac) -> Result<Self, AuditOpenError> {
-        let failed = |source| AuditOpenError::File { directory: config.directory.clone(), source };
-        let segments = list_segments(&config.directory).map_err(failed)?;
-        let revision = config.expected.map_or(Revision(0), |expected| expected.revision);
-        let mut tail = Self {
+    fn empty(expected: Option<Checkpoint>) -> Self {
+        let revision = expected.map_or(Revision(0), |expected| expected.revision);
+        Self {
             segment: 0,
             end: Checkpoint { seq: 0, head: GENESIS, revision },
             torn_bytes: 0,
             aside: None,
-            expected_found: config.expected.map(|expected| expected.seq == 0),
-        };
+            expected_found: expected.map(|expected| expected.seq == 0),
+        }
+    }
+
+    /// Reads back to the segment that should hold the expected line, checks chain and MACs from there, and cuts a torn last line.
+    pub(super) fn read(config: &AuditLogConfig, mac: &LineMac) -> Result<Self, AuditOpenError> {
+        let failed = |source| AuditOpenError::File { directory: config.directory.clone(), source };
+        let segments = list_segments(&config.directory).map_err(failed)?;
+        let mut tail = Self::empty(config.expected);
         let start = first_segment_to_read(&segments, config.expected).map_err(failed)?;
-        // Logs that were begun before lines had a MAC have none until this version begins a segment of its own; never after it.
-        let mut reader = Reader { config, mac, has_macs: config.expected_has_macs, first: true };
+        let mut reader = Reader::new(mac, config.expected, config.expected_has_macs);
+        let mut ended = None;
         for (position, (number, path)) in segments.iter().enumerate().skip(start) {
             let (good_bytes, fault) = if position > start && *number != tail.segment + 1 {
                 (0, Some(Fault::Broken(format!("segment {} is missing before it", tail.segment + 1))))
             } else {
-                let read = reader.segment(path, &mut tail).map_err(failed)?;
+                let read = reader.segment(position, path, &mut tail).map_err(failed)?;
                 tail.segment = *number;
                 let last = position + 1 == segments.len();
                 if matches!(read.1, Some(Fault::Broken(_))) && last && is_torn_tail(path, read.0).map_err(failed)? {
@@ -65,41 +73,104 @@ impl Tail {
                 }
                 read
             };
-            let Some(fault) = fault else { continue };
-            let seq = tail.end.seq + 1;
-            let what = match fault {
-                Fault::Broken(_) if config.accept_loss => "was damaged",
-                Fault::Forged if config.accept_loss => "was written by somebody else",
-                Fault::Broken(why) => {
-                    return Err(AuditOpenError::Damaged { path: path.clone(), seq: tail.end.seq, why });
-                }
-                Fault::Forged => return Err(AuditOpenError::Forged { path: path.clone(), seq }),
-            };
-            set_aside(&segments[position..], good_bytes).map_err(failed)?;
-            tail.aside = Some((seq, what));
-            // One that begins with it is gone as a whole, and so is its number.
-            if good_bytes == 0 && tail.segment == *number {
-                tail.segment = number.saturating_sub(1);
+            if let Some(fault) = fault {
+                ended = Some((position, good_bytes, fault));
+                break;
             }
-            break;
+        }
+        if let Some(unproven) = reader.unproven.filter(|_| config.floor) {
+            // Lines of the first format, and nothing behind them that only this instance can have written.
+            tail.end = unproven.before;
+            ended = Some((unproven.position, unproven.good_bytes, Fault::Forged));
+        }
+        if let Some((position, good_bytes, fault)) = ended {
+            tail.end_at(&segments[position..], good_bytes, fault, config)?;
         }
         Ok(tail)
     }
+
+    /// Sets aside what follows the good bytes of the first of these segments, if that is accepted.
+    fn end_at(
+        &mut self,
+        segments: &[(u64, PathBuf)],
+        good_bytes: u64,
+        fault: Fault,
+        config: &AuditLogConfig,
+    ) -> Result<(), AuditOpenError> {
+        let Some((number, path)) = segments.first() else { return Ok(()) };
+        let seq = self.end.seq + 1;
+        let what = match fault {
+            Fault::Broken(_) if config.accept_loss => "was damaged",
+            Fault::Forged if config.accept_loss => "was written by somebody else",
+            Fault::Broken(why) => return Err(AuditOpenError::Damaged { path: path.clone(), seq: self.end.seq, why }),
+            Fault::Forged => return Err(AuditOpenError::Forged { path: path.clone(), seq }),
+        };
+        set_aside(segments, good_bytes)
+            .map_err(|source| AuditOpenError::File { directory: config.directory.clone(), source })?;
+        self.aside = Some((seq, what));
+        // One that begins with it is gone as a whole, and so is its number.
+        self.segment = if good_bytes == 0 { self.segment.min(number.saturating_sub(1)) } else { *number };
+        Ok(())
+    }
+}
+
+/// Where a log of the format without MACs ends, for the upgrade, which marks that end before it asks for MACs behind it. None: it is of the later
+/// format already, or it is not a log that would be taken as it is.
+///
+/// # Errors
+/// If the files cannot be read.
+pub fn end_without_macs(
+    directory: &Path,
+    mac: &LineMac,
+    expected: Option<Checkpoint>,
+) -> io::Result<Option<Checkpoint>> {
+    let segments = match list_segments(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut tail = Tail::empty(expected);
+    let start = first_segment_to_read(&segments, expected)?;
+    let mut reader = Reader::new(mac, expected, false);
+    for (position, (number, path)) in segments.iter().enumerate().skip(start) {
+        let follows = position == start || *number == tail.segment + 1;
+        let (good_bytes, fault) = reader.segment(position, path, &mut tail)?;
+        tail.segment = *number;
+        let torn = fault.is_some() && position + 1 == segments.len() && is_torn_tail(path, good_bytes)?;
+        if !follows || reader.has_macs || (fault.is_some() && !torn) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(tail.end).filter(|end| end.seq > 0 && tail.expected_found != Some(false)))
+}
+
+/// Lines without a MAC that nothing behind them proves.
+struct Unproven {
+    /// Which segment the first of them is in, and where.
+    position: usize,
+    good_bytes: u64,
+    /// The line before it.
+    before: Checkpoint,
 }
 
 struct Reader<'a> {
-    config: &'a AuditLogConfig,
     mac: &'a LineMac,
+    expected: Option<Checkpoint>,
     has_macs: bool,
     first: bool,
+    unproven: Option<Unproven>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Logs that were begun before lines had a MAC have none until this version begins a segment of its own; never after it.
+    fn new(mac: &'a LineMac, expected: Option<Checkpoint>, has_macs: bool) -> Self {
+        Self { mac, expected, has_macs, first: true, unproven: None }
+    }
+
     /// Reads one segment; gives the bytes that are good and what ended them early.
-    fn segment(&mut self, path: &Path, tail: &mut Tail) -> io::Result<(u64, Option<Fault>)> {
+    fn segment(&mut self, position: usize, path: &Path, tail: &mut Tail) -> io::Result<(u64, Option<Fault>)> {
         let mut good_bytes = 0;
         let mut fault = None;
-        read_lines(path, |content, offset, whole| match self.line(content, whole, tail) {
+        read_lines(path, |content, offset, whole| match self.line((position, good_bytes), content, whole, tail) {
             Ok(()) => {
                 good_bytes = offset;
                 true
@@ -112,13 +183,13 @@ impl Reader<'_> {
         Ok((good_bytes, fault))
     }
 
-    fn line(&mut self, content: &[u8], whole: bool, tail: &mut Tail) -> Result<(), Fault> {
+    fn line(&mut self, place: (usize, u64), content: &[u8], whole: bool, tail: &mut Tail) -> Result<(), Fault> {
         if !whole {
             return Err(Fault::Broken("it is torn".into()));
         }
         let parsed = line::parse_line(content).map_err(|error| Fault::Broken(error.0))?;
         let follows = parsed.seq == tail.end.seq + 1 && parsed.prev == line::hex(&tail.end.head);
-        if !self.first && !follows {
+        if parsed.seq > SEQ_MAX || (!self.first && !follows) {
             return Err(Fault::Broken("the chain is broken".into()));
         }
         if parsed.kind == "segment" {
@@ -131,11 +202,22 @@ impl Reader<'_> {
         if self.has_macs && !self.mac.holds(content) {
             return Err(Fault::Forged);
         }
+        if self.has_macs {
+            self.unproven = None;
+        } else {
+            let (position, good_bytes) = place;
+            self.unproven.get_or_insert(Unproven { position, good_bytes, before: tail.end });
+        }
         self.first = false;
-        let revision = parsed.revision.map_or(tail.end.revision, Revision);
+        let told = parsed.revision.filter(|_| self.has_macs);
+        let revision = told.map_or(tail.end.revision, Revision);
         tail.end = Checkpoint { seq: parsed.seq, head: line::hash_line(content), revision };
-        if let Some(expected) = self.config.expected.filter(|expected| expected.seq == parsed.seq) {
-            tail.expected_found = Some(expected.head == tail.end.head);
+        if let Some(expected) = self.expected.filter(|expected| expected.seq == parsed.seq) {
+            let found = expected.head == tail.end.head;
+            tail.expected_found = Some(found);
+            if found {
+                self.unproven = None;
+            }
         }
         Ok(())
     }
@@ -172,7 +254,7 @@ fn is_torn_tail(path: &Path, good_bytes: u64) -> io::Result<bool> {
 }
 
 fn cut(path: &Path, good_bytes: u64) -> io::Result<u64> {
-    let file = OpenOptions::new().write(true).open(path)?;
+    let file = open_regular(OpenOptions::new().write(true), path)?;
     let torn = file.metadata()?.len() - good_bytes;
     file.set_len(good_bytes)?;
     file.sync_all()?;

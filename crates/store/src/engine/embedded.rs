@@ -44,7 +44,7 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`StoreError::Failed`]: damaged, locked by another process, or not to be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = open_or_make(path, CACHE_BYTES)?;
+        let database = open_or_make(path, CACHE_BYTES, true)?;
         let create = database.begin_write().map_err(failed)?;
         create.open_table(ROWS).map_err(failed)?;
         create.open_table(META).map_err(failed)?;

@@ -26,6 +26,7 @@ use holdfast_crypto::{CryptoError, SecretBytes};
 use lock::RowsLock;
 
 use super::{Batch, Engine, Row, RowName, RowVisitor, Rows, apply};
+use crate::files::open_regular;
 
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -199,7 +200,7 @@ impl SharedEngine {
     }
 
     fn read_bytes(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let file = match File::open(self.file()) {
+        let file = match open_regular(OpenOptions::new().read(true), &self.file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|error| failed(&error))?,
         };

@@ -72,7 +72,7 @@ impl EventSealer {
 }
 
 fn database(path: &Path) -> Result<Database, StoreError> {
-    let database = open_or_make(path, CACHE_BYTES)?;
+    let database = open_or_make(path, CACHE_BYTES, false)?;
     let create = database.begin_write().map_err(failed)?;
     create.open_table(ENTRIES).map_err(failed)?;
     create.open_table(EVENTS).map_err(failed)?;

@@ -1,0 +1,289 @@
+//! What an instance knows of its own past, checked when it opens: floors under its formats, the row set of its store, the mark of its log.
+//!
+//! The floors lie in `instance.sealed`. They are set when an instance is founded, or once the upgrade of an older one has been told; from then on
+//! what an earlier version would have left is no excuse for what is missing.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
+use holdfast_store::{
+    EmbeddedEngine, Outbox, SealedStore,
+    audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint},
+};
+
+use crate::{
+    config::Audit,
+    fault::Fault,
+    instance::{AuditMarks, Opened},
+};
+
+/// Formats that have a floor (`docs/formats/instance-state.md`): shared rows...
+pub(crate) const SHARED_ROWS: u8 = 1;
+pub(crate) const SHARED_ROWS_VERSION: u8 = 2;
+/// ...lines of the audit log, which have a MAC since version 2...
+pub(crate) const AUDIT_LINES: u8 = 2;
+pub(crate) const AUDIT_LINES_VERSION: u8 = 2;
+/// ...and what `records.redb` keeps of itself: row set, number of changes, mark of the log.
+pub(crate) const KEPT_ROWS: u8 = 3;
+const KEPT_ROWS_VERSION: u8 = 1;
+
+/// Record that remembers how far the audit log had come.
+const AUDIT_MARK: u8 = 64;
+/// Record that remembers which floors are in force: an older `instance.sealed` shows by it.
+const FLOORS: u8 = 66;
+const ACCEPT: &str =
+    "restore what is missing, or set `accept_loss = true` in [audit] once to go on without it and record that";
+
+pub(crate) type Floors = BTreeMap<u8, u8>;
+
+/// The floors of an instance that is founded now: it never had lines without a MAC.
+pub(crate) fn floors_of_birth() -> Floors {
+    Floors::from([(AUDIT_LINES, AUDIT_LINES_VERSION)])
+}
+
+/// Whether `floors` has one for this format, at this version or above.
+pub(crate) fn in_force(floors: &Floors, format: u8, version: u8) -> bool {
+    floors.get(&format).is_some_and(|floor| *floor >= version)
+}
+
+fn mark_key() -> RecordKey {
+    RecordKey::new(AUDIT_MARK, Vec::new())
+}
+
+/// Line, its hash, the newest change told by then. Marks of the first version have no change, and lines of their time no MAC.
+const MARK_BYTES: usize = 8 + 32 + 8;
+const MARK_1_BYTES: usize = 8 + 32;
+
+/// The write that puts a mark in the place of the one that has `version`.
+pub(crate) fn mark(reached: &Checkpoint, version: u64) -> Write {
+    let value = [reached.seq.to_be_bytes().as_slice(), &reached.head, &reached.revision.0.to_be_bytes()].concat();
+    Write { key: mark_key(), expected_version: version, value: Some(value) }
+}
+
+/// The same, at the end of a log whose lines have no MAC yet.
+pub(crate) fn mark_without_macs(reached: &Checkpoint, version: u64) -> Write {
+    let mut write = mark(reached, version);
+    write.value.iter_mut().for_each(|value| value.truncate(MARK_1_BYTES));
+    write
+}
+
+fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
+    let (seq, rest) = value.split_first_chunk::<8>()?;
+    let (head, revision) = rest.split_first_chunk::<32>()?;
+    let revision = match revision {
+        [] => 0,
+        revision => u64::from_be_bytes(revision.try_into().ok()?),
+    };
+    Some(Checkpoint { seq: u64::from_be_bytes(*seq), head: *head, revision: Revision(revision) })
+}
+
+/// The mark of a log, as a store has it.
+pub(crate) struct Mark {
+    pub version: u64,
+    pub reached: Option<Checkpoint>,
+    pub has_macs: bool,
+}
+
+impl Mark {
+    pub(crate) async fn read(store: &dyn Store) -> Result<Self, Fault> {
+        let record = store.read(&mark_key()).await.map_err(Fault::new)?;
+        Ok(Self {
+            version: record.as_ref().map_or(0, |record| record.version),
+            reached: record.as_ref().and_then(|record| decode_mark(&record.value)),
+            has_macs: record.is_some_and(|record| record.value.len() == MARK_BYTES),
+        })
+    }
+}
+
+/// What an audit log is opened with.
+pub(crate) struct LogPlace<'a> {
+    pub config: &'a Audit,
+    pub directory: PathBuf,
+    /// Has the mark.
+    pub store: Arc<dyn Store>,
+    /// Whether it is known to have one.
+    pub marked: bool,
+    /// Events of changes on their way to the log.
+    pub outbox: Arc<Outbox>,
+    /// What was found when the store was opened.
+    pub notes: Vec<String>,
+    /// What was accepted then.
+    pub accepted: Vec<String>,
+}
+
+/// Store and log of a role that keeps its records in a file of its own.
+pub(crate) struct History {
+    pub store: Arc<dyn Store>,
+    pub audit: Arc<AuditLog>,
+    pub marks: AuditMarks,
+}
+
+impl Opened {
+    /// Opens the audit log, and marks how far it has come.
+    pub(crate) async fn open_log(&self, place: LogPlace<'_>) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
+        let LogPlace { config, directory, store, marked, outbox, notes, mut accepted } = place;
+        if config.accept_loss {
+            tracing::warn!(
+                "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
+            );
+        }
+        let Mark { version, reached, has_macs } = Mark::read(store.as_ref()).await?;
+        if marked && reached.is_none() {
+            let what = "the mark of the audit log";
+            if !config.accept_loss {
+                return Err(Fault::new(format!(
+                    "{what} is gone from the store, which had one: rows were removed, or the store was replaced"
+                ))
+                .hint(ACCEPT));
+            }
+            accepted.push(format!("{what} is gone; that its end is not known was accepted"));
+        }
+        for note in notes.iter().chain(&accepted) {
+            tracing::warn!("{note}");
+        }
+        let log = AuditLogConfig {
+            directory,
+            segment_bytes_max: config.segment_bytes_max,
+            segment_age_max: config.segment_age_max,
+            checkpoint_interval: std::time::Duration::from_secs(1),
+            expected: reached,
+            expected_has_macs: has_macs,
+            floor: in_force(&self.secrets.floors, AUDIT_LINES, AUDIT_LINES_VERSION),
+            accept_loss: config.accept_loss,
+            notes,
+            accepted,
+        };
+        let keys = AuditKeys::new(&self.secrets.audit_key).map_err(Fault::new)?;
+        let log = AuditLog::open(log, self.instance, keys, Arc::clone(&self.ambient), outbox).map_err(Fault::new)?;
+        let log = Arc::new(log);
+        if !log.accepted().is_empty() {
+            let event = event(self.ambient.as_ref(), "AcceptLoss", None, log.accepted().join("; "), Vec::new());
+            log.append(event).await.map_err(Fault::new)?;
+        }
+        Ok((Arc::clone(&log), AuditMarks::new(store, log, version)))
+    }
+
+    /// Opens `records.redb` and the log, and puts the floors in force. `outbox`: the role's own, if its changes are not in these records.
+    pub(crate) async fn open_history(&mut self, config: &Audit, outbox: Option<Arc<Outbox>>) -> Result<History, Fault> {
+        let kept = in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION);
+        let engine = EmbeddedEngine::open(&self.data_dir.join("records.redb")).map_err(|error| {
+            Fault::new(format!("{}: {error}", self.data_dir.display()))
+                .hint("does another process use this data directory?")
+        })?;
+        let (instance, key, ambient) = (self.instance, &self.secrets.database_key, Arc::clone(&self.ambient));
+        let store = if kept {
+            SealedStore::open_kept(engine, instance, key, ambient, config.accept_loss).await
+        } else {
+            SealedStore::open(engine, instance, key, ambient, config.accept_loss).await
+        };
+        let store = store.map_err(|error| Fault::new(format!("{}: {error}", self.data_dir.display())))?;
+        let (notes, mut accepted) = (store.notes().to_vec(), store.accepted().to_vec());
+        let outbox = outbox.unwrap_or_else(|| store.outbox());
+        let store: Arc<dyn Store> = Arc::new(store);
+        accepted.extend(self.judge_floors(store.as_ref(), config.accept_loss).await?);
+        let place = LogPlace {
+            config,
+            directory: self.data_dir.join("audit"),
+            store: Arc::clone(&store),
+            marked: kept,
+            outbox,
+            notes,
+            accepted,
+        };
+        let (audit, mut marks) = self.open_log(place).await?;
+        self.raise_floors(store.as_ref(), audit.as_ref(), &mut marks).await?;
+        Ok(History { store, audit, marks })
+    }
+
+    /// Refuses an `instance.sealed` from before the floors that its store knows of. Gives what was accepted.
+    async fn judge_floors(&self, store: &dyn Store, accept: bool) -> Result<Option<String>, Fault> {
+        let Some(record) = store.read(&floors_key()).await.map_err(Fault::new)? else { return Ok(None) };
+        let (known, _) = record.value.as_chunks::<2>();
+        if known.iter().all(|[format, version]| in_force(&self.secrets.floors, *format, *version)) {
+            return Ok(None);
+        }
+        let what = "instance.sealed is older than the store, which knows of formats that it does not ask for yet: it was put back";
+        if accept {
+            return Ok(Some(format!("{what}; this was accepted")));
+        }
+        Err(Fault::new(format!("{}: {what}", self.data_dir.display())).hint(ACCEPT))
+    }
+
+    /// Puts the floors in force, if they are not: an upgrade is told; row set and mark are there; then the floors; then the store knows of them. A
+    /// crash in between leaves what the next start goes on with.
+    async fn raise_floors(&mut self, store: &dyn Store, audit: &AuditLog, marks: &mut AuditMarks) -> Result<(), Fault> {
+        if !in_force(&self.secrets.floors, AUDIT_LINES, AUDIT_LINES_VERSION) {
+            let what = "the installation was upgraded: lines of the audit log without a MAC, and a store that keeps nothing of its rows, are not \
+                        taken any more";
+            tracing::warn!("{what}");
+            audit
+                .append(event(self.ambient.as_ref(), "StateUpgrade", None, what.to_owned(), Vec::new()))
+                .await
+                .map_err(Fault::new)?;
+        }
+        let marked = marks.write().await;
+        let mut floors = self.secrets.floors.clone();
+        floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
+        if marked {
+            floors.insert(KEPT_ROWS, KEPT_ROWS_VERSION);
+        }
+        self.seal_floors(floors)?;
+        let record = store.read(&floors_key()).await.map_err(Fault::new)?;
+        let value: Vec<u8> = self.secrets.floors.iter().flat_map(|(format, version)| [*format, *version]).collect();
+        if record.as_ref().is_none_or(|record| record.value != value) {
+            let expected_version = record.map_or(0, |record| record.version);
+            let write = Write { key: floors_key(), expected_version, value: Some(value) };
+            if let Err(error) = store.keep(vec![write]).await {
+                tracing::warn!(%error, "which floors are in force could not be remembered");
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals these floors, if they are others than those that are in force.
+    pub(crate) fn seal_floors(&mut self, floors: Floors) -> Result<(), Fault> {
+        if self.secrets.floors == floors {
+            return Ok(());
+        }
+        self.secrets.floors = floors;
+        let path = self.data_dir.join("instance.sealed");
+        self.secrets.seal(&path, &self.silicon, self.ambient.as_ref()).map_err(Fault::new)
+    }
+}
+
+fn floors_key() -> RecordKey {
+    RecordKey::new(FLOORS, Vec::new())
+}
+
+/// An event that no request caused.
+pub(crate) fn event(
+    ambient: &dyn Ambient,
+    operation: &'static str,
+    principal: Option<Principal>,
+    reason: String,
+    context: Vec<(&'static str, String)>,
+) -> AuditEvent {
+    let id: [u8; 16] = ambient.random();
+    AuditEvent {
+        time: ambient.now(),
+        operation,
+        principal: Some(principal.unwrap_or_else(Principal::system)),
+        key: None,
+        key_version: None,
+        algorithm: None,
+        outcome: AuditOutcome::Allowed,
+        status: 200,
+        error_code: None,
+        reason: Some(reason),
+        request_id: holdfast_wire::hex::hex(&id),
+        client_request_id: None,
+        source: None,
+        user_agent: None,
+        context,
+        path: String::new(),
+        duration_us: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

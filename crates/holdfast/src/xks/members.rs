@@ -1,0 +1,64 @@
+//! Which processes the shared state knows: what one of them has seen cannot be taken away unnoticed with its directory.
+//!
+//! A process is enrolled once its mark and the mark of its log lie on disk, by itself or by another that starts. Whoever opens the state looks for
+//! the marks of all that are enrolled.
+
+use holdfast_core::{RecordKey, Store, StoreError, Write};
+
+use super::witness::Places;
+
+/// Kind of their records (`docs/formats/xks-records.md`). Id: the process's name.
+const MEMBER: u8 = 11;
+const MEMBER_VERSION: &[u8] = br#"{"v":1}"#;
+
+/// Names of all that are enrolled.
+pub(super) async fn enrolled(store: &dyn Store) -> Result<Vec<String>, StoreError> {
+    let mut names = Vec::new();
+    store.scan(MEMBER, &mut |record| names.extend(String::from_utf8(record.key.id))).await?;
+    names.sort();
+    Ok(names)
+}
+
+/// Those that are enrolled and have no mark any more.
+pub(super) async fn gone(store: &dyn Store, places: &Places) -> Result<Vec<String>, StoreError> {
+    let mut gone = Vec::new();
+    for process in enrolled(store).await? {
+        if !places.has_mark(&process)? {
+            gone.push(process);
+        }
+    }
+    Ok(gone)
+}
+
+/// Enrols every process whose marks lie there.
+pub(super) async fn enrol(store: &dyn Store, places: &Places) -> Result<(), StoreError> {
+    let enrolled = enrolled(store).await?;
+    let mut writes = Vec::new();
+    for process in places.processes()?.into_iter().filter(|process| !enrolled.contains(process)) {
+        if places.has_mark(&process)? && places.log_is_marked(&process).await? {
+            let value = Some(MEMBER_VERSION.to_vec());
+            writes.push(Write { key: RecordKey::new(MEMBER, process), expected_version: 0, value });
+        }
+    }
+    if writes.is_empty() { Ok(()) } else { store.keep(writes).await }
+}
+
+/// Operators have accepted that these are gone.
+pub(super) async fn dismiss(store: &dyn Store, processes: &[String]) -> Result<(), StoreError> {
+    let mut writes = Vec::new();
+    for process in processes {
+        let key = RecordKey::new(MEMBER, process.as_bytes());
+        if let Some(record) = store.read(&key).await? {
+            writes.push(Write { key, expected_version: record.version, value: None });
+        }
+    }
+    if writes.is_empty() { Ok(()) } else { store.keep(writes).await }
+}
+
+/// What is said of them.
+pub(super) fn lost_members(gone: &[String]) -> String {
+    format!(
+        "WHAT PROCESSES HAVE SEEN WAS TAKEN AWAY: of {} the mark (processes/NAME/mark.slots) is not there any more, and the shared state knows of it",
+        gone.join(", ")
+    )
+}

@@ -1,0 +1,204 @@
+"""Files of an installation put back to an earlier state while it is stopped, alone and in pairs: what happens is what the table in
+docs/proof/history.md says.
+
+`same`: it opens, and all is as it was. `NOT SEEN`: it opens, and something of yesterday is taken for today's. Everything else is what the refusal
+says. With `--table FILE` the table is written as it was found.
+"""
+import itertools
+import pathlib
+import shutil
+import time
+
+import pytest
+from of_xks import KEY, SOFTWARE, STORE
+from proxy import Kms, Proxy
+from test_log import OfKeyVault, OfKms, OfS3
+
+TABLE = pathlib.Path(__file__).resolve().parents[2] / "docs/proof/history.md"
+EMBEDDED = ["instance.sealed", "records.redb", "audit", "ca.pem"]
+
+
+POLICY = "version = 1\n" + KEY.format("data") + STORE.format("blue", '["data"]')
+
+
+class OfProxy:
+    """A proxy over the software HSM. Today a key is stopped that could be used yesterday, and there is one more. No use comes after that."""
+
+    def __init__(self, directory, cuts: int):
+        self.proxy = Proxy(directory / "proxy", SOFTWARE).start()
+        self.proxy.set_policy(POLICY)
+        self.proxy.change("key-create", "--key-id", "data", "--hsm", "east", "--label", "data")
+        kms = Kms(self.proxy, self.proxy.add_credential("blue"), key="data")
+        kms.encrypt()
+
+    def change(self, mark: str) -> int:
+        self.proxy.kill("--key-id", "data")
+        self.proxy.set_policy(POLICY + STORE.format("more", "[]"))
+        return 200
+
+    def use(self) -> int:
+        return 200
+
+    def there(self):
+        """Without a use, which would tell the log of the state."""
+        kills = {entry["scope"] for entry in self.proxy.status()["kill_switches"]}
+        return kills, self.proxy.holdfast("xks", "policy", "--state-dir", self.proxy.state).stdout
+
+    @property
+    def audit(self) -> pathlib.Path:
+        return self.proxy.state / "processes/a/audit"
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        return self.proxy.state
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.proxy.log()
+
+    def halt(self, how: int = 15) -> None:
+        self.proxy.stop(how=how)
+
+    def restart(self, kill: bool) -> None:
+        self.halt()
+        self.proxy.start()
+
+    def stop(self) -> None:
+        self.halt()
+
+
+
+class Hsm(OfKeyVault):
+    data_dir = property(lambda self: self.hsm.data_dir)
+    log = property(lambda self: self.hsm.log)
+
+
+class KeyService(OfKms):
+    data_dir = property(lambda self: self.service.data_dir)
+    log = property(lambda self: self.service.log)
+
+
+class Storage(OfS3):
+    data_dir = property(lambda self: self.storage.data_dir)
+    log = property(lambda self: self.storage.log)
+
+
+ROLES = {
+    "managed-hsm": (Hsm, EMBEDDED),
+    "kms": (KeyService, EMBEDDED),
+    "storage": (Storage, ["instance.sealed", "records.redb", "index.redb", "audit", "blobs"]),
+    "xks-proxy": (OfProxy, ["instance.sealed", "rows.shared", "processes/a/rows.shared", "processes/a/mark.slots", "processes/a/kills.slots",
+                            "processes/a/audit"]),
+}
+
+
+def expected() -> dict:
+    """The table: (role, what was done) to the verdict."""
+    rows = [line.strip("|").split("|") for line in TABLE.read_text().splitlines() if line.startswith("| `")]
+    rows = [[cell.strip().strip("`") for cell in row] for row in rows]
+    return {(role, what): verdict for role, what, verdict in (row for row in rows if len(row) == 3)}
+
+
+def replace(path: pathlib.Path, by: pathlib.Path | None) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if by is not None and by.is_dir():
+        shutil.copytree(by, path)
+    elif by is not None and by.exists():
+        shutil.copy2(by, path)
+
+
+class Installation:
+    """Of one role, as it was at the end of two days."""
+
+    def __init__(self, role: str, directory: pathlib.Path):
+        self.kind, self.files = ROLES[role]
+        self.there = there = self.kind(directory, 0)
+        assert there.use() == 200 and (role == "xks-proxy" or there.change("of-yesterday") // 100 == 2)
+        self.yesterday, self.was = self.day(directory / "yesterday")
+        there.restart(kill=False)
+        assert there.change("of-today") // 100 == 2 and there.use() == 200
+        self.today, self.now = self.day(directory / "today")
+        assert self.was != self.now
+
+    def day(self, directory: pathlib.Path):
+        """Ends it; gives where its files are kept, and what was there."""
+        found = self.there.there()
+        self.there.halt()
+        shutil.copytree(self.there.data_dir, directory)
+        return directory, found
+
+    def lines(self, directory: pathlib.Path) -> bytes:
+        audit = directory / self.there.audit.relative_to(self.there.data_dir)
+        return b"".join(path.read_bytes() for path in sorted(audit.glob("audit-*.jsonl")))
+
+    def verdict(self, put_back: tuple[str, ...], gone: str | None = None) -> str:
+        there, today = self.there, self.lines(self.today)
+        replace(there.data_dir, self.today)
+        for name in put_back:
+            replace(there.data_dir / name, self.yesterday / name)
+        if gone:
+            replace(there.data_dir / gone, None)
+        told = there.log.stat().st_size
+        try:
+            there.restart(kill=False)
+        except AssertionError:
+            said = there.log.read_bytes()[told:].decode()
+            assert "panicked" not in said, said
+            return said
+        found = there.there()
+        whole = self.lines(there.data_dir).startswith(today)
+        there.halt()
+        return "same" if found == self.now and whole else "NOT SEEN"
+
+
+def test_files_of_yesterday_while_the_proxy_runs(tmp_path, request):
+    """The other roles read none of these while they run; a proxy reads what its other processes write."""
+    at = Installation("xks-proxy", tmp_path)
+    there, done = at.there, {}
+    for name in at.files:
+        replace(there.data_dir, at.today)
+        there.restart(kill=False)
+        now = there.data_dir / name
+        before = tmp_path / "before"
+        replace(before, now)
+        if not now.is_dir():
+            # In one step, as somebody would who does not want to be seen.
+            shutil.copy2(at.yesterday / name, tmp_path / "put")
+            (tmp_path / "put").rename(now)
+        else:
+            replace(now, at.yesterday / name)
+        until_looked_at(there.proxy)
+        said = there.proxy.status()["state"]["distrusted"] or ("same" if there.there() == at.now else "NOT SEEN")
+        replace(now, before)
+        until_looked_at(there.proxy)
+        assert there.there() == at.now, "control: it is served again when all is as it was"
+        there.halt()
+        done[f"{name} of yesterday while it runs"] = said
+    judge("xks-proxy", done, request)
+
+
+def until_looked_at(proxy) -> None:
+    """The state is read again every second, whatever the times of its file say."""
+    time.sleep(2.5)
+
+
+def judge(role: str, done: dict, request) -> None:
+    if table := request.config.getoption("--table"):
+        with open(table, "a") as out:
+            out.writelines(f"| `{role}` | {what} | {found.strip()[-600:]} |\n" for what, found in done.items())
+    told = expected()
+    wrong = {what: (told.get((role, what)), found) for what, found in done.items() if (told.get((role, what)) or "no line") not in found}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_files_of_yesterday(role, tmp_path, request):
+    at = Installation(role, tmp_path)
+    done = {f"{' and '.join(names)} of yesterday": at.verdict(names) for count in (1, 2) for names in itertools.combinations(at.files, count)}
+    done["everything of yesterday"] = at.verdict(tuple(at.files))
+    done |= {f"{name} gone": at.verdict((), name) for name in at.files}
+    judge(role, done, request)
+    # The control: as it was left it opens.
+    assert at.verdict(()) == "same"
+    at.there.restart(kill=False)
+    at.there.stop()
