@@ -5,6 +5,8 @@ docs/proof/history.md says.
 says. With `--table FILE` the table is written as it was found.
 """
 import itertools
+import json
+import os
 import pathlib
 import shutil
 import time
@@ -131,13 +133,12 @@ class Installation:
         audit = directory / self.there.audit.relative_to(self.there.data_dir)
         return b"".join(path.read_bytes() for path in sorted(audit.glob("audit-*.jsonl")))
 
-    def verdict(self, put_back: tuple[str, ...], gone: str | None = None) -> str:
+    def verdict(self, put_back: tuple[str, ...], change=lambda directory: None) -> str:
         there, today = self.there, self.lines(self.today)
         replace(there.data_dir, self.today)
         for name in put_back:
             replace(there.data_dir / name, self.yesterday / name)
-        if gone:
-            replace(there.data_dir / gone, None)
+        change(there.data_dir)
         told = there.log.stat().st_size
         try:
             there.restart(kill=False)
@@ -191,12 +192,101 @@ def judge(role: str, done: dict, request) -> None:
     assert not wrong, wrong
 
 
+def pipe(name: str):
+    def put(directory: pathlib.Path) -> None:
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+    return put
+
+
+def last_segment(directory: pathlib.Path) -> pathlib.Path:
+    return sorted(directory.glob("audit-*.jsonl"))[-1]
+
+
+def refused(proxy: Proxy, process: str, why: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        proxy.start(process)
+    proxy.stop(process)
+    assert why in str(caught.value), caught.value
+
+
+def test_a_process_that_is_taken_away_is_missed_until_operators_accept_it(tmp_path):
+    proxy = OfProxy(tmp_path, 0).proxy
+    proxy.start("b")
+    proxy.stop()
+    kept = tmp_path / "kept"
+    for gone in ("a", "b"):
+        shutil.move(proxy.state / "processes" / gone, kept)
+        refused(proxy, "a", f"WHAT PROCESSES HAVE SEEN WAS TAKEN AWAY: of {gone}")
+        shutil.rmtree(proxy.state / "processes" / gone, ignore_errors=True)
+        shutil.move(kept, proxy.state / "processes" / gone)
+    proxy.start("a")
+    proxy.stop()
+    shutil.rmtree(proxy.state / "processes" / "b")
+    command = ("xks", "accept-restore", "--config", proxy.config("a"))
+    assert proxy.holdfast(*command, "--operator", "ann", "--key", proxy.keys["ben"], check=False).returncode == 3, "not by her key"
+    proxy.holdfast(*command, "--operator", "ann", "--key", proxy.keys["ann"])
+    refused(proxy, "a", "of b the mark")
+    proxy.holdfast(*command, "--operator", "ben", "--key", proxy.keys["ben"])
+    [event] = [event for event in proxy.events("command") if event["operation"] == "AcceptRestore"]
+    assert event["context"]["lost_processes"] == "b" and event["context"]["operators"] == "ann, ben"
+    proxy.start("a").start("b")
+    proxy.stop()
+    proxy.start("a")
+    proxy.stop()
+
+
+def test_a_line_without_a_mac_says_nothing_of_a_generation(tmp_path):
+    """Of a process that does not run, whose log nobody else opens."""
+    there = OfProxy(tmp_path, 0)
+    proxy = there.proxy
+    proxy.start("b")
+    proxy.stop()
+    log = last_segment(proxy.state / "processes/b/audit")
+    ours = log.read_bytes()
+    line = {"seq": 10**6, "type": "event", "time": "", "context": {"generation": str(2**64 - 2)}, "prev": "0" * 64, "mac": "0" * 32}
+    log.write_bytes(ours + json.dumps(line).encode() + b"\n")
+    proxy.start("a")
+    assert not proxy.status()["state"]["distrusted"]
+    refused(proxy, "b", "the audit log")
+    log.write_bytes(ours)
+    proxy.start("b")
+    proxy.stop()
+
+
+@pytest.mark.parametrize("name", ["rows.lock", "ca.pem", "processes/a/alive.lock", "processes/a/admin-socket.path", "processes/a/mark.slots",
+                                  "processes/b/mark.slots", "processes/b/rows.shared", "audit"])
+def test_pipes_among_the_files_of_a_proxy_stop_nobody_for_long(tmp_path, name):
+    """A start, and a change, end with a refusal that names the file, or go on."""
+    proxy = OfProxy(tmp_path, 0).proxy
+    proxy.start("b")
+    proxy.stop()
+    path = last_segment(proxy.state / "processes/b/audit") if name == "audit" else proxy.state / name
+    path.unlink()
+    os.mkfifo(path)
+    try:
+        proxy.start("a")
+        if name.endswith("admin-socket.path"):
+            # Bound last: health is told by then.
+            assert proxy.processes["a"].wait(30) != 0, proxy.log().read_text()
+            raise AssertionError(proxy.log().read_text())
+    except AssertionError as error:
+        assert str(path) in str(error) and "should be a regular file" in str(error), error
+    else:
+        assert name in ("rows.lock", "processes/b/rows.shared"), "what a start opens"
+        if name == "rows.lock":
+            refusal = proxy.propose("ann", "key-create", "--key-id", "x", "--hsm", "east", "--label", "x", check=False)
+            assert refusal.returncode and "should be a regular file" in refusal.stderr, refusal
+    proxy.stop()
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_files_of_yesterday(role, tmp_path, request):
     at = Installation(role, tmp_path)
     done = {f"{' and '.join(names)} of yesterday": at.verdict(names) for count in (1, 2) for names in itertools.combinations(at.files, count)}
     done["everything of yesterday"] = at.verdict(tuple(at.files))
-    done |= {f"{name} gone": at.verdict((), name) for name in at.files}
+    done |= {f"{name} gone": at.verdict((), lambda directory, name=name: replace(directory / name, None)) for name in at.files}
+    done |= {f"a pipe in the place of {name}": at.verdict((), pipe(name)) for name in at.files if not (at.today / name).is_dir()}
     judge(role, done, request)
     # The control: as it was left it opens.
     assert at.verdict(()) == "same"

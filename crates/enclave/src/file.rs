@@ -33,7 +33,7 @@ pub(crate) fn read_private(path: &Path, bytes_max: u64) -> io::Result<Option<Vec
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        let why = format!("{} is not a regular file: somebody put it there", path.display());
+        let why = format!("{} should be a regular file, and is something else: somebody put it there", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     if metadata.mode() & 0o077 != 0 {
