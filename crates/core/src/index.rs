@@ -73,12 +73,12 @@ pub trait Index: Send + Sync {
     /// for it.
     ///
     /// # Errors
-    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`], [`StoreError::Failed`].
     async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError>;
 
     /// The same for what has no event, which is never refused for want of the log.
     ///
     /// # Errors
-    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Failed`]; also if there is an event.
+    /// What `decide` returns, [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`]; also if there is an event.
     async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError>;
 }

@@ -132,6 +132,9 @@ pub enum StoreError {
     /// The engine failed; whether the batch was written is not known.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The engine takes no changes now: its disk is full, or it failed and is not mended yet. Nothing was written.
+    #[error("the store takes no changes: {0}")]
+    Unavailable(String),
     /// Too many writes are queued. Nothing was written.
     #[error("the store has no capacity left")]
     Busy,
@@ -162,13 +165,15 @@ pub trait Store: Send + Sync {
     /// For stores to implement: roles call [`Store::commit`] or [`Store::keep`].
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
+    /// [`StoreError::Failed`].
     async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError>;
 
     /// Makes a change: one revision more.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Failed`].
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
+    /// [`StoreError::Failed`].
     async fn commit(&self, change: Change) -> Result<Committed, StoreError> {
         let revision = self.write(change.writes, Some(change.event)).await?;
         Ok(Committed { revision })
@@ -177,7 +182,7 @@ pub trait Store: Send + Sync {
     /// Writes what is nobody's change and needs no event: how far the log has come, when a key was last used. The revision stays.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Failed`].
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`].
     async fn keep(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         self.write(writes, None).await.map(|_| ())
     }

@@ -19,12 +19,10 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use crate::{
     config::{Config, EmbeddedIssuer, parts::read_secret},
     fault::Fault,
-    health::{Health, Told},
+    health::{Ground, Health, Told},
     history::History,
     hsm::SoftHsm,
-    instance::{
-        AuditMarks, Opened, close_audit, listen, listen_some, signalled, tls_identity, with_audit, write_public,
-    },
+    instance::{AuditMarks, Opened, close_audit, listen, listen_some, signalled, tls_identity, write_public},
     issuer::{self, Issuer},
     server::{
         self,
@@ -73,7 +71,7 @@ impl Opened {
         issuer_clients: HashMap<String, issuer::Client>,
         metrics: PrometheusHandle,
     ) -> Result<Running, Fault> {
-        let History { store, audit, marks } = self.open_history(&config.audit, None).await?;
+        let History { store, condition, audit, marks } = self.open_history(&config.audit, None).await?;
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
         let InstanceSecrets { instance, masking_key, tls_key, authority_key, authority_certificate, .. } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();
@@ -133,7 +131,7 @@ impl Opened {
             silicon: silicon.kind(),
             memory_isolated: silicon.memory_isolated(),
             role: Arc::clone(&role),
-            audit: Arc::clone(&audit),
+            ground: Ground::new(&audit, [condition]),
         };
         let health = Health::new(told, metrics);
         let on_main = sockets.metrics.is_none();
@@ -191,7 +189,7 @@ struct HsmTold {
     silicon: &'static str,
     memory_isolated: bool,
     role: Arc<ManagedHsm>,
-    audit: Arc<AuditLog>,
+    ground: Ground,
 }
 
 impl Told for HsmTold {
@@ -204,10 +202,11 @@ impl Told for HsmTold {
             "memory_isolated": self.memory_isolated,
             "keys": self.role.key_count(),
         });
-        with_audit(ready, &self.audit)
+        self.ground.tell(ready)
     }
 
     fn set_gauges(&self) {
+        self.ground.set_gauges();
         gauge!("holdfast_hsm_keys").set(self.role.key_count() as f64);
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
 use holdfast_store::{
-    EmbeddedEngine, Outbox, SealedStore,
+    Condition, EmbeddedEngine, Outbox, SealedStore,
     audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint},
 };
 
@@ -114,6 +114,8 @@ pub(crate) struct LogPlace<'a> {
 /// Store and log of a role that keeps its records in a file of its own.
 pub(crate) struct History {
     pub store: Arc<dyn Store>,
+    /// Whether it takes changes.
+    pub condition: Condition,
     pub audit: Arc<AuditLog>,
     pub marks: AuditMarks,
 }
@@ -179,6 +181,7 @@ impl Opened {
         let store = store.map_err(|error| Fault::new(format!("{}: {error}", self.data_dir.display())))?;
         let (notes, mut accepted) = (store.notes().to_vec(), store.accepted().to_vec());
         let outbox = outbox.unwrap_or_else(|| store.outbox());
+        let condition = store.condition();
         let store: Arc<dyn Store> = Arc::new(store);
         accepted.extend(self.judge_floors(store.as_ref(), config.accept_loss).await?);
         let place = LogPlace {
@@ -192,7 +195,7 @@ impl Opened {
         };
         let (audit, mut marks) = self.open_log(place).await?;
         self.raise_floors(store.as_ref(), audit.as_ref(), &mut marks).await?;
-        Ok(History { store, audit, marks })
+        Ok(History { store, condition, audit, marks })
     }
 
     /// Refuses an `instance.sealed` from before the floors that its store knows of. Gives what was accepted.

@@ -164,12 +164,14 @@ pub(crate) struct AuditMarks {
     audit: Arc<AuditLog>,
     version: u64,
     written: u64,
+    /// Whether it was said that they cannot be written.
+    complained: bool,
 }
 
 impl AuditMarks {
     /// `version`: of the mark that is there; 0 if there is none.
     pub(crate) fn new(store: Arc<dyn Store>, audit: Arc<AuditLog>, version: u64) -> Self {
-        Self { store, audit, version, written: 0 }
+        Self { store, audit, version, written: 0, complained: false }
     }
 
     pub(crate) async fn keep(mut self, mut stopped: watch::Receiver<bool>) -> Self {
@@ -190,26 +192,22 @@ impl AuditMarks {
         match self.store.keep(vec![write]).await {
             Ok(()) => {
                 (self.version, self.written) = (self.version + 1, latest.seq);
+                self.complained = false;
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "the audit log's progress could not be remembered");
+                // Said once, and not each second.
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!(%error, "the audit log's progress could not be remembered");
+                }
+                // Whether it was written may not be known.
+                if let Ok(mark) = history::Mark::read(self.store.as_ref()).await {
+                    self.version = mark.version;
+                }
                 false
             }
         }
     }
-}
-
-/// What a role tells of its log with its health: `audit_lines`, `audit_waiting` (events of changes that are in the store only) and, while the log
-/// cannot be written, `audit_fault` and the status "degraded".
-pub(crate) fn with_audit(mut ready: serde_json::Value, audit: &AuditLog) -> serde_json::Value {
-    ready["audit_lines"] = audit.latest().seq.into();
-    ready["audit_waiting"] = audit.outbox_waiting().into();
-    if let Some(fault) = audit.fault() {
-        ready["status"] = "degraded".into();
-        ready["audit_fault"] = fault.into();
-    }
-    ready
 }
 
 /// Closes the log once nothing writes to it any more, and remembers its end.

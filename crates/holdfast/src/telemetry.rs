@@ -93,6 +93,9 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");
     describe_counter!("holdfast_crypto_pool_refused_total", "Private-key operations refused for want of room");
     describe_gauge!("holdfast_hsm_keys", "Keys, soft-deleted ones included");
+    describe_gauge!("holdfast_audit_faulty", "1 while the audit log cannot be written");
+    describe_gauge!("holdfast_audit_waiting", "Events of changes that are in the store and not yet in the audit log");
+    describe_gauge!("holdfast_store_faulty", "1 while a store takes no changes");
     describe_gauge!("holdfast_audit_lines", "Number of the last durable line of the audit log");
     Ok(handle)
 }

@@ -133,7 +133,7 @@ impl From<StoreError> for ApiError {
             StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
                 Self::internal(error.to_string())
             }
-            StoreError::Failed(_) | StoreError::Unrecorded { .. } => {
+            StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {
                 Self::internal(error.to_string()).caused_by(Cause::Outage)
             }
         }

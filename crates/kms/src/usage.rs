@@ -136,11 +136,31 @@ impl Usage {
                 dirty.map(|(key, tracked)| (key.clone(), tracked.last.clone(), tracked.record_version)).collect()
             };
             for batch in dirty.chunks(BATCH_MAX) {
-                self.store.keep(batch.iter().filter_map(write).collect()).await?;
+                if let Err(error) = self.store.keep(batch.iter().filter_map(write).collect()).await {
+                    self.look_again(place, batch).await?;
+                    return Err(error);
+                }
                 let mut shard = place.lock().unwrap_or_else(PoisonError::into_inner);
                 for (key, written, version) in batch {
                     settle(&mut shard, key, written.as_ref(), *version);
                 }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Usage {
+    /// What a failed commit left is looked up: whether it was written may not be known.
+    async fn look_again(
+        &self,
+        place: &Mutex<Shard>,
+        batch: &[(KeyRef, Option<LastUse>, u64)],
+    ) -> Result<(), StoreError> {
+        for (key, ..) in batch {
+            let version = self.store.read(&record(key)).await?.map_or(0, |record| record.version);
+            if let Some(tracked) = place.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+                tracked.record_version = version;
             }
         }
         Ok(())

@@ -212,7 +212,7 @@ impl From<StoreError> for ApiError {
                 let message = "The audit log cannot be written; nothing is changed without it";
                 Self::unavailable("AuditUnavailable", message, error.to_string())
             }
-            StoreError::Failed(_) => {
+            StoreError::Failed(_) | StoreError::Unavailable(_) => {
                 Self::unavailable("StoreUnavailable", "The service cannot store the change now", error.to_string())
             }
         }

@@ -439,7 +439,7 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
-        StoreError::Failed(_) => {
+        StoreError::Failed(_) | StoreError::Unavailable(_) => {
             ("ServiceUnavailable", StatusCode::SERVICE_UNAVAILABLE, "The store is not available; try again".into())
         }
         StoreError::Unrecorded { .. } => (
@@ -518,7 +518,8 @@ pub(crate) fn from_store(error: StoreError) -> Error {
             return damaged("a blob", "missing");
         }
         StoreError::Failed(why) => tracing::error!(why, "the store failed"),
-        StoreError::Busy | StoreError::Conflict | StoreError::Unrecorded { .. } => {}
+        // Their causes are told by whoever finds them, once, and with the health of the service.
+        StoreError::Busy | StoreError::Conflict | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {}
     }
     Error::Store(error)
 }

@@ -39,8 +39,7 @@ impl FileBlobs {
 fn failed(path: &Path, error: &io::Error) -> StoreError {
     // Somebody else has filled the disk: come again when there is room.
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-        tracing::error!(path = %path.display(), "the disk is full");
-        return StoreError::Busy;
+        return StoreError::Unavailable(format!("{}: the disk is full", path.display()));
     }
     StoreError::Failed(format!("{}: {error}", path.display()))
 }

@@ -1,4 +1,11 @@
-//! redb files: made whole or not at all, and not written where the disk has no room.
+//! redb files: made whole or not at all, not written where the disk has no room, and opened anew after a failure.
+//!
+//! redb takes no commit more, and reads nothing more from the file, once a write, a sync or a read has failed. Whether the commit that failed is
+//! there is not known then: the kernel may show what never came to the disk. So the file is synced, what the kernel keeps of it is dropped, and it
+//! is opened and read anew.
+
+#[cfg(test)]
+pub(crate) mod faulty;
 
 use std::{
     ffi::OsString,
@@ -6,14 +13,16 @@ use std::{
     io,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
 };
 
 use holdfast_core::StoreError;
-use redb::{Builder, Database, backends::FileBackend};
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, WriteTransaction, backends::FileBackend};
+use rustix::fs::Advice;
 
 use crate::{files::open_regular, group::failed};
 
-/// Below so many free bytes of its disk a database takes no commit: one that fails half-way would leave it closed until a restart.
+/// Below so many free bytes of its disk a database takes no commit: one that fails half-way has to be mended.
 /// On a small disk it is less, see [`has_room`].
 const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
@@ -23,9 +32,11 @@ const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, StoreError> {
     let open = |path: &Path| {
         // Nothing but the file is touched by what is cut short: it is closed, and opened anew by nobody.
-        panic::catch_unwind(AssertUnwindSafe(|| open(path, cache_bytes, checked)))
-            .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it", path.display())))?
-            .map_err(|error| failed(format!("{}: {error}", path.display())))
+        panic::catch_unwind(AssertUnwindSafe(|| {
+            open(path, cache_bytes, checked, OpenOptions::new().read(true).write(true).create(true).truncate(false))
+        }))
+        .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it", path.display())))?
+        .map_err(|error| failed(format!("{}: {error}", path.display())))
     };
     if !path.exists() {
         let new = beside(path);
@@ -41,8 +52,13 @@ pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Re
     open(path)
 }
 
-fn open(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, redb::DatabaseError> {
-    let file = open_regular(OpenOptions::new().read(true).write(true).create(true).truncate(false), path)?;
+fn open(
+    path: &Path,
+    cache_bytes: usize,
+    checked: bool,
+    options: &mut OpenOptions,
+) -> Result<Database, redb::DatabaseError> {
+    let file = open_regular(options, path)?;
     Builder::new()
         .set_cache_size(cache_bytes)
         .set_check_integrity_on_open(checked)
@@ -60,6 +76,74 @@ pub(crate) fn has_room(directory: &Path) -> bool {
     let Ok(disk) = rustix::fs::statvfs(directory) else { return true };
     let (free, all) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
     free >= (all / 64).min(ROOM_BYTES_MIN)
+}
+
+/// How a file is opened anew; tests open one that fails.
+pub(crate) type Opener = Box<dyn Fn(&Path) -> Result<Database, StoreError> + Send + Sync>;
+
+/// An open file, and how to open it anew.
+pub(crate) struct DatabaseFile {
+    path: PathBuf,
+    directory: PathBuf,
+    opener: Opener,
+    /// `None`: it was closed, and what lies there was not taken.
+    database: RwLock<Option<Database>>,
+}
+
+impl DatabaseFile {
+    pub(crate) fn new(path: &Path, database: Database, cache_bytes: usize) -> Self {
+        // One that is not there is not made: it was, a moment ago.
+        let opener =
+            move |path: &Path| open(path, cache_bytes, true, OpenOptions::new().read(true).write(true)).map_err(failed);
+        Self::with(path, database, Box::new(opener))
+    }
+
+    pub(crate) fn with(path: &Path, database: Database, opener: Opener) -> Self {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).into();
+        Self { path: path.into(), directory, opener, database: RwLock::new(Some(database)) }
+    }
+
+    fn opened<T, E: std::fmt::Display>(&self, begin: impl FnOnce(&Database) -> Result<T, E>) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or_else(|| failed("it failed, and could not be opened again yet"))?;
+        begin(database).map_err(failed)
+    }
+
+    /// A snapshot. It fails if the file is opened anew meanwhile.
+    pub(crate) fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        self.opened(Database::begin_read)
+    }
+
+    pub(crate) fn begin_write(&self) -> Result<WriteTransaction, StoreError> {
+        self.opened(Database::begin_write)
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        has_room(&self.directory)
+    }
+
+    /// Whether commits are possible, as far as the library knows: it does not forget a failure.
+    pub(crate) fn look(&self) -> Result<(), StoreError> {
+        self.begin_write()?.abort().map_err(failed)
+    }
+
+    /// Closes the file and opens it anew; what lies there is taken if `judge` says so.
+    pub(crate) fn reopen<T>(&self, judge: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // Before the old one is closed: while this fails, what it has in memory can still be read.
+        settle(&self.path).map_err(failed)?;
+        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+        let database = (self.opener)(&self.path)?;
+        let judged = judge(&database)?;
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        Ok(judged)
+    }
+}
+
+/// What is read from now on is what the disk has: pages whose write failed are marked clean by some kernels, and shown as if they were there.
+fn settle(path: &Path) -> io::Result<()> {
+    let file = open_regular(OpenOptions::new().read(true).write(true), path)?;
+    file.sync_all()?;
+    Ok(rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
 #[cfg(test)]

@@ -12,7 +12,10 @@ use holdfast_core::{Revision, StoreError};
 pub use memory::MemoryEngine;
 pub use shared::{FileStamp, SharedEngine, StateId};
 
-use crate::row_set::{Fold, RowSet};
+use crate::{
+    condition::Condition,
+    row_set::{Fold, RowSet},
+};
 
 /// Name of a row: the record's kind, then an HMAC.
 pub type RowName = [u8; 33];
@@ -114,7 +117,7 @@ pub trait Engine: Send + Sync {
     /// Writes all or nothing; gives the revision behind it. A batch with an event is a change, and one revision more.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Failed`].
+    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`].
     async fn commit(&self, batch: Batch) -> Result<Revision, StoreError>;
 
     /// The revision of what is durable now.
@@ -122,6 +125,11 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`StoreError::Failed`].
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Whether it takes changes.
+    fn condition(&self) -> Condition {
+        Condition::default()
+    }
 }
 
 /// Rows in memory: version and ciphertext by name.

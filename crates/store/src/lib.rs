@@ -8,6 +8,7 @@
 pub mod audit;
 mod blobs;
 mod cloud;
+mod condition;
 mod database;
 mod engine;
 mod files;
@@ -20,6 +21,7 @@ mod slots;
 
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;
+pub use condition::Condition;
 pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
     SharedEngine, StateId,

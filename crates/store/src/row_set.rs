@@ -83,6 +83,12 @@ impl RowSet {
         [&[FORMAT], self.instance.as_bytes().as_slice(), &revision.0.to_be_bytes()].concat()
     }
 
+    /// Begins with no row, where rows are counted anew.
+    #[must_use]
+    pub fn empty(self: &Arc<Self>) -> Fold {
+        Fold { sum: Sum::default(), set: Arc::clone(self) }
+    }
+
     /// Begins what one transaction does to the set.
     #[must_use]
     pub fn fold(self: &Arc<Self>) -> Fold {
@@ -122,6 +128,18 @@ impl Fold {
     pub fn is_of(&self, head: &[u8], revision: Revision) -> bool {
         let opened = head.strip_prefix(&[FORMAT]).map(|sealed| self.set.heads.open(&self.set.aad(revision), sealed));
         opened.is_some_and(|opened| opened.is_ok_and(|sum| sum.expose() == self.sum.to_bytes()))
+    }
+
+    /// Whether these are the same rows.
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.sum == other.sum
+    }
+
+    /// Whether these are the rows that are durable, as far as is known.
+    #[must_use]
+    pub fn is_what_is_kept(&self) -> bool {
+        *self.set.sum.lock().unwrap_or_else(PoisonError::into_inner) == self.sum
     }
 
     /// The transaction is durable.

@@ -13,6 +13,7 @@ use holdfast_crypto::{HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
 
 use crate::{
     audit,
+    condition::Condition,
     engine::{Batch, Engine, Row, RowName, RowWrite},
     outbox::{Outbox, Place, StoredEvent},
     row_set::RowSet,
@@ -133,6 +134,12 @@ impl<E: Engine> SealedStore<E> {
     #[must_use]
     pub fn accepted(&self) -> &[String] {
         &self.accepted
+    }
+
+    /// Whether the engine takes changes.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        self.engine.condition()
     }
 
     /// Events of changes on their way to the log, which takes them from here.

@@ -24,10 +24,10 @@ use crate::{
     config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
-    health::{Health, Told},
+    health::{Ground, Health, Told},
     history::History,
     hsm::{HsmThreads, SoftHsm},
-    instance::{self, AuditMarks, Opened, close_audit, tls_identity, with_audit, write_public},
+    instance::{self, AuditMarks, Opened, close_audit, tls_identity, write_public},
     server::{
         self, ConnectionLimits,
         tls::{Renewal, TlsIdentity},
@@ -79,7 +79,7 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault
 
 /// Builds every part, wires them, and serves.
 pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
-    let History { store, audit, marks } = opened.open_history(&setup.audit, None).await?;
+    let History { store, condition, audit, marks } = opened.open_history(&setup.audit, None).await?;
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
@@ -101,7 +101,8 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
     write_public(&data_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
     let (shutdown, stopped) = watch::channel(false);
     let mut tasks = Vec::new();
-    let health = Health::new(KmsTold { role: Arc::clone(&role), audit: Arc::clone(&audit) }, setup.metrics);
+    let health =
+        Health::new(KmsTold { role: Arc::clone(&role), ground: Ground::new(&audit, [condition]) }, setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     if let Some(socket) = setup.metrics_socket {
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
@@ -124,7 +125,7 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
 /// What the role tells of itself.
 struct KmsTold {
     role: Arc<Kms>,
-    audit: Arc<AuditLog>,
+    ground: Ground,
 }
 
 impl Told for KmsTold {
@@ -137,10 +138,11 @@ impl Told for KmsTold {
             "keys": self.role.key_count(),
             "custom_key_stores": stores,
         });
-        with_audit(ready, &self.audit)
+        self.ground.tell(ready)
     }
 
     fn set_gauges(&self) {
+        self.ground.set_gauges();
         gauge!("holdfast_kms_keys").set(self.role.key_count() as f64);
     }
 }

@@ -24,9 +24,9 @@ use crate::{
     config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
-    health::{Health, Told},
+    health::{Ground, Health, Told},
     history::History,
-    instance::{self, AuditMarks, Opened, close_audit, with_audit},
+    instance::{self, AuditMarks, Opened, close_audit},
     server::{self, ConnectionLimits},
 };
 
@@ -137,7 +137,7 @@ pub(crate) async fn start(
     let founding = adopts.then(|| holdfast_storage::founding_event(ambient.now(), instance));
     let (path, key) = (data_dir.join(INDEX), &opened.secrets.database_key);
     let index = EmbeddedIndex::open(&path, instance, key, Arc::clone(&ambient), founding.as_ref()).map_err(used)?;
-    let History { audit, marks, .. } = opened.open_history(&setup.audit, Some(index.outbox())).await?;
+    let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, Some(index.outbox())).await?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
@@ -170,7 +170,10 @@ pub(crate) async fn start(
     let (asked, source) = (Arc::clone(&audit), Arc::clone(&audit) as Arc<dyn AuditSource>);
     let log = AuditDoor::new(source, "storage", move || asked.latest().revision, Arc::clone(&ambient));
     let log = Arc::new((log, readers));
-    let health = Health::new(StorageTold { role: Arc::clone(&storage), audit: Arc::clone(&audit) }, setup.metrics);
+    let health = Health::new(
+        StorageTold { role: Arc::clone(&storage), ground: Ground::new(&audit, [condition]) },
+        setup.metrics,
+    );
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
     if let Some(socket) = setup.metrics_socket {
@@ -246,7 +249,7 @@ async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
 /// What the role tells of itself.
 struct StorageTold {
     role: Arc<Storage>,
-    audit: Arc<AuditLog>,
+    ground: Ground,
 }
 
 impl Told for StorageTold {
@@ -261,11 +264,12 @@ impl Told for StorageTold {
             "disk_free_bytes": left.free,
             "disk_reserve_bytes": left.reserve,
         });
-        with_audit(told, &self.audit)
+        self.ground.tell(told)
     }
 
     fn set_gauges(&self) {
         let left = self.role.room_left();
+        self.ground.set_gauges();
         gauge!("holdfast_storage_disk_free_bytes").set(left.free as f64);
         gauge!("holdfast_storage_disk_reserve_bytes").set(left.reserve as f64);
     }

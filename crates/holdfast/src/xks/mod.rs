@@ -23,7 +23,7 @@ use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
 use holdfast_service::{AuditDoor, SigningReaders};
-use holdfast_store::{SealedStore, SharedEngine, audit::AuditLog, open_regular};
+use holdfast_store::{Engine as _, SealedStore, SharedEngine, audit::AuditLog, open_regular};
 use holdfast_xks_proxy::{Beside, ClientCertificate, Door, Peer, Seams, XksProxy, governors_of};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -35,12 +35,10 @@ use witness::{Places, Witness};
 
 use crate::{
     fault::Fault,
-    health::{Health, Told},
+    health::{Ground, Health, Told},
     history::LogPlace,
     hsm::SoftExternalHsm,
-    instance::{
-        self, AuditMarks, Opened, close_audit, listen, listen_some, plain, tls_identity, with_audit, write_public,
-    },
+    instance::{self, AuditMarks, Opened, close_audit, listen, listen_some, plain, tls_identity, write_public},
     server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
 };
 
@@ -166,7 +164,10 @@ impl State {
         let alive = take_name(&directory, &config.process)?;
         let ambient = Arc::clone(&self.opened.ambient);
         let enrolled = members::enrolled(self.store.as_ref()).await.map_err(Fault::new)?.contains(&config.process);
-        let (audit, mut marks) = open_process_log(&self, config, &config.process, &directory, enrolled).await?;
+        let rows = self.places.process_rows(&config.process).map_err(Fault::new)?;
+        let conditions = [self.engine.condition(), rows.condition()];
+        let tried = vec![self.engine.clone(), rows.clone()];
+        let (audit, mut marks) = open_process_log(&self, config, rows, &directory, enrolled).await?;
         self.conclude_upgrade(audit.as_ref()).await?;
         let mut pins = HashMap::new();
         let proxy =
@@ -204,7 +205,8 @@ impl State {
             tasks.push(serve("ekm", socket, ekm_tls(ca_file, &identity)?, door(&proxy, Door::AzureEkm, None)));
         }
         if let Some(socket) = sockets.metrics {
-            let health = Health::new(ProxyTold { proxy: Arc::clone(&proxy), audit: Arc::clone(&audit) }, metrics);
+            let health =
+                Health::new(ProxyTold { proxy: Arc::clone(&proxy), ground: Ground::new(&audit, conditions) }, metrics);
             tasks.push(health.serve(socket, config.connections, stopped.clone()));
         }
         let asked = Arc::clone(&proxy);
@@ -215,6 +217,7 @@ impl State {
         let watcher = watch_state::Watcher {
             proxy: Arc::clone(&proxy),
             engine,
+            tried,
             places,
             processes: config.state_dir.join("processes"),
             pins,
@@ -319,12 +322,16 @@ fn door(proxy: &Arc<XksProxy>, door: Door, log: Option<&Arc<(AuditDoor, SigningR
 /// What the role tells of itself.
 struct ProxyTold {
     proxy: Arc<XksProxy>,
-    audit: Arc<AuditLog>,
+    ground: Ground,
 }
 
 impl Told for ProxyTold {
     fn ready(&self) -> serde_json::Value {
-        with_audit(control::status(&self.proxy), &self.audit)
+        self.ground.tell(control::status(&self.proxy))
+    }
+
+    fn set_gauges(&self) {
+        self.ground.set_gauges();
     }
 }
 
@@ -358,12 +365,11 @@ pub(crate) fn take_command_name(config: &Config) -> Result<(&'static str, PathBu
 async fn open_process_log(
     state: &State,
     config: &Config,
-    process: &str,
+    rows: SharedEngine,
     directory: &Path,
     marked: bool,
 ) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
     let Opened { instance, secrets, ambient, .. } = &state.opened;
-    let rows = state.places.process_rows(process).map_err(Fault::new)?;
     let store = SealedStore::open(rows, *instance, &secrets.database_key, Arc::clone(ambient), false).await;
     let store = store.map_err(Fault::new)?;
     let (outbox, notes) = (store.outbox(), store.notes().to_vec());
@@ -388,7 +394,8 @@ pub(crate) async fn open_command_audit(
 ) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
     let enrolled = members::enrolled(state.store.as_ref()).await.map_err(Fault::new)?;
     let enrolled = enrolled.iter().any(|name| name == process);
-    let (audit, mut marks) = open_process_log(state, config, process, directory, enrolled).await?;
+    let rows = state.places.process_rows(process).map_err(Fault::new)?;
+    let (audit, mut marks) = open_process_log(state, config, rows, directory, enrolled).await?;
     let _ = marks.write().await;
     Ok((audit, marks))
 }

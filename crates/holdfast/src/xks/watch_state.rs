@@ -31,6 +31,8 @@ const INSPECTION_DELAY: Duration = Duration::from_secs(2);
 pub(super) struct Watcher {
     pub proxy: Arc<XksProxy>,
     pub engine: SharedEngine,
+    /// Files that take changes again when whoever looks each second says so.
+    pub tried: Vec<SharedEngine>,
     pub places: Arc<Places>,
     pub processes: PathBuf,
     pub pins: HashMap<String, watch::Sender<Pin>>,
@@ -46,7 +48,7 @@ async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
 impl Watcher {
     /// Starts everything; the tasks end when `stopped` turns true.
     pub(super) fn start(self, stopped: &watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
-        let Self { proxy, engine, places, processes, pins, identity, ambient } = self;
+        let Self { proxy, engine, tried, places, processes, pins, identity, ambient } = self;
         hand_out_pins(&proxy, &pins);
         let mut tasks = vec![tokio::spawn(follow(Arc::clone(&proxy), Look { engine, places }, pins, stopped.clone()))];
         for name in proxy.hsms_with_health_key() {
@@ -54,6 +56,7 @@ impl Watcher {
         }
         tasks.push(tokio::spawn(inspect_once(Arc::clone(&proxy), stopped.clone())));
         tasks.push(tokio::spawn(every_second(proxy, processes, identity, ambient, stopped.clone())));
+        tasks.push(tokio::spawn(try_again(tried, stopped.clone())));
         tasks
     }
 }
@@ -168,6 +171,17 @@ async fn inspect_once(proxy: Arc<XksProxy>, mut stopped: watch::Receiver<bool>) 
                 );
             }
             None => {}
+        }
+    }
+}
+
+/// Files that took no change are tried, so that health says that they do again though nobody wants one.
+async fn try_again(tried: Vec<SharedEngine>, mut stopped: watch::Receiver<bool>) {
+    while !stops(&mut stopped, SECOND).await {
+        for engine in tried.iter().filter(|engine| engine.fault().is_some()) {
+            let engine = engine.clone();
+            // What it finds is told with its condition. It waits for a lock, and no longer than its bound.
+            let _ = tokio::task::spawn_blocking(move || engine.look()).await;
         }
     }
 }

@@ -26,10 +26,12 @@ use holdfast_crypto::{CryptoError, SecretBytes};
 use lock::RowsLock;
 
 use super::{Batch, Engine, Row, RowName, RowVisitor, Rows, apply};
-use crate::files::open_regular;
+use crate::{condition::Condition, files::open_regular};
 
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// For people.
+const ENGINE: &str = "shared-rows";
 /// A row whose version is the revision. No record is of kind 0.
 const REVISION: RowName = [0; 33];
 
@@ -46,6 +48,7 @@ struct Inner {
     key: FileKey,
     holder: String,
     newest: Mutex<Newest>,
+    condition: Condition,
     #[cfg(test)]
     faults: Mutex<tests::Faults>,
 }
@@ -108,6 +111,7 @@ impl SharedEngine {
             key: FileKey::new(database_key, instance, place)?,
             holder: holder.to_owned(),
             newest: Mutex::new(Newest { id: StateId::default(), tag_known: false, witness: "nobody".into(), above: 0 }),
+            condition: Condition::default(),
             #[cfg(test)]
             faults: Mutex::default(),
         })))
@@ -188,7 +192,7 @@ impl SharedEngine {
         let Some(bytes) = self.read_bytes()? else { return Ok(false) };
         let Some((generation, rows)) = decode_v1(&bytes) else { return Ok(false) };
         let (bytes, id) = self.0.key.encode(generation + 1, &rows);
-        self.replace(&bytes).map_err(|error| failed(&error))?;
+        self.replace(&bytes)?;
         self.saw(id);
         Ok(true)
     }
@@ -239,6 +243,42 @@ impl SharedEngine {
         }
     }
 
+    /// Why it takes no changes, while it takes none.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.0.condition.fault()
+    }
+
+    /// After a commit that failed: sees whether one would succeed now, and says so with the condition.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn look(&self) -> Result<(), StoreError> {
+        self.noted(self.try_out())
+    }
+
+    /// Writes the file that lies there once more, beside its place.
+    fn try_out(&self) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        self.load()?;
+        let bytes = self.read_bytes()?.unwrap_or_default();
+        let temporary = self.temporary();
+        let written = self.write_new(&temporary, &bytes);
+        let removed = fs::remove_file(&temporary);
+        written.and(removed).map_err(|error| failed(&error))
+    }
+
+    /// What became of a commit says whether the file takes changes.
+    fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &done {
+            Ok(_) | Err(StoreError::Conflict) => self.0.condition.well(ENGINE),
+            Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => self.0.condition.ill(ENGINE, why),
+            Err(error @ (StoreError::Damaged | StoreError::Gone { .. })) => self.0.condition.ill(ENGINE, &error.to_string()),
+            Err(StoreError::Busy | StoreError::NotWhole { .. } | StoreError::Unrecorded { .. }) => {}
+        }
+        done
+    }
+
     fn store(&self, mut batch: Batch) -> Result<Revision, StoreError> {
         let _lock = self.lock()?;
         let State { id, mut rows } = self.load()?;
@@ -253,22 +293,27 @@ impl SharedEngine {
         if bytes.len() as u64 > BYTES_MAX {
             return Err(StoreError::Failed("the shared state is full".into()));
         }
-        self.replace(&bytes).map_err(|error| failed(&error))?;
+        self.replace(&bytes)?;
         self.saw(id);
         (batch.applied)(revision);
         Ok(revision)
     }
 
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.0.directory.join("rows.new");
+    fn temporary(&self) -> PathBuf {
+        self.0.directory.join("rows.new")
+    }
+
+    /// Up to the change of names nothing has happened; behind it, it is there, though it may not last.
+    fn replace(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let temporary = self.temporary();
         let renamed = self.write_new(&temporary, bytes).and_then(|()| fs::rename(&temporary, self.file()));
         if let Err(error) = renamed {
             // It takes room that a full disk may need, and is not to be found by anybody.
             let _ = fs::remove_file(&temporary);
-            return Err(error);
+            return Err(StoreError::Unavailable(error.to_string()));
         }
-        self.step(Step::Renamed)?;
-        File::open(&self.0.directory)?.sync_all()
+        let synced = || File::open(&self.0.directory)?.sync_all();
+        self.step(Step::Renamed).and_then(|()| synced()).map_err(|error| failed(&error))
     }
 
     fn write_new(&self, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -345,11 +390,15 @@ impl Engine for SharedEngine {
 
     async fn commit(&self, batch: Batch) -> Result<Revision, StoreError> {
         let engine = self.clone();
-        let stored = tokio::task::spawn_blocking(move || engine.store(batch)).await;
+        let stored = tokio::task::spawn_blocking(move || engine.noted(engine.store(batch))).await;
         stored.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(revision_in(&self.load()?.rows))
+    }
+
+    fn condition(&self) -> Condition {
+        self.0.condition.clone()
     }
 }

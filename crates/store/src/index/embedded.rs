@@ -105,8 +105,7 @@ impl EmbeddedIndex {
         let disk: PathBuf = path.parent().unwrap_or(path).into();
         let commits = GroupWriter::start("index-writer", move |jobs| {
             if !has_room(&disk) {
-                tracing::error!(path = %disk.display(), "the disk is full, and the index takes no commits");
-                return Err(StoreError::Busy);
+                return Err(StoreError::Unavailable("the disk of the index is full".into()));
             }
             writer.write_group(jobs)
         })?;

@@ -158,11 +158,21 @@ fn failures_leave_the_old_state_or_the_new_one() {
         let engine = engine(directory.path());
         engine.store(put(NAME, 0, Some(b"one"))).unwrap();
         engine.0.faults.lock().unwrap().0.push((step, ErrorKind::StorageFull));
-        assert!(matches!(engine.store(put(NAME, 1, Some(b"two"))), Err(StoreError::Failed(_))), "{step:?}");
+        let failed = engine.noted(engine.store(put(NAME, 1, Some(b"two"))));
+        // Nothing was written, if the new file had no name yet; whether the lock could be taken says nothing of it.
+        let certain = matches!(step, Step::Created | Step::Written | Step::Synced);
+        assert_eq!(matches!(failed, Err(StoreError::Unavailable(_))), certain, "{step:?}: {failed:?}");
+        assert_eq!(matches!(failed, Err(StoreError::Failed(_))), !certain, "{step:?}: {failed:?}");
+        assert!(engine.fault().is_some(), "{step:?}");
         assert!(!directory.path().join("rows.new").exists(), "{step:?}");
         // After the renaming the new state is there, though it is not known to be durable: that is what the error says.
         let version = if step == Step::Renamed { 2 } else { 1 };
         assert_eq!(engine.load().ok().unwrap().rows[&NAME].0, version, "{step:?}");
+        // The disk is full still, and then it is not.
+        engine.0.faults.lock().unwrap().0.push((Step::Written, ErrorKind::StorageFull));
+        assert!(engine.look().is_err() && engine.fault().is_some() && !directory.path().join("rows.new").exists());
+        engine.look().unwrap();
+        assert_eq!(engine.fault(), None, "it says so though nobody changes anything");
         engine.store(put(NAME, version, Some(b"three"))).unwrap();
     }
 }
