@@ -161,12 +161,12 @@ def test_a_store_put_back_while_it_could_not_be_written_is_not_taken(role, tmp_p
         while "NOT THOSE OF ITS LAST COMMIT" not in there.health().get("store_fault", ""):
             assert time.monotonic() < deadline, there.health()
             time.sleep(0.1)
-        assert there.change("under yesterday's rows") in (500, 503)
+        assert there.change("under-old-rows") in (500, 503)
         file.write_bytes(today)
         until_well(there)
         assert there.change("afterwards") // 100 == 2
         there.restart(kill=True)
-        check_changes(there, {"before": 200, "today": 200, "while": 500, "under yesterday's rows": 500, "afterwards": 200})
+        check_changes(there, {"before": 200, "today": 200, "while": 500, "under-old-rows": 500, "afterwards": 200})
         there.stop()
     finally:
         with contextlib.suppress(Exception):

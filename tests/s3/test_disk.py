@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from conftest import Storage
 
 MIB = 1024 * 1024
-FULL = {("InsufficientStorage", 507), ("SlowDown", 503)}
+FULL = {("InsufficientStorage", 507), ("ServiceUnavailable", 503)}
 
 
 @pytest.fixture
