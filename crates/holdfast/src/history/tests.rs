@@ -151,7 +151,7 @@ impl Live {
     }
 
     async fn stop(self) {
-        let History { store, audit, marks } = self.history;
+        let History { store, audit, marks, .. } = self.history;
         close_audit(audit, tokio::spawn(async { marks })).await;
         drop(store);
     }
