@@ -508,3 +508,75 @@ def test_a_configuration_that_names_nobody(there):
     there.config.write_text(there.config.read_text().replace('readers = ["bob"]', 'readers = ["nobody"]'))
     done = subprocess.run([BINARY, "storage", "serve", "--config", there.config], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and "nobody" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("there", [OfXks], indirect=True)
+def test_a_shared_state_put_back_that_operators_accept(there, tmp_path):
+    copy, rows = tmp_path / "copy", there.proxy.state / "rows.shared"
+    there.stop()
+    before = rows.read_bytes()
+    there.start()
+    for _ in range(4):
+        there.change()
+    there.pull(copy)
+    there.stop()
+    rows.write_bytes(before)
+    for operator in ("ann", "ben"):
+        there.proxy.holdfast("xks", "accept-restore", "--config", there.config, "--operator", operator, "--key", there.proxy.keys[operator])
+    there.start()
+    # It goes on above every number that was known, and so does the copy; the command's log says who accepted what.
+    there.pull(copy)
+    is_copy(copy, there)
+    assert [event["operation"] for event in there.proxy.events("command")].count("AcceptRestore") == 1
+
+
+@of_storage
+def test_a_copy_that_somebody_wrote_to(there, tmp_path):
+    copy = tmp_path / "copy"
+    there.busy(20)
+    there.pull(copy)
+    whole = copied(copy).splitlines(keepends=True)
+    segment, = copy.glob("audit-*.jsonl")
+    state = json.loads((copy / "copy.json").read_text())
+    assert verify(copy)["copy"]["signed_line"] == state["signed"]["head"]["seq"] == len(whole)
+
+    def changed(**more) -> bytes:
+        return json.dumps(state | more).encode()
+    cases = {
+        "lines gone": (segment, b"".join(whole[:-3])),
+        "a line changed": (segment, b"".join(whole).replace(b"HeadBucket", b"HeadBuckey", 1)),
+        "lines made up": (segment, b"".join(whole[:-3]) + whole[-1]),
+        "another head": (copy / "copy.json", changed(signed=state["signed"] | {"revision": 10**6})),
+        "an older head that nobody signed": (copy / "copy.json", changed(signed=state["signed"] | {"head": state["proved"] | {"seq": 1}})),
+        "another key": (copy / "copy.json", changed(key="00" * 32)),
+        "another line proved": (copy / "copy.json", changed(proved=state["proved"] | {"hash": "00" * 32})),
+        "a place that is none": (copy / "copy.json", changed(proved=state["proved"] | {"offset": 17})),
+        "no state": (copy / "copy.json", b"{"),
+        "an endless state": (copy / "copy.json", b"[" * 1_000_000),
+    }
+    for name, (path, content) in cases.items():
+        good = path.read_bytes()
+        path.write_bytes(content)
+        done = subprocess.run([str(part) for part in (BINARY, "audit", "verify", "--log", copy)], capture_output=True, text=True, timeout=60)
+        # Where the proved line ends in its file only a pull looks at, and what stands before it only `verify`.
+        assert (done.returncode in (1, HISTORY)) == (name != "a place that is none"), (name, done.stdout, done.stderr)
+        if name != "a line changed":
+            refused = subprocess.run(there.command(copy), capture_output=True, text=True, timeout=60)
+            assert refused.returncode in (1, HISTORY) and "panicked" not in refused.stderr, (name, refused.stdout, refused.stderr)
+        path.write_bytes(good)
+    # The control: it was these files.
+    there.pull(copy)
+    is_copy(copy, there)
+
+
+@of_storage
+def test_a_disk_that_takes_no_more(there, tmp_path):
+    """Whatever of the lines was written before: the next pull goes on."""
+    copy = tmp_path / "copy"
+    there.busy(200)
+    for kibibytes in (8, 20, 21, 40, 60):
+        shell = f"ulimit -f {kibibytes}; trap '' XFSZ; exec " + " ".join(there.command(copy))
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+        assert done.returncode, done.stdout
+    there.pull(copy)
+    is_copy(copy, there)

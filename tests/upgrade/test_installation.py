@@ -8,7 +8,7 @@ import pathlib
 import changed
 import found
 import pytest
-from installation import COMMANDS, LOGS, Installation, Ports, unpack
+from installation import ACCOUNT, COMMANDS, KMS, LOGS, Installation, Ports, unpack
 
 FIXTURE = pathlib.Path(__file__).resolve().parents[1] / "fixtures/installation-v1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
@@ -86,6 +86,22 @@ def test_it_opens_goes_on_and_opens_again(at):
         told = [json.loads(line).get("operation") for path in sorted(directory.glob("audit-*.jsonl")) for line in path.read_text().splitlines()]
         assert told.count("FoundInstance") == 1 and at.log(name).read_text().count("the index of an earlier version is taken over") == 1
         at.holdfast("audit", "verify", "--log", directory)
+
+
+@pytest.mark.parametrize("at", ["stopped"], indirect=True)
+def test_a_log_of_the_first_format_is_copied(at):
+    """From its first line on, into the lines of the present format, and after another start."""
+    config, copy, env = at.directory / "kms.toml", at.directory / "copy", at.directory / "reader.env"
+    config.write_text(config.read_text() + f'[audit_pull]\nreaders = ["arn:aws:iam::{ACCOUNT}:root"]\n')
+    access_key, secret = at.secrets["kms"]["root"]
+    env.write_text(f"AWS_ACCESS_KEY_ID={access_key}\nAWS_SECRET_ACCESS_KEY={secret}\n")
+    for _ in range(2):
+        at.start()
+        at.holdfast("audit", "pull", "--role", "kms", "--url", f"https://localhost:{KMS}", "--ca", at.directory / "kms/data/ca.pem", "--env-file", env, "--to", copy)
+        at.stop()
+        at.holdfast("audit", "verify", "--log", at.directory / LOGS["kms"], "--against", copy)
+    formats = [json.loads(path.read_text().splitlines()[0])["format"] for path in sorted(copy.glob("audit-*.jsonl"))]
+    assert formats[0] == "holdfast-audit-1" and formats[-1] == "holdfast-audit-2", formats
 
 
 @pytest.mark.parametrize("at", ["killed"], indirect=True)
