@@ -166,12 +166,23 @@ fn open_object(body: &impl Serialize) -> Result<String, serde_json::Error> {
 }
 
 /// Completes a body to a line (without its newline): place in front; revision, link and MAC at the end.
-pub(super) fn complete(body: &str, seq: u64, revision: Option<Revision>, prev: &[u8; 32], mac: &LineMac) -> String {
+/// `unsynced`: how many lines right before it were not durable when it was written.
+pub(super) fn complete(
+    body: &str,
+    seq: u64,
+    revision: Option<Revision>,
+    unsynced: u64,
+    prev: &[u8; 32],
+    mac: &LineMac,
+) -> String {
     let mut line = String::with_capacity(body.len() + 192);
     // `body` begins with `{`; the rest is its members.
     let _ = write!(line, r#"{{"seq":{seq},{}"#, &body[1..]);
     if let Some(revision) = revision {
         let _ = write!(line, r#","revision":{revision}"#);
+    }
+    if unsynced > 0 {
+        let _ = write!(line, r#","unsynced":{unsynced}"#);
     }
     let _ = write!(line, r#","prev":"{}""#, hex(prev));
     let told = mac.of(line.as_bytes());
@@ -297,6 +308,9 @@ pub struct ParsedLine {
     pub prev: String,
     /// The change that an event tells of; in `start`, the one that the log has come to.
     pub revision: Option<u64>,
+    /// How many lines right before it were not durable when it was written.
+    #[serde(default)]
+    pub unsynced: u64,
     pub(super) format: Option<String>,
     pub(super) instance: Option<String>,
     pub(super) key: Option<serde_json::Value>,
@@ -338,10 +352,17 @@ mod tests {
 
     #[test]
     fn golden_line() {
-        let line = complete(r#"{"type":"event","time":"""#, 3, Some(Revision(2)), &GENESIS, &mac());
+        let line = complete(r#"{"type":"event","time":"""#, 3, Some(Revision(2)), 0, &GENESIS, &mac());
         assert_eq!(line, GOLDEN.trim_end());
         let parsed = parse_line(line.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!((parsed.seq, parsed.revision, parsed.prev), (3, Some(2), hex(&GENESIS)));
+        assert_eq!((parsed.seq, parsed.revision, parsed.prev, parsed.unsynced), (3, Some(2), hex(&GENESIS), 0));
+        let behind = complete(r#"{"type":"event","time":"""#, 4, Some(Revision(3)), 1, &GENESIS, &mac());
+        assert!(
+            behind.contains(r#","revision":3,"unsynced":1,"prev":""#) && mac().holds(behind.as_bytes()),
+            "{behind}"
+        );
+        let parsed = parse_line(behind.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((parsed.revision, parsed.unsynced), (Some(3), 1));
     }
 
     #[test]

@@ -173,8 +173,8 @@ impl AuditLog {
         std::fs::create_dir_all(&config.directory).map_err(failed)?;
         let mut tail = Tail::read(&config, &keys.lines)?;
         let (mut notes, mut accepted) = (config.notes.clone(), config.accepted.clone());
-        if tail.torn_bytes > 0 {
-            notes.push(format!("a torn last line of {} bytes, never acknowledged, was cut", tail.torn_bytes));
+        if let Some((_, _, bytes)) = tail.torn {
+            notes.push(format!("a torn end of {bytes} bytes, never acknowledged, was cut"));
         }
         if let Some((seq, what)) = tail.aside {
             accepted.push(format!("line {seq} and what followed {what}; it was set aside"));
@@ -190,6 +190,8 @@ impl AuditLog {
         }
         accepted.extend(reconcile(&mut tail, &outbox, config.accept_loss)?);
         notes.extend(accepted.iter().cloned());
+        // Only now: what is refused is left as it was found.
+        tail.make_durable(&config.directory).map_err(failed)?;
         let found = Status { latest: tail.end, segment: tail.segment, segment_bytes: 0, fault: None };
         let status = Arc::new(Mutex::new(found));
         let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);

@@ -11,7 +11,7 @@ use holdfast_core::Revision;
 use super::{
     AuditLogConfig, AuditOpenError,
     line::{self, Checkpoint, FORMAT, FORMAT_1, GENESIS, LineMac},
-    segment::{list_segments, read_lines},
+    segment::{list_segments, read_lines, segment_path},
 };
 use crate::files::open_regular;
 
@@ -24,8 +24,8 @@ pub(super) struct Tail {
     pub segment: u64,
     /// The last line.
     pub end: Checkpoint,
-    /// Bytes of a torn last line that were cut.
-    pub torn_bytes: u64,
+    /// What stands behind the last line was never durable: in which file, behind how many bytes, and how many they are.
+    pub torn: Option<(PathBuf, u64, u64)>,
     /// From this line on stood what this log did not write, and what it was. It was set aside, because the operator said so.
     pub aside: Option<(u64, &'static str)>,
     /// Whether the log contains what was expected of it; `None` if nothing was.
@@ -46,13 +46,14 @@ impl Tail {
         Self {
             segment: 0,
             end: Checkpoint { seq: 0, head: GENESIS, revision },
-            torn_bytes: 0,
+            torn: None,
             aside: None,
             expected_found: expected.map(|expected| expected.seq == 0),
         }
     }
 
-    /// Reads back to the segment that should hold the expected line, checks chain and MACs from there, and cuts a torn last line.
+    /// Reads back to the segment that should hold the expected line, checks chain and MACs from there, and finds
+    /// a torn end. Nothing is cut here: see [`Self::make_durable`].
     pub(super) fn read(config: &AuditLogConfig, mac: &LineMac) -> Result<Self, AuditOpenError> {
         let failed = |source| AuditOpenError::File { directory: config.directory.clone(), source };
         let segments = list_segments(&config.directory).map_err(failed)?;
@@ -67,8 +68,14 @@ impl Tail {
                 let read = reader.segment(position, path, &mut tail).map_err(failed)?;
                 tail.segment = *number;
                 let last = position + 1 == segments.len();
-                if matches!(read.1, Some(Fault::Broken(_))) && last && is_torn_tail(path, read.0).map_err(failed)? {
-                    tail.torn_bytes = cut(path, read.0).map_err(failed)?;
+                let marked = config.expected.map_or(0, |expected| expected.seq);
+                if matches!(read.1, Some(Fault::Broken(_)))
+                    && last
+                    && tail.end.seq >= marked
+                    && is_torn(path, read.0, tail.end.seq + 1, reader.has_macs.then_some(mac)).map_err(failed)?
+                {
+                    let bytes = path.metadata().map_err(failed)?.len() - read.0;
+                    tail.torn = Some((path.clone(), read.0, bytes));
                     continue;
                 }
                 read
@@ -80,13 +87,27 @@ impl Tail {
         }
         if let Some(unproven) = reader.unproven.filter(|_| config.floor) {
             // Lines of the first format, and nothing behind them that only this instance can have written.
-            tail.end = unproven.before;
+            (tail.end, tail.torn) = (unproven.before, None);
             ended = Some((unproven.position, unproven.good_bytes, Fault::Forged));
         }
         if let Some((position, good_bytes, fault)) = ended {
             tail.end_at(&segments[position..], good_bytes, fault, config)?;
         }
         Ok(tail)
+    }
+
+    /// Cuts the torn end, and syncs what is left: a process that was killed leaves lines that the next one reads and the disk does not have.
+    pub(super) fn make_durable(&self, directory: &Path) -> io::Result<()> {
+        if let Some((path, good_bytes, bytes)) = &self.torn {
+            tracing::warn!(path = %path.display(), bytes, "the audit log ends with what was never durable; it is cut");
+            cut(path, *good_bytes)?;
+        }
+        let last = segment_path(directory, self.segment);
+        match open_regular(OpenOptions::new().read(true), &last) {
+            Ok(file) => file.sync_all(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sets aside what follows the good bytes of the first of these segments, if that is accepted.
@@ -135,7 +156,8 @@ pub fn end_without_macs(
         let follows = position == start || *number == tail.segment + 1;
         let (good_bytes, fault) = reader.segment(position, path, &mut tail)?;
         tail.segment = *number;
-        let torn = fault.is_some() && position + 1 == segments.len() && is_torn_tail(path, good_bytes)?;
+        let torn =
+            fault.is_some() && position + 1 == segments.len() && is_torn(path, good_bytes, tail.end.seq + 1, None)?;
         if !follows || reader.has_macs || (fault.is_some() && !torn) {
             return Ok(None);
         }
@@ -243,22 +265,28 @@ fn first_segment_to_read(segments: &[(u64, PathBuf)], expected: Option<Checkpoin
     Ok(position)
 }
 
-/// A crash can tear only what was being appended: nothing after it may be a whole, readable line.
-fn is_torn_tail(path: &Path, good_bytes: u64) -> io::Result<bool> {
-    let mut later_line = false;
+/// Whether what stands behind the good bytes, where line `next` should begin, may be what a crash left of lines that were never durable: some of
+/// their pages, zeros or old bytes in the place of others. It may not, if a line behind it proves that line `next` was durable before: each line
+/// says how many before it were not, and a MAC of ours says that it is true. Without MACs, each whole line proves it.
+fn is_torn(path: &Path, good_bytes: u64, next: u64, mac: Option<&LineMac>) -> io::Result<bool> {
+    let mut promised = false;
     read_lines(path, |content, offset, whole| {
-        later_line |= offset > good_bytes && whole && line::parse_line(content).is_ok();
-        !later_line
+        if offset <= good_bytes || !whole {
+            return true;
+        }
+        if let Ok(parsed) = line::parse_line(content) {
+            let durable = parsed.seq.saturating_sub(1).saturating_sub(parsed.unsynced);
+            promised = mac.is_none_or(|mac| mac.holds(content) && durable >= next);
+        }
+        !promised
     })?;
-    Ok(!later_line)
+    Ok(!promised)
 }
 
-fn cut(path: &Path, good_bytes: u64) -> io::Result<u64> {
+fn cut(path: &Path, good_bytes: u64) -> io::Result<()> {
     let file = open_regular(OpenOptions::new().write(true), path)?;
-    let torn = file.metadata()?.len() - good_bytes;
     file.set_len(good_bytes)?;
-    file.sync_all()?;
-    Ok(torn)
+    file.sync_all()
 }
 
 /// Moves what stands behind `good_bytes` of the first of these segments, and all after it, into files whose names end in `.forged`. The last

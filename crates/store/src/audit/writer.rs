@@ -242,7 +242,8 @@ impl Writer {
         for (body, revision) in bodies {
             end.seq += 1;
             end.revision = revision.unwrap_or(end.revision);
-            let line = line::complete(body, end.seq, revision, &end.head, &self.keys.lines);
+            let unsynced = end.seq - 1 - self.durable.end.seq;
+            let line = line::complete(body, end.seq, revision, unsynced, &end.head, &self.keys.lines);
             end.head = line::hash_line(line.as_bytes());
             buffer.extend_from_slice(line.as_bytes());
             buffer.push(b'\n');
