@@ -16,7 +16,8 @@ UPGRADED = {"hsm", "proxy", "kms"}
 """Whose state has a newer version now: it is upgraded once, and an event says so, of the operation StateUpgrade."""
 
 FOUNDED = ("storage", "clear")
-"""Which had no instance: they found one at the first start, and an event says so, of the operation FoundInstance."""
+"""Which had no instance: they found one at the first start, and an event says so, of the operation FoundInstance. Another says that the rows of
+their index have MACs from then on."""
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def test_it_opens_goes_on_and_opens_again(at):
     for name in FOUNDED:
         directory = at.directory / name / "data/audit"
         told = [json.loads(line).get("operation") for path in sorted(directory.glob("audit-*.jsonl")) for line in path.read_text().splitlines()]
+        assert told.count("StateUpgrade") == 1
         assert told.count("FoundInstance") == 1 and at.log(name).read_text().count("the index of an earlier version is taken over") == 1
         at.holdfast("audit", "verify", "--log", directory)
 

@@ -43,7 +43,9 @@ pub use hsm::{
     CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, NewKey, OpenKey, Operation, Outcome,
     WrapScheme,
 };
-pub use index::{Index, IndexChange, IndexDecision, IndexReader, IndexVisitor, IndexWrite};
+pub use index::{
+    AcceptTold, Index, IndexChange, IndexDecision, IndexReader, IndexSets, IndexVisitor, IndexWrite, SetCheck, SetNames,
+};
 pub use kek::{DekWrapAlgorithm, KekError, KekService, WrappedDek};
 pub use key::{
     InvalidName, KeyAttributes, KeyName, KeyOperation, KeyOperations, KeyVersion, KeyVersionId, PartitionId,

@@ -111,6 +111,12 @@ pub enum StoreError {
     /// A record does not open: it was changed, swapped, or belongs to another instance.
     #[error("a stored record does not open: it was changed, swapped or restored from elsewhere")]
     Damaged,
+    /// A row of the index was not written by this instance: planted, changed, or moved to another name.
+    #[error("the row \"{}\" of the index was not written by this instance: it was planted, changed or moved", .row.escape_ascii())]
+    Forged {
+        /// Its name.
+        row: Vec<u8>,
+    },
     /// The rows are not those of the last commit. A store tells it when it is opened.
     #[error(
         "the store is not what its last commit (change {revision}) left: rows were changed, removed or put back; restore the store of one \

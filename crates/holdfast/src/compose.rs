@@ -71,7 +71,8 @@ impl Opened {
         issuer_clients: HashMap<String, issuer::Client>,
         metrics: PrometheusHandle,
     ) -> Result<Running, Fault> {
-        let History { store, condition, audit, marks } = self.open_history(&config.audit, None).await?;
+        let records = self.open_records(&config.audit).await?;
+        let History { store, condition, audit, marks } = self.open_history(&config.audit, records, None).await?;
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
         let InstanceSecrets { instance, masking_key, tls_key, authority_key, authority_certificate, .. } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();

@@ -26,6 +26,9 @@ pub(crate) const AUDIT_LINES_VERSION: u8 = 2;
 /// ...and what `records.redb` keeps of itself: row set, number of changes, mark of the log.
 pub(crate) const KEPT_ROWS: u8 = 3;
 const KEPT_ROWS_VERSION: u8 = 1;
+/// Beside these: 4, the storage's index, whose rows have MACs since version 2.
+pub(crate) const STORAGE_INDEX: u8 = 4;
+pub(crate) const STORAGE_INDEX_VERSION: u8 = 2;
 
 /// Record that remembers how far the audit log had come.
 const AUDIT_MARK: u8 = 64;
@@ -111,6 +114,26 @@ pub(crate) struct LogPlace<'a> {
     pub accepted: Vec<String>,
 }
 
+/// `records.redb`, opened.
+pub(crate) struct Records {
+    store: Arc<dyn Store>,
+    condition: Condition,
+    kept: bool,
+    outbox: Arc<Outbox>,
+    notes: Vec<String>,
+    accepted: Vec<String>,
+}
+
+/// What a role has in a file of its own, which says by itself that it was upgraded.
+pub(crate) struct OwnRows {
+    /// Events of its changes.
+    pub outbox: Arc<Outbox>,
+    /// What was accepted when it was opened.
+    pub accepted: Vec<String>,
+    /// The format of the file, and the version that it is of from now on.
+    pub floor: (u8, u8),
+}
+
 /// Store and log of a role that keeps its records in a file of its own.
 pub(crate) struct History {
     pub store: Arc<dyn Store>,
@@ -165,8 +188,8 @@ impl Opened {
         Ok((Arc::clone(&log), AuditMarks::new(store, log, version)))
     }
 
-    /// Opens `records.redb` and the log, and puts the floors in force. `outbox`: the role's own, if its changes are not in these records.
-    pub(crate) async fn open_history(&mut self, config: &Audit, outbox: Option<Arc<Outbox>>) -> Result<History, Fault> {
+    /// Opens `records.redb`, and sees that the instance's secrets are not older than it.
+    pub(crate) async fn open_records(&self, config: &Audit) -> Result<Records, Fault> {
         let kept = in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION);
         let engine = EmbeddedEngine::open(&self.data_dir.join("records.redb")).map_err(|error| {
             Fault::new(format!("{}: {error}", self.data_dir.display()))
@@ -180,10 +203,29 @@ impl Opened {
         };
         let store = store.map_err(|error| Fault::new(format!("{}: {error}", self.data_dir.display())))?;
         let (notes, mut accepted) = (store.notes().to_vec(), store.accepted().to_vec());
-        let outbox = outbox.unwrap_or_else(|| store.outbox());
+        let outbox = store.outbox();
         let condition = store.condition();
         let store: Arc<dyn Store> = Arc::new(store);
         accepted.extend(self.judge_floors(store.as_ref(), config.accept_loss).await?);
+        Ok(Records { store, condition, kept, outbox, notes, accepted })
+    }
+
+    /// Opens the log, and puts the floors in force. `own`: of a role whose changes are not in these records.
+    pub(crate) async fn open_history(
+        &mut self,
+        config: &Audit,
+        records: Records,
+        own: Option<OwnRows>,
+    ) -> Result<History, Fault> {
+        let Records { store, condition, kept, outbox, notes, mut accepted } = records;
+        let floor = own.as_ref().map(|own| own.floor);
+        let outbox = match own {
+            None => outbox,
+            Some(own) => {
+                accepted.extend(own.accepted);
+                own.outbox
+            }
+        };
         let place = LogPlace {
             config,
             directory: self.data_dir.join("audit"),
@@ -194,7 +236,7 @@ impl Opened {
             accepted,
         };
         let (audit, mut marks) = self.open_log(place).await?;
-        self.raise_floors(store.as_ref(), audit.as_ref(), &mut marks).await?;
+        self.raise_floors(store.as_ref(), audit.as_ref(), &mut marks, floor).await?;
         Ok(History { store, condition, audit, marks })
     }
 
@@ -214,7 +256,13 @@ impl Opened {
 
     /// Puts the floors in force, if they are not: an upgrade is told; row set and mark are there; then the floors; then the store knows of them. A
     /// crash in between leaves what the next start goes on with.
-    async fn raise_floors(&mut self, store: &dyn Store, audit: &AuditLog, marks: &mut AuditMarks) -> Result<(), Fault> {
+    async fn raise_floors(
+        &mut self,
+        store: &dyn Store,
+        audit: &AuditLog,
+        marks: &mut AuditMarks,
+        own: Option<(u8, u8)>,
+    ) -> Result<(), Fault> {
         if !in_force(&self.secrets.floors, AUDIT_LINES, AUDIT_LINES_VERSION) {
             let what = "the installation was upgraded: lines of the audit log without a MAC, and a store that keeps nothing of its rows, are not \
                         taken any more";
@@ -227,6 +275,7 @@ impl Opened {
         let marked = marks.write().await;
         let mut floors = self.secrets.floors.clone();
         floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
+        floors.extend(own);
         if marked {
             floors.insert(KEPT_ROWS, KEPT_ROWS_VERSION);
         }

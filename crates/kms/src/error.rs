@@ -130,7 +130,10 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+            StoreError::Damaged
+            | StoreError::Forged { .. }
+            | StoreError::Gone { .. }
+            | StoreError::NotWhole { .. } => {
                 Self::internal(error.to_string())
             }
             StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {

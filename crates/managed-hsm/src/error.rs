@@ -205,7 +205,10 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled(),
             StoreError::Conflict => Self::conflict("Conflict", "The object was changed by another request; try again"),
-            StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+            StoreError::Damaged
+            | StoreError::Forged { .. }
+            | StoreError::Gone { .. }
+            | StoreError::NotWhole { .. } => {
                 Self::internal(error.to_string())
             }
             StoreError::Unrecorded { .. } => {

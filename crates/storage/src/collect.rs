@@ -264,9 +264,17 @@ impl Storage {
         if blobs.is_empty() {
             return Ok(0);
         }
-        let referenced = self.referenced().map_err(|error| error.to_string())?;
+        let referenced = self.referenced().map_err(|error| error.reason())?;
+        let orphans: Vec<_> = blobs.into_iter().filter(|id| !referenced.contains(id)).collect();
+        if orphans.is_empty() {
+            return Ok(0);
+        }
+        // A blob is no orphan because somebody has dropped the row that names it.
+        if !self.rows_are_whole().await.map_err(|error| error.reason())? {
+            return Err("rows of the index were dropped, put back or planted: see `holdfast storage verify`".into());
+        }
         let mut count = 0;
-        for id in blobs.into_iter().filter(|id| !referenced.contains(id)) {
+        for id in orphans {
             match self.blobs.delete(id).await {
                 Ok(()) => count += 1,
                 Err(error) => tracing::warn!(%error, blob = %id, "an orphan could not be deleted"),

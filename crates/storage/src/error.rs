@@ -55,6 +55,8 @@ pub(crate) enum Error {
     /// The caller may not, for a reason that is told.
     DeniedBecause(Text),
     EncryptionNotFound,
+    /// A row of the index that this service did not write.
+    Forged(String),
     HeadersNotSigned(String),
     IllegalLocation(String),
     IncompleteBody(&'static str),
@@ -184,7 +186,7 @@ impl Error {
                 StatusCode::CONFLICT,
                 "The conditional request cannot succeed due to a conflicting operation against this resource.".into(),
             ),
-            Self::Damaged => (
+            Self::Damaged | Self::Forged(_) => (
                 "InternalError",
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "The stored data failed its integrity check".into(),
@@ -372,6 +374,7 @@ impl Error {
         match self {
             Self::Kek(error) => error.to_string(),
             Self::Store(error) => error.to_string(),
+            Self::Forged(row) => format!("the index's row was not written by this service: {row}"),
             other => other.told().message.into_owned(),
         }
     }
@@ -436,7 +439,10 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Conflict => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
-        StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+        StoreError::Damaged
+        | StoreError::Forged { .. }
+        | StoreError::Gone { .. }
+        | StoreError::NotWhole { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
         StoreError::Failed(_) | StoreError::Unavailable(_) => {
@@ -498,6 +504,14 @@ pub(crate) fn damaged(what: &str, name: &str) -> Error {
     Error::Damaged
 }
 
+/// A row of the index was planted, changed, or moved from another name.
+fn forged(row: &[u8]) -> Error {
+    let row = crate::rows::described(row);
+    tracing::error!(row, "a row of the index was not written by this service, and is refused");
+    metrics::counter!("holdfast_storage_forged_rows_refused_total").increment(1);
+    Error::Forged(row)
+}
+
 pub(crate) fn from_kek(error: KekError) -> Error {
     match &error {
         KekError::Rejected => return damaged("a wrapped DEK", "the KEK does not open it"),
@@ -517,6 +531,7 @@ pub(crate) fn from_store(error: StoreError) -> Error {
         StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
             return damaged("a blob", "missing");
         }
+        StoreError::Forged { row } => return forged(row),
         StoreError::Failed(why) => tracing::error!(why, "the store failed"),
         // Their causes are told by whoever finds them, once, and with the health of the service.
         StoreError::Busy | StoreError::Conflict | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {}

@@ -211,6 +211,16 @@ pub fn founding_event(at: Timestamp, instance: PartitionId) -> AuditEvent {
     of_service(at, "FoundInstance", vec![("instance", instance.to_string())], None)
 }
 
+/// What the log tells when rows of an earlier version of the index are taken over.
+#[must_use]
+pub fn upgraded_event(at: Timestamp, rows: u64) -> AuditEvent {
+    let mut event = of_service(at, "StateUpgrade", vec![("rows", rows.to_string())], None);
+    let told =
+        "the index was upgraded to version 2, each row of which has a MAC: nothing of version 1 is taken any more";
+    event.reason = Some(told.into());
+    event
+}
+
 impl Storage {
     /// Makes the event of a request durable, if it is to have one and has none yet.
     ///
@@ -226,7 +236,8 @@ impl Storage {
             Err(error) => End::of(error),
         };
         let reads = call.as_ref().is_some_and(|call| call.act.reads());
-        if reads && !self.config.audit_reads && end.outcome != AuditOutcome::Denied {
+        let always = end.outcome == AuditOutcome::Denied || matches!(status, Err(Error::Damaged | Error::Forged(_)));
+        if reads && !self.config.audit_reads && !always {
             return Ok(());
         }
         let Some(caller) = arrived.caller() else {

@@ -28,6 +28,7 @@ mod rows;
 mod s3;
 #[cfg(test)]
 mod twins;
+mod verify;
 mod versions;
 mod view;
 
@@ -40,7 +41,7 @@ use body::Written;
 use deks::DekCache;
 pub use deks::DekCacheLimits;
 use error::{Error, Result, from_store};
-pub use event::founding_event;
+pub use event::{founding_event, upgraded_event};
 use grant::{Change, Whole};
 use holdfast_core::{
     Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
@@ -50,8 +51,10 @@ pub use inspect::{StreamReport, envelope_in, inspect_stream};
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
+pub use rows::SETS;
 pub use s3::{AccessKey, S3, service};
 use tokio::sync::Notify;
+pub use verify::{SetReport, VerifyReport};
 use view::View;
 
 /// What the role stands on.
@@ -108,6 +111,8 @@ pub struct Storage {
     discarded: Notify,
     /// Held by the one who collects.
     collecting: tokio::sync::Mutex<()>,
+    /// Held by the one who compares rows with what was committed.
+    verifying: tokio::sync::Mutex<()>,
 }
 
 impl Storage {
@@ -130,6 +135,7 @@ impl Storage {
             readers: Arc::default(),
             discarded: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
+            verifying: tokio::sync::Mutex::default(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! Names of rows in the index, for ever (`docs/formats/storage-records.md`). Byte order is the order of listings.
 
+use holdfast_core::IndexSets;
+
 use crate::record::Id;
 
 /// Kinds of rows.
@@ -153,6 +155,70 @@ pub(crate) fn is_for_collector(row: &[u8]) -> bool {
 /// Whether a row, or the beginning of one, is of objects, versions or uploads of a bucket.
 pub(crate) fn is_of_bucket(row: &[u8], bucket: Id) -> bool {
     matches!(row.first(), Some(&COMPLETED | &NULL | &OBJECT | &UPLOAD | &VERSION)) && row.get(1..17) == Some(&bucket.0)
+}
+
+/// The rows of one bucket are a set, and so are all rows of each other kind: what the index keeps of sets shows which bucket lacks one, or
+/// has an older one.
+pub const SETS: IndexSets = IndexSets { of: set_of, prefixes };
+
+/// Kinds whose names begin with the id of a bucket.
+const OF_BUCKETS: [u8; 5] = [COMPLETED, NULL, OBJECT, UPLOAD, VERSION];
+const ID_BYTES: usize = 16;
+
+/// The id of the bucket, or else the kind.
+fn set_of(row: &[u8]) -> &[u8] {
+    match row.first() {
+        Some(kind) if OF_BUCKETS.contains(kind) => row.get(1..=ID_BYTES).unwrap_or(row),
+        _ => row.get(..1).unwrap_or(row),
+    }
+}
+
+fn prefixes(set: &[u8]) -> Vec<Vec<u8>> {
+    match set.len() {
+        ID_BYTES => OF_BUCKETS.iter().map(|kind| row(*kind, &[set])).collect(),
+        _ => vec![set.to_vec()],
+    }
+}
+
+/// Which bucket a set is the rows of; `None`: of a kind.
+pub(crate) fn bucket_of_set(set: &[u8]) -> Option<Id> {
+    set.try_into().ok().map(Id)
+}
+
+/// Sets that are not of one bucket, and what an operator calls them. No bucket can have such a name.
+const KINDS: [(u8, &str); 5] =
+    [(BUCKET, "*buckets"), (GARBAGE, "*garbage"), (MANIFEST, "*manifests"), (PART, "*parts"), (WASTE, "*waste")];
+
+pub(crate) fn kind_of_set(set: &[u8]) -> &'static str {
+    let known = KINDS.iter().find(|(kind, _)| set == [*kind]);
+    known.map_or("*unknown", |(_, name)| *name)
+}
+
+pub(crate) fn kind_called(name: &str) -> Option<Vec<u8>> {
+    KINDS.iter().find(|(_, known)| *known == name).map(|(kind, _)| vec![*kind])
+}
+
+/// What a row is, for people.
+pub(crate) fn described(row: &[u8]) -> String {
+    let text = |from: usize, to: usize| {
+        let bytes = row.get(from..row.len().saturating_sub(to)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    let id =
+        || row.get(1..=ID_BYTES).and_then(|id| id.try_into().ok()).map_or_else(String::new, |id| Id(id).to_string());
+    match row.first() {
+        Some(&BUCKET) => format!("bucket {}", text(1, 0)),
+        Some(&OBJECT) => format!("object {} in bucket {}", text(17, 0), id()),
+        Some(&VERSION) => format!("a version of {} in bucket {}", text(17, 9), id()),
+        Some(&NULL) => format!("place of the null version of {} in bucket {}", text(17, 0), id()),
+        Some(&UPLOAD) => format!("an upload of {} in bucket {}", text(17, 17), id()),
+        Some(&COMPLETED) => format!("a completed upload of {} in bucket {}", text(17, 17), id()),
+        Some(&MANIFEST) => format!("manifest of object {}", id()),
+        Some(&PART) => format!("a part of upload {}", id()),
+        Some(&GARBAGE) => format!("blob to be deleted {}", id()),
+        Some(&WASTE) => format!("waste {}", id()),
+        _ => row.escape_ascii().to_string(),
+    }
 }
 
 /// The id in the name of a row of garbage or waste.

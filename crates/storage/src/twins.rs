@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{
     Action, Ambient, AuditError, AuditEvent, AuditSink, BlobId, BlobStore, BlobWriter, Index, IndexDecision,
-    IndexReader, IndexVisitor, KekError, KekService, Revision, StoreError, Timestamp, WrappedDek,
+    IndexReader, IndexVisitor, KekError, KekService, Revision, SetNames, StoreError, Timestamp, WrappedDek,
 };
 use holdfast_crypto::SecretBytes;
 use holdfast_store::MemoryIndex;
@@ -142,8 +142,8 @@ impl IndexReader for CountingReader<'_> {
         Ok(value)
     }
 
-    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
-        self.reader.scan(from, &mut |key, value| -> ControlFlow<()> {
+    fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+        self.reader.scan(from, prefix, &mut |key, value| -> ControlFlow<()> {
             self.count(value);
             visit(key, value)
         })
@@ -154,6 +154,10 @@ impl IndexReader for CountingReader<'_> {
 impl Index for Counted {
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
         self.index.snapshot()
+    }
+
+    fn sets(&self) -> Result<SetNames, StoreError> {
+        self.index.sets()
     }
 
     async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {

@@ -65,10 +65,7 @@ impl<'a> View<'a> {
     ) -> Result<()> {
         let mut fault = None;
         self.reader
-            .scan(from, &mut |row, value| {
-                if !row.starts_with(prefix) {
-                    return ControlFlow::Break(());
-                }
+            .scan(from, prefix, &mut |row, value| {
                 visit(row, value).unwrap_or_else(|error| {
                     fault = Some(error);
                     ControlFlow::Break(())

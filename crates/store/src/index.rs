@@ -2,6 +2,7 @@
 
 mod embedded;
 mod memory;
+mod seals;
 
-pub use embedded::{EmbeddedIndex, IndexCopy, IndexOwner};
+pub use embedded::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner};
 pub use memory::MemoryIndex;

@@ -27,7 +27,7 @@ pub use engine::{
     SharedEngine, StateId,
 };
 pub use files::{open_regular, read_regular, write_regular};
-pub use index::{EmbeddedIndex, IndexCopy, IndexOwner, MemoryIndex};
+pub use index::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner, MemoryIndex};
 pub use outbox::Outbox;
 pub use row_set::{Fold, RowSet};
 pub use sealed::SealedStore;

@@ -20,19 +20,19 @@ const END_BYTES: usize = 16;
 
 /// A sum of digests, modulo 2^256; least significant part first.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Sum([u64; 4]);
+pub(crate) struct Sum([u64; 4]);
 
 impl Sum {
-    fn of(digest: &[u8]) -> Self {
+    pub(crate) fn of(digest: &[u8]) -> Self {
         let mut parts = digest.chunks_exact(8).map(|part| part.try_into().map_or(0, u64::from_le_bytes));
         Self(std::array::from_fn(|_| parts.next().unwrap_or(0)))
     }
 
-    fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
         self.0.iter().flat_map(|part| part.to_le_bytes()).collect()
     }
 
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         let mut carry = 0;
         Self(std::array::from_fn(|at| {
             let sum = u128::from(self.0[at]) + u128::from(other.0[at]) + carry;
@@ -42,7 +42,7 @@ impl Sum {
     }
 
     /// The one that gives zero with this.
-    fn negative(self) -> Self {
+    pub(crate) fn negative(self) -> Self {
         Self(self.0.map(|part| !part)).plus(Self([1, 0, 0, 0]))
     }
 }

@@ -58,6 +58,24 @@ pub(crate) enum StorageCommand {
     },
     /// Count what depends on each version of each KEK
     Uses(DataDir),
+    /// Compare the rows of the index of a running service, bucket by bucket, with what was committed: no one dropped, put back or planted
+    Verify {
+        #[command(flatten)]
+        service: DataDir,
+        /// Only this bucket
+        #[arg(long, value_name = "NAME")]
+        bucket: Option<String>,
+        /// Look at the beginning of each blob, too
+        #[arg(long)]
+        blobs: bool,
+        /// Take the rows of this bucket (or set, as a verification names it) for what they are from now on, remove those that are
+        /// not ours, and record that
+        #[arg(long, value_name = "SET", conflicts_with_all = ["bucket", "blobs"])]
+        accept: Option<String>,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Which running service.
@@ -88,8 +106,66 @@ impl StorageCommand {
                 }
                 Ok(())
             }
+            Self::Verify { service, accept: Some(set), json, .. } => accept(&service.data_dir, set, json).await,
+            Self::Verify { service, bucket, blobs, accept: None, json } => {
+                verify(&service.data_dir, bucket, blobs, json).await
+            }
         }
     }
+}
+
+/// A line of a verification, for people.
+fn line_of(set: &Value) -> String {
+    let text = |name: &str| set[name].as_str().unwrap_or_default().to_owned();
+    let mut line = format!("{:<8} {:<40} {} rows", text("verdict"), text("set"), set["rows"]);
+    if set["expected"] != set["rows"] {
+        let expected = set["expected"].as_u64().map_or_else(|| "an unknown number".into(), |rows| rows.to_string());
+        line += &format!(" of {expected}");
+    }
+    for (count, names, what) in [("forged", "names", "not ours"), ("bad_blobs", "bad_blob_names", "bad blobs")] {
+        if set[count].as_u64().unwrap_or_default() > 0 {
+            let names = set[names].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
+            line += &format!("; {} {what}: {}", set[count], names.join(", "));
+        }
+    }
+    line
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+async fn verify(data_dir: &Path, bucket: Option<String>, blobs: bool, json: bool) -> Result<(), Fault> {
+    let mut sets = Vec::new();
+    let hear = |set: &Value| {
+        if json {
+            sets.push(set.clone());
+        } else {
+            println!("{}", line_of(set));
+        }
+    };
+    let mut answer = control::ask(data_dir, &AdminRequest::Verify { bucket, blobs }, hear).await?;
+    let bad: Vec<String> =
+        answer["bad"].as_array().into_iter().flatten().filter_map(|set| set.as_str().map(str::to_owned)).collect();
+    if json {
+        answer["found"] = sets.into();
+        println!("{answer}");
+    } else {
+        println!("{} rows in {} sets looked at, {} not whole", answer["rows"], answer["sets"], bad.len());
+    }
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::new(format!("rows of the index are not what was committed: {}", bad.join(", "))).hint(
+        "restore the data directory of one moment; or, to go on with the rows that are there: holdfast storage verify --data-dir DIR --accept SET",
+    ))
+}
+
+#[expect(clippy::print_stdout, reason = "the command's data")]
+async fn accept(data_dir: &Path, set: String, json: bool) -> Result<(), Fault> {
+    let answer = control::ask(data_dir, &AdminRequest::AcceptRows { set }, |_| ()).await?;
+    match json {
+        true => println!("{}", answer["accepted"]),
+        false => println!("accepted as it is: {}", line_of(&answer["accepted"])),
+    }
+    Ok(())
 }
 
 async fn serve(path: &Path) -> Result<(), Fault> {

@@ -51,7 +51,10 @@ impl Place {
         let mut opened = instance::open(&self.data(), &self.0.path().join("silicon"), "records.redb")?;
         weaken(&mut opened.secrets.floors);
         let config = Audit { accept_loss, ..Audit::default() };
-        let history = opened.open_history(&config, None).await?;
+        let history = {
+            let records = opened.open_records(&config).await?;
+            opened.open_history(&config, records, None).await?
+        };
         Ok(Live { opened, history })
     }
 

@@ -79,7 +79,8 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault
 
 /// Builds every part, wires them, and serves.
 pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
-    let History { store, condition, audit, marks } = opened.open_history(&setup.audit, None).await?;
+    let records = opened.open_records(&setup.audit).await?;
+    let History { store, condition, audit, marks } = opened.open_history(&setup.audit, records, None).await?;
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;

@@ -22,6 +22,10 @@ pub(crate) enum AdminRequest {
     RewrapObjects { bucket: String, prefix: String },
     /// What depends on each version of each KEK.
     Uses,
+    /// Whether rows of the index are what was committed.
+    Verify { bucket: Option<String>, blobs: bool },
+    /// Take a set of rows for what it is from now on.
+    AcceptRows { set: String },
 }
 
 /// Does what is asked.
@@ -39,15 +43,29 @@ pub(crate) async fn carry_out(storage: Arc<Storage>, request: AdminRequest, uid:
             ("RewrapObjects", vec![("bucket", bucket.clone()), ("prefix", prefix.clone())])
         }
         AdminRequest::Uses => ("CountKekUses", Vec::new()),
+        AdminRequest::Verify { bucket, blobs } => {
+            let mut context = vec![("blobs", blobs.to_string())];
+            context.extend(bucket.clone().map(|bucket| ("bucket", bucket)));
+            ("VerifyIndex", context)
+        }
+        // Its event is one with the change.
+        AdminRequest::AcceptRows { .. } => ("", Vec::new()),
     };
-    let answer = answer_to(&storage, request, progress).await;
+    let answer = match request {
+        AdminRequest::Verify { bucket, blobs } => verify(&storage, bucket.as_deref(), blobs, &lines).await,
+        AdminRequest::AcceptRows { set } => match storage.accept_set(&set, uid).await {
+            Ok(report) => json!({"done": true, "accepted": report}),
+            Err(error) => json!({"done": false, "error": error}),
+        },
+        request => answer_to(&storage, request, progress).await,
+    };
     if operation.is_empty() {
         return answer;
     }
     // What is asked for stops the use of keys: it is done first, whatever becomes of the log.
     let mut context = context;
     context.push(("uid", uid.to_string()));
-    for name in ["forgotten", "seen", "moved"] {
+    for name in ["forgotten", "seen", "moved", "sets", "rows", "bad"] {
         context.extend(answer.get(name).map(|value| (name, value.to_string())));
     }
     let failed = match &answer["done"] {
@@ -57,6 +75,20 @@ pub(crate) async fn carry_out(storage: Arc<Storage>, request: AdminRequest, uid:
     match storage.record_own(operation, context, failed).await {
         Ok(()) => answer,
         Err(error) => json!({"done": false, "error": format!("it was done, but {error}")}),
+    }
+}
+
+async fn verify(storage: &Arc<Storage>, bucket: Option<&str>, blobs: bool, lines: &Progress) -> Value {
+    let hear = |report: holdfast_storage::SetReport| async {
+        // Who does not listen any more misses it; the verification goes on.
+        let _ = lines.send(serde_json::to_value(report).unwrap_or_default()).await;
+    };
+    match storage.verify(bucket, blobs, hear).await {
+        Ok(report) => {
+            let bad = report.bad.len();
+            json!({"done": bad == 0, "sets": report.sets, "rows": report.rows, "bad": report.bad})
+        }
+        Err(error) => json!({"done": false, "error": error}),
     }
 }
 
@@ -88,5 +120,6 @@ async fn answer_to(storage: &Storage, request: AdminRequest, progress: impl FnMu
             }
             Err(error) => json!({"done": false, "error": error}),
         },
+        AdminRequest::Verify { .. } | AdminRequest::AcceptRows { .. } => json!({"done": false}),
     }
 }

@@ -7,10 +7,10 @@ mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService};
+use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, StoreError};
 use holdfast_service::AuditDoor;
 use holdfast_storage::{Seams, Storage, StorageConfig};
-use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs, IndexOwner, audit::AuditLog};
+use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs, IndexOpening, IndexOwner, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -25,7 +25,7 @@ use crate::{
     control,
     fault::Fault,
     health::{Ground, Health, Told},
-    history::History,
+    history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_VERSION},
     instance::{self, AuditMarks, Opened, close_audit},
     server::{self, ConnectionLimits},
 };
@@ -103,6 +103,28 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<StorageInstan
     }
 }
 
+fn open_index(opened: &Opened, adopts: bool, accept_loss: bool) -> Result<EmbeddedIndex, Fault> {
+    let path = opened.data_dir.join(INDEX);
+    let founding = adopts.then(|| holdfast_storage::founding_event(opened.ambient.now(), opened.instance));
+    let opening = IndexOpening {
+        instance: opened.instance,
+        database_key: &opened.secrets.database_key,
+        ambient: Arc::clone(&opened.ambient),
+        sets: holdfast_storage::SETS,
+        founding: founding.as_ref(),
+        upgraded: &|rows| holdfast_storage::upgraded_event(opened.ambient.now(), rows),
+        in_force: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_VERSION),
+        accept_loss,
+    };
+    EmbeddedIndex::open(&path, opening).map_err(|error| {
+        let fault = Fault::new(format!("{}: {error}", path.display()));
+        match error {
+            StoreError::NotWhole { .. } | StoreError::Damaged => fault,
+            _ => fault.hint("does another process use this data directory, or was the file put here from elsewhere?"),
+        }
+    })
+}
+
 /// A running service.
 pub(crate) struct Running {
     tasks: Vec<JoinHandle<()>>,
@@ -129,15 +151,17 @@ pub(crate) async fn start(
     stopped: watch::Receiver<bool>,
 ) -> Result<Running, Fault> {
     let StorageInstance { mut opened, adopts } = instance;
-    let (instance, ambient, data_dir) = (opened.instance, Arc::clone(&opened.ambient), opened.data_dir.clone());
+    // First of all whether these secrets are of this moment: what is upgraded, and what is not taken any more, is said there.
+    let records = opened.open_records(&setup.audit).await?;
+    let index = open_index(&opened, adopts, setup.audit.accept_loss)?;
+    let (ambient, data_dir) = (Arc::clone(&opened.ambient), opened.data_dir.clone());
     let data_dir = data_dir.as_path();
-    let used = |error| {
-        Fault::new(format!("{}: {error}", data_dir.display())).hint("does another process use this data directory?")
+    let own = OwnRows {
+        outbox: index.outbox(),
+        accepted: index.notes().to_vec(),
+        floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
-    let founding = adopts.then(|| holdfast_storage::founding_event(ambient.now(), instance));
-    let (path, key) = (data_dir.join(INDEX), &opened.secrets.database_key);
-    let index = EmbeddedIndex::open(&path, instance, key, Arc::clone(&ambient), founding.as_ref()).map_err(used)?;
-    let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, Some(index.outbox())).await?;
+    let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
@@ -159,9 +183,10 @@ pub(crate) async fn start(
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
     let storage = Storage::open(seams, setup.role);
-    let orphans = storage.collect_orphans(true).await.map_err(Fault::new)?;
-    if orphans > 0 {
-        tracing::info!(orphans, "blobs left by a crash were deleted");
+    match storage.collect_orphans(true).await {
+        Ok(0) => {}
+        Ok(orphans) => tracing::info!(orphans, "blobs left by a crash were deleted"),
+        Err(error) => tracing::error!(error, "blobs that nothing names are left where they are"),
     }
     let service = Arc::new(holdfast_storage::service(&storage, setup.keys));
     let readers = service.audit_readers(&setup.audit_readers);

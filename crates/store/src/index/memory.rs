@@ -7,7 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_core::{AuditEvent, Index, IndexDecision, IndexReader, IndexVisitor, Revision, StoreError};
+use holdfast_core::{AuditEvent, Index, IndexDecision, IndexReader, IndexVisitor, Revision, SetNames, StoreError};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -40,8 +40,11 @@ impl IndexReader for View {
         Ok(self.0.get(key).cloned())
     }
 
-    fn scan(&self, from: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
         for (key, value) in self.0.range(from.to_vec()..) {
+            if !key.starts_with(prefix) {
+                break;
+            }
             if let ControlFlow::Break(()) = visit(key, value) {
                 break;
             }
@@ -67,6 +70,11 @@ impl Index for MemoryIndex {
         }
         state.events.extend(change.event);
         Ok(Revision(state.events.len() as u64))
+    }
+
+    /// Nobody else writes to this one.
+    fn sets(&self) -> Result<SetNames, StoreError> {
+        Ok(SetNames { names: Vec::new(), whole: true })
     }
 
     async fn keep(&self, decide: IndexDecision) -> Result<(), StoreError> {

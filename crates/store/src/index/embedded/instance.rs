@@ -1,18 +1,19 @@
-//! Which instance an index belongs to: written into it once, when it is first opened under an instance.
+//! Whose an index says it is, and a look at one without its instance.
 
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 use async_trait::async_trait;
-use holdfast_core::{AuditEvent, Index, IndexDecision, IndexReader, PartitionId, Revision, StoreError};
-use redb::{Database, ReadableDatabase, ReadableTable};
+use holdfast_core::{Index, IndexDecision, IndexReader, IndexVisitor, PartitionId, Revision, StoreError};
+use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefinition, TableError};
 
-use super::{ENTRIES, EVENTS, EventSealer, META, REVISION, Snapshot, database, stored_revision};
-use crate::{audit, group::failed};
+use super::{
+    super::seals::TAG_BYTES,
+    CACHE_BYTES, INSTANCE, META, ROWS,
+    opening::{META_V1, ROWS_V1, TAKEN_OVER, has_rows_of_v1},
+};
+use crate::{database::open_or_make, group::failed};
 
-/// 16 bytes, the id of the instance.
-const INSTANCE: &str = "instance";
-
-/// Whose an index is, as a look at its file tells.
+/// Whose an index is, as it says itself: to find a mistake early. What proves it is the head, which the instance alone can open.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum IndexOwner {
     /// There is no file.
@@ -32,44 +33,30 @@ impl IndexOwner {
         if !path.exists() {
             return Ok(Self::Missing);
         }
-        let database = database(path)?;
+        let database = open_or_make(path, CACHE_BYTES, false)?;
         let transaction = database.begin_read().map_err(failed)?;
-        let meta = transaction.open_table(META).map_err(failed)?;
-        let Some(value) = meta.get(INSTANCE).map_err(failed)? else { return Ok(Self::Nobody) };
-        value.value().try_into().map(|id| Self::Instance(PartitionId::from_bytes(id))).map_err(|_| StoreError::Damaged)
-    }
-}
-
-/// Makes the index this instance's, or sees that it is.
-pub(super) fn claim(
-    database: &Database,
-    sealer: &EventSealer,
-    founding: Option<&AuditEvent>,
-) -> Result<(), StoreError> {
-    let instance = sealer.instance;
-    let transaction = database.begin_write().map_err(failed)?;
-    let foreign = {
-        let mut meta = transaction.open_table(META).map_err(failed)?;
-        let known = meta.get(INSTANCE).map_err(failed)?.map(|value| value.value().to_vec());
-        if known.is_none() {
-            meta.insert(INSTANCE, instance.as_bytes().as_slice()).map_err(failed)?;
-            if let Some(event) = founding {
-                let revision = Revision(stored_revision(&meta)?.0 + 1);
-                let sealed = sealer.seal(revision, &audit::event_body(event)?)?;
-                let mut events = transaction.open_table(EVENTS).map_err(failed)?;
-                events.insert(revision.0, sealed.as_slice()).map_err(failed)?;
-                meta.insert(REVISION, revision.0.to_be_bytes().as_slice()).map_err(failed)?;
-            }
+        for meta in [META, META_V1] {
+            let Some(meta) = table(&transaction, meta)? else { continue };
+            let Some(value) = meta.get(INSTANCE).map_err(failed)? else { continue };
+            let id = value.value().try_into().map_err(|_| StoreError::Damaged)?;
+            return Ok(Self::Instance(PartitionId::from_bytes(id)));
         }
-        known.is_some_and(|known| known != instance.as_bytes())
-    };
-    if foreign {
-        return Err(failed("the index belongs to another instance"));
+        Ok(Self::Nobody)
     }
-    transaction.commit().map_err(failed)
 }
 
-/// An index that is looked at without its instance: for tools, while no service has it open.
+fn table<K: redb::Key + 'static, V: redb::Value + 'static>(
+    transaction: &ReadTransaction,
+    definition: TableDefinition<'_, K, V>,
+) -> Result<Option<ReadOnlyTable<K, V>>, StoreError> {
+    match transaction.open_table(definition) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// An index that is looked at without its instance: for tools, while no service has it open. Nothing that it tells is proved.
 pub struct IndexCopy(Database);
 
 impl IndexCopy {
@@ -81,7 +68,42 @@ impl IndexCopy {
         if !path.exists() {
             return Err(failed("there is no index"));
         }
-        database(path).map(Self)
+        open_or_make(path, CACHE_BYTES, false).map(Self)
+    }
+}
+
+/// Rows of any version, as they are.
+struct Unproved {
+    rows: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    /// Of version 1, without MACs.
+    old: Option<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+}
+
+impl IndexReader for Unproved {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        for (table, tag) in [(&self.rows, TAG_BYTES), (&self.old, 0)] {
+            let Some(table) = table else { continue };
+            if let Some(row) = table.get(key).map_err(failed)? {
+                return Ok(Some(row.value().get(tag..).unwrap_or_default().to_vec()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
+        for (table, tag) in [(&self.rows, TAG_BYTES), (&self.old, 0)] {
+            let Some(table) = table else { continue };
+            for entry in table.range(from..).map_err(failed)? {
+                let (key, row) = entry.map_err(failed)?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                if let ControlFlow::Break(()) = visit(key.value(), row.value().get(tag..).unwrap_or_default()) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -89,7 +111,10 @@ impl IndexCopy {
 impl Index for IndexCopy {
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
         let transaction = self.0.begin_read().map_err(failed)?;
-        Ok(Box::new(Snapshot(transaction.open_table(ENTRIES).map_err(failed)?)))
+        let rows = table(&transaction, ROWS)?;
+        let old = transaction.open_table(ROWS_V1);
+        let old = if has_rows_of_v1(&old)? { old.ok() } else { table(&transaction, TAKEN_OVER)? };
+        Ok(Box::new(Unproved { rows, old }))
     }
 
     async fn commit(&self, _: IndexDecision) -> Result<Revision, StoreError> {
