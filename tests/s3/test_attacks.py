@@ -217,6 +217,85 @@ def test_what_a_known_form_is_refused_for_is_told_of_its_signer(storage, bucket)
         assert (event["caller"]["oid"], event["error"], event["status"]) == ("alice", "EntityTooLarge", 400)
 
 
+def test_what_a_form_is_refused_for_is_told_with_its_bucket(storage, bucket):
+    """Also before s3s has read it: by its policy, its fields, its scope."""
+    refusals = [form(storage, bucket, conditions=[["eq", "$x-amz-meta-a", "b"]]), form(storage, bucket, service="sts"),
+                form(storage, bucket, extra=[("if-match", '"x"')]), form(storage, bucket, conditions=[["content-length-range", 1, 2]])]
+    for answer in refusals:
+        assert answer.status_code >= 400
+        event, = storage.events_of(answer.headers["x-amz-request-id"])
+        assert (event["caller"]["oid"], event["operation"], event["context"]["bucket"]) == ("alice", "PutObject", bucket), event
+
+
+def half_sent(storage, method, path, headers, begin) -> tuple:
+    """What is answered to a client that sends no more than the beginning of its body."""
+    host, port = netloc(storage).split(":")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection((host, int(port)), timeout=80) as client:
+        client.sendall(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + begin)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        return code((answer.status, None, answer.read())), answer.headers["x-amz-request-id"]
+
+
+def test_bodies_do_not_take_for_ever(make_storage):
+    storage = make_storage(more_listen="body_idle_timeout_secs = 1")
+    s3 = storage.client()
+    s3.create_bucket(Bucket="slow")
+    s3.put_object(Bucket="slow", Key="k", Body=b"1")
+    plain = signed.signed(storage, "PUT", "/slow/k", b"x" * 1000, {"Content-Length": "1000"})
+    framed = signed.signed(storage, "PUT", "/slow/k", b"", {"Content-Length": "2000", "x-amz-decoded-content-length": "1000", "Content-Encoding": "aws-chunked"},
+                           payload="STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+    xml = b"<Tagging><TagSet></TagSet></Tagging>"
+    tags = signed.signed(storage, "PUT", "/slow?tagging=", xml, {"Content-Length": str(len(xml)), "Content-MD5": base64.b64encode(hashlib.md5(xml).digest()).decode()})
+    cases = [("PUT", "/slow/k", plain, b"x" * 10), ("PUT", "/slow/k", framed, b"3e8;chunk-signature="), ("PUT", "/slow?tagging=", tags, xml[:9])]
+    access_key, secret = storage.keys["alice"]
+    encoded = base64.b64encode(json.dumps({"expiration": "2100-01-01T00:00:00Z", "conditions": [["starts-with", "$key", ""]]}).encode()).decode()
+    signature = base64.b64encode(hmac.new(secret.encode(), encoded.encode(), hashlib.sha1).digest()).decode()
+    fields = [("key", "k"), ("policy", encoded), ("awsaccesskeyid", access_key), ("signature", signature)]
+    begin = "".join(f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields)
+    begin += '--B\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nhalf'
+    whole = {"Host": netloc(storage), "Content-Length": "100000", "Content-Type": "multipart/form-data; boundary=B"}
+    cases.append(("POST", "/slow", whole, begin.encode()))
+    for case in cases:
+        answer, request_id = half_sent(storage, *case)
+        assert answer == (400, "RequestTimeout"), case
+        event, = storage.events_of(request_id)
+        assert (event["outcome"], event["error"], event["context"]["bucket"]) == ("failed", "RequestTimeout", "slow")
+    assert s3.get_object(Bucket="slow", Key="k")["Body"].read() == b"1" and not storage.blobs()
+
+
+def chunk(storage, path, body, headers, forge):
+    """One signed chunk and the last one; `forge` changes the signature of the first."""
+    access_key, secret = storage.keys["alice"]
+    asked = signed.signed(storage, "PUT", path, b"", headers, payload="STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+    date = asked["X-Amz-Date"]
+    previous = asked["Authorization"].rsplit("Signature=", 1)[1]
+    key = b"AWS4" + secret.encode()
+    for part in (date[:8], "us-east-1", "s3", "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    sent = b""
+    for piece in (body, b""):
+        text = "\n".join(["AWS4-HMAC-SHA256-PAYLOAD", date, f"{date[:8]}/us-east-1/s3/aws4_request", previous, hashlib.sha256(b"").hexdigest(), hashlib.sha256(piece).hexdigest()])
+        previous = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+        shown = forge(previous) if piece else previous
+        sent += f"{len(piece):x};chunk-signature={shown}\r\n".encode() + piece + b"\r\n"
+    return signed.send(netloc(storage), "PUT", path, sent, asked)
+
+
+def test_a_forged_chunk_is_a_denial(storage, s3, bucket):
+    headers = {"x-amz-decoded-content-length": "5", "Content-Encoding": "aws-chunked"}
+    put = lambda forge: chunk(storage, f"/{bucket}/k", b"hello", headers, forge)
+    status, told, _ = put(lambda good: good)
+    assert status == 200, "the control"
+    answer = put(lambda good: good[::-1])
+    assert code(answer) == (403, "SignatureDoesNotMatch")
+    event, = storage.events_of(answer[1]["x-amz-request-id"])
+    assert (event["outcome"], event["error"], event["status"], event["caller"]["oid"]) == ("denied", "SignatureDoesNotMatch", 403, "alice")
+    assert code(put(lambda good: good[:-1])) == (400, "IncompleteBody"), "malformed is another thing"
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"hello"
+
+
 def test_small_things_that_were_passed_over(storage, s3, bucket):
     s3.put_object(Bucket=bucket, Key="k", Body=b"1")
     ask = lambda headers, path="c": code(signed.request(storage, "PUT", f"/{bucket}/{path}", b"", headers))

@@ -130,10 +130,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged
-            | StoreError::Forged { .. }
-            | StoreError::Gone { .. }
-            | StoreError::NotWhole { .. } => {
+            StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
                 Self::internal(error.to_string())
             }
             StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {

@@ -205,10 +205,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled(),
             StoreError::Conflict => Self::conflict("Conflict", "The object was changed by another request; try again"),
-            StoreError::Damaged
-            | StoreError::Forged { .. }
-            | StoreError::Gone { .. }
-            | StoreError::NotWhole { .. } => {
+            StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
                 Self::internal(error.to_string())
             }
             StoreError::Unrecorded { .. } => {

@@ -1,7 +1,7 @@
 //! Callers who are nobody that is known: what they are refused is told to the log, but they do not fill the disk.
 //!
-//! Within a second the first refusal of a kind (address, operation, code, reason) is written at once. What repeats is counted, and told
-//! in one event when the second is over: the last of its kind, with `count` in its context. The number of events of a kind is thus the sum
+//! Within a second the first refusal of a kind (address, operation, code) is written at once. What repeats is counted, and told
+//! in one event when the second is over: the last of its kind, with `count` in its context. What the log does not take is counted on. The number of events of a kind is thus the sum
 //! of their counts, 1 where there is none. Somebody who varies what he asks is counted by address; many addresses are counted together.
 
 use std::{
@@ -26,7 +26,7 @@ struct Kind {
     /// `None`: of many.
     address: Option<IpAddr>,
     /// `None`: of several kinds.
-    what: Option<(&'static str, Option<&'static str>, Option<String>)>,
+    what: Option<(&'static str, Option<&'static str>)>,
 }
 
 struct Counted {
@@ -68,7 +68,7 @@ impl Window {
             *self = Self { began: Some(now), ..Self::default() };
         }
         let address = source.map(counted_as);
-        let kind = Kind { address, what: Some((event.operation, event.error_code, event.reason.clone())) };
+        let kind = Kind { address, what: Some((event.operation, event.error_code)) };
         if !self.kinds.contains_key(&kind) {
             let of_address = self.of_address.get(&address).copied().unwrap_or_default();
             if self.kinds.len() < KINDS_MAX && of_address < KINDS_OF_ADDRESS_MAX {
@@ -97,6 +97,23 @@ impl Window {
     }
 }
 
+impl Window {
+    /// What the log did not take, beside what was counted meanwhile. Where there is no place for its kind any more, it is counted with others. Whether
+    /// the log is now to be told later.
+    fn put_back(&mut self, kind: Kind, Counted { count, mut last }: Counted) -> bool {
+        let kind = if self.kinds.contains_key(&kind) || self.kinds.len() < KINDS_MAX {
+            kind
+        } else {
+            last.source = None;
+            Kind { address: None, what: None }
+        };
+        let there = self.kinds.entry(kind).or_default();
+        let (more, newer) = there.take().map_or((0, None), |there| (there.count, Some(there.last)));
+        *there = Some(Counted { count: count + more, last: newer.unwrap_or(last) });
+        !std::mem::replace(&mut self.awaited, true)
+    }
+}
+
 impl Strangers {
     /// Those of one role, for its log.
     #[must_use]
@@ -110,26 +127,43 @@ impl Strangers {
         let (event, later) = window.note(event, source, Instant::now());
         drop(window);
         if later {
-            let this = Arc::clone(self);
-            tokio::spawn(async move {
-                tokio::time::sleep(WINDOW).await;
-                this.flush().await;
-            });
+            self.tell_later();
         }
         event
     }
 
     /// Tells the log what was counted; also for the end of a service, before its log is closed.
-    pub async fn flush(&self) {
+    pub async fn flush(self: &Arc<Self>) {
         // Whoever is about to close the log waits for what is being told.
         let _telling = self.telling.lock().await;
         let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(PoisonError::into_inner));
-        for Counted { count, mut last } in window.kinds.into_values().flatten() {
-            last.context.push(("count", count.to_string()));
-            if let Err(error) = self.audit.append(last).await {
-                tracing::error!(%error, count, "refusals of callers who are not known are missing from the audit log");
+        let counted = window.kinds.into_iter().filter_map(|(kind, counted)| Some((kind, counted?)));
+        let (mut fault, mut later) = (None, false);
+        for (kind, Counted { count, last }) in counted {
+            if fault.is_none() {
+                let mut event = last.clone();
+                event.context.push(("count", count.to_string()));
+                fault = self.audit.append(event).await.err();
+            }
+            if fault.is_some() {
+                let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+                later |= window.put_back(kind, Counted { count, last });
             }
         }
+        if let Some(error) = fault {
+            tracing::warn!(%error, "the audit log does not take refusals of callers who are not known: they are counted on");
+        }
+        if later {
+            self.tell_later();
+        }
+    }
+
+    fn tell_later(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(WINDOW).await;
+            this.flush().await;
+        });
     }
 }
 
@@ -148,11 +182,12 @@ mod tests {
         fn tell(&mut self, _: &mut AuditEvent) {}
     }
 
-    fn refusal(reason: &str) -> AuditEvent {
-        let trace = Trace::automatic("id".into(), "Do", "/");
+    /// A refusal of an operation that is called so.
+    fn refusal(operation: &str) -> AuditEvent {
+        let operation: &'static str = Box::leak(operation.to_owned().into_boxed_str());
+        let trace = Trace::automatic("id".into(), operation, "/");
         let mut event = trace.event(Timestamp::default(), &Nothing, StatusCode::UNAUTHORIZED);
         event.outcome = AuditOutcome::Denied;
-        event.reason = Some(reason.into());
         event
     }
 
@@ -182,7 +217,15 @@ mod tests {
     fn a_second_is_over_when_it_is_over() {
         let (mut window, now) = (Window::default(), Instant::now());
         assert!(window.note(refusal("a"), from([1; 4]), now).0.is_some());
-        assert!(window.note(refusal("b"), from([1; 4]), now).0.is_some(), "another reason is another kind");
+        assert!(window.note(refusal("b"), from([1; 4]), now).0.is_some(), "another operation is another kind");
+        let mut other = refusal("a");
+        other.reason = Some("in other words".into());
+        assert!(
+            window.note(other, from([1; 4]), now).0.is_none(),
+            "whoever varies what he sends makes no kinds of his own"
+        );
+        window = Window { began: Some(now), ..Window::default() };
+        assert!(window.note(refusal("a"), from([1; 4]), now).0.is_some());
         assert!(window.note(refusal("a"), from([1; 4]), now + WINDOW).0.is_some(), "nothing waits to be told");
         let (event, later) = window.note(refusal("a"), from([1; 4]), now + WINDOW);
         assert!(event.is_none() && later);
@@ -225,6 +268,43 @@ mod tests {
         end.await;
         assert_eq!(slow.1.lock().unwrap().len(), 1);
         telling.await.unwrap();
+    }
+
+    /// A log that takes nothing for a while.
+    #[derive(Default)]
+    struct Full(std::sync::atomic::AtomicBool, Mutex<Vec<AuditEvent>>);
+
+    #[async_trait::async_trait]
+    impl AuditSink for Full {
+        async fn append(&self, event: AuditEvent) -> Result<(), holdfast_core::AuditError> {
+            if self.0.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(holdfast_core::AuditError("full".into()));
+            }
+            self.1.lock().unwrap().push(event);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_log_does_not_take_is_counted_on() {
+        let full = Arc::new(Full::default());
+        let strangers = Strangers::new(Arc::clone(&full) as Arc<dyn AuditSink>);
+        full.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        let mut told = 0;
+        for _ in 0..3 {
+            for (operation, address) in [("a", [1; 4]), ("a", [1; 4]), ("b", [2; 4]), ("b", [2; 4])] {
+                told += usize::from(strangers.note(refusal(operation), from(address)).is_some());
+            }
+            strangers.flush().await;
+        }
+        full.0.store(false, std::sync::atomic::Ordering::SeqCst);
+        strangers.flush().await;
+        let events = full.1.lock().unwrap();
+        let mut counts: Vec<_> = events.iter().flat_map(|event| event.context.clone()).collect();
+        counts.sort();
+        assert!(counts.iter().all(|(name, _)| *name == "count"), "{counts:?}");
+        let counted: usize = counts.iter().map(|(_, count)| count.parse::<usize>().unwrap()).sum();
+        assert_eq!((counted + told, told), (12, 2), "{counts:?}");
     }
 
     #[test]

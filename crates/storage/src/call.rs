@@ -42,6 +42,10 @@ struct Notes {
     caller: Option<Caller>,
     call: Option<Arc<Call>>,
     refused: Option<Error>,
+    /// What the request asks for, where that is known before it is understood.
+    act: Option<Act>,
+    /// Nothing of the body came for too long.
+    late: bool,
 }
 
 impl Arrived {
@@ -83,6 +87,25 @@ impl Arrived {
     /// Who asks, if that was proved.
     pub(crate) fn caller(&self) -> Option<Caller> {
         self.notes().caller.clone()
+    }
+
+    /// Notes what the request asks for, whatever else there is in it.
+    pub(crate) fn asks_for(&self, act: Act) {
+        self.notes().act = Some(act);
+    }
+
+    /// What the request asks for, as far as that is known.
+    pub(crate) fn act(&self) -> Option<Act> {
+        let notes = self.notes();
+        notes.call.as_ref().map(|call| call.act.clone()).or_else(|| notes.act.clone())
+    }
+
+    pub(crate) fn came_late(&self) {
+        self.notes().late = true;
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        self.notes().late
     }
 
     pub(crate) fn came_from(&self, caller: &Caller) {

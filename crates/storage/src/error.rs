@@ -114,6 +114,8 @@ pub(crate) enum Error {
     },
     RequestTimeTooSkewed,
     RequestTimeout,
+    /// Of a chunk of a body.
+    SignatureDoesNotMatch,
     /// The index or the blobs.
     Store(StoreError),
     TooLarge,
@@ -302,6 +304,13 @@ impl Error {
                 bad,
                 "Your socket connection to the server was not read from or written to within the timeout period.".into(),
             ),
+            Self::SignatureDoesNotMatch => (
+                "SignatureDoesNotMatch",
+                StatusCode::FORBIDDEN,
+                "The request signature we calculated does not match the signature you provided. Check your key and signing \
+                 method."
+                    .into(),
+            ),
             Self::Store(error) => told_of_store(error),
             Self::TooLarge => {
                 ("EntityTooLarge", bad, "Your proposed upload exceeds the maximum allowed size".into())
@@ -359,6 +368,7 @@ impl Error {
             | Self::DeniedBecause(_)
             | Self::HeadersNotSigned(_)
             | Self::RequestTimeTooSkewed
+            | Self::SignatureDoesNotMatch
             | Self::InvalidToken
             | Self::AuthorizationQuery(_)
             | Self::AuthorizationScope { .. }
@@ -439,10 +449,7 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Conflict => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
-        StoreError::Damaged
-        | StoreError::Forged { .. }
-        | StoreError::Gone { .. }
-        | StoreError::NotWhole { .. } => {
+        StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
         StoreError::Failed(_) | StoreError::Unavailable(_) => {

@@ -249,9 +249,9 @@ impl Storage {
             };
         };
         let about = call.as_ref().map(|call| call.about()).unwrap_or_default();
-        let act = call.as_ref().map(|call| &call.act);
-        let operation = act.map_or(UNRESOLVED, |act| act.operation);
-        Ok(self.audit.append(event(&arrived.facts, operation, Some(&caller), act, about, end)).await?)
+        let act = arrived.act();
+        let operation = act.as_ref().map_or(UNRESOLVED, |act| act.operation);
+        Ok(self.audit.append(event(&arrived.facts, operation, Some(&caller), act.as_ref(), about, end)).await?)
     }
 
     /// The same for one of the many things that a request asks for.

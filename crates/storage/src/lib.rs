@@ -32,9 +32,12 @@ mod verify;
 mod versions;
 mod view;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use body::Written;
@@ -73,6 +76,9 @@ pub struct Seams {
     pub audit: Arc<dyn AuditSink>,
 }
 
+/// How long a client may send nothing of a body that it has begun: as of S3, whose clients send the request again.
+pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How the role behaves.
 #[derive(Clone, Debug, Default)]
 pub struct StorageConfig {
@@ -88,6 +94,8 @@ pub struct StorageConfig {
     pub host_domains: Vec<String>,
     /// Whether new buckets refuse SSE-C until their encryption configuration says otherwise, as S3's do since April 2026.
     pub new_buckets_block_customer_keys: bool,
+    /// How long a client may send nothing of a body; `None`: as long as [`BODY_IDLE_TIMEOUT`].
+    pub body_idle_timeout: Option<Duration>,
     /// Whether the log tells of requests that change nothing. Denials it tells always.
     pub audit_reads: bool,
 }

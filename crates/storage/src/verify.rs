@@ -210,8 +210,8 @@ impl Storage {
         }
     }
 
-    /// The streams of a page of records, with what their headers must say; and the last row of the page, if there may be more.
-    fn streams_from(&self, bucket: Id, from: &[u8], all: &[u8]) -> Result<(Option<Vec<u8>>, Vec<(Id, Expected)>)> {
+    /// The streams of a page of records.
+    fn streams_from(&self, bucket: Id, from: &[u8], all: &[u8]) -> Result<Page> {
         self.look_whole(|view| {
             let (mut last, mut records) = (None, Vec::new());
             view.scan(from, all, |row, value| {
@@ -251,6 +251,9 @@ impl Storage {
         (!good).then(|| stream.to_string())
     }
 }
+
+/// The last row of a page, if there may be more, and its streams with what their headers must say.
+type Page = (Option<Vec<u8>>, Vec<(Id, Expected)>);
 
 /// What the header of a blob must say.
 #[derive(Clone, Copy)]

@@ -90,6 +90,7 @@ struct RawListen {
     insecure_http: bool,
     #[serde(default)]
     host_domains: Vec<String>,
+    body_idle_timeout_secs: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -189,8 +190,11 @@ impl Config {
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
-        let RawListen { address: listen, metrics_address, certificate_file, key_file, insecure_http, host_domains } =
-            raw.listen;
+        let RawListen {
+            address: listen, metrics_address, certificate_file, key_file, insecure_http, host_domains, ..
+        } = raw.listen;
+        let idle = raw.listen.body_idle_timeout_secs;
+        let body_idle_timeout = secs("listen.body_idle_timeout_secs", idle, 20, 1, 3600)?;
         let tls = match (certificate_file, key_file, insecure_http) {
             (Some(certificate), Some(key), false) => Some((certificate, key)),
             (None, None, true) => None,
@@ -237,6 +241,7 @@ impl Config {
                 region: storage.region,
                 host_domains: host_domains.iter().map(|domain| host_domain(domain)).collect::<Result<_, _>>()?,
                 new_buckets_block_customer_keys: storage.new_buckets_block_sse_c,
+                body_idle_timeout: Some(body_idle_timeout),
                 audit_reads: reads,
             },
             kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,

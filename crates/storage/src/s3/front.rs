@@ -4,7 +4,7 @@
 //! is asked for (`operations`, `headers`), by whom and of whose bucket, and gives the inner one a request without a signature
 //! which it reads and carries out: only what was resolved here runs, because an operation asks for the [`Call`] that was made here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,6 +41,9 @@ pub(super) struct Front {
     pub hosts: Arc<Hosts>,
     pub inner: S3Service,
 }
+
+/// Time for the whole of a body of XML, which is held in memory.
+const XML_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Query names of a signature, lower case: they say who asks, not for what.
 const SIGNATURE: &[&str] = &[
@@ -214,10 +217,11 @@ fn drop_unreadable_conditions(request: &mut S3Request<Body>) {
 
 /// Reads a body of XML whole, checks what was claimed of it, and makes it what s3s reads.
 async fn read_xml(request: &mut S3Request<Body>, operation: &Operation) -> Result<()> {
-    let read = request.input.store_all_limited(XML_BYTES_MAX).await;
-    let body = read.map_err(|cause| match cause.is::<s3s::S3Error>() {
-        true => incomplete(cause),
-        false => Error::XmlTooLong,
+    let read = tokio::time::timeout(XML_TIMEOUT, request.input.store_all_limited(XML_BYTES_MAX)).await;
+    let body = read.map_err(|_| Error::RequestTimeout)?.map_err(|cause| match incomplete(cause) {
+        // Of a body that is too long s3s says no more than that it is not to be had.
+        Error::IncompleteBody(_) => Error::XmlTooLong,
+        error => error,
     })?;
     // The checksums of this one are of the object that it makes.
     let claims = match operation.name {

@@ -7,6 +7,7 @@ mod form_policy;
 mod front;
 mod headers;
 mod operations;
+mod patience;
 mod scope;
 pub(crate) mod xml;
 
@@ -32,7 +33,7 @@ use s3s::{
 use serde::Deserialize;
 
 use crate::{
-    Storage,
+    BODY_IDLE_TIMEOUT, Storage,
     call::{Act, Arrived, Call, Named},
     error::{Error, Result, not_implemented},
     event::UNRESOLVED,
@@ -143,7 +144,13 @@ impl S3 {
         let ambient = self.storage.ambient();
         let arrived = Arrived::new(request_id, source, request.uri().path(), request.headers(), ambient);
         request.extensions_mut().insert(Arc::clone(&arrived));
+        let idle = self.storage.config.body_idle_timeout.unwrap_or(BODY_IDLE_TIMEOUT);
+        let request = request.map(|body| patience::bounded(body, &arrived, idle));
         let mut result = self.answer(request, &arrived).await;
+        if result.is_err() && arrived.is_late() {
+            // Whatever was made of a body that did not come: this is why.
+            result = Err(Error::RequestTimeout);
+        }
         let status = result.as_ref().map(|answer| answer.status().as_u16());
         let fails_anyway = matches!(&result, Err(error) if error.told().status.is_server_error());
         // What fails for another want is told for what it is; nothing else is answered without its event.
@@ -173,6 +180,7 @@ impl S3 {
         let answer = if form::is_form(request.method(), request.headers()) {
             let bucket = self.bucket_of(&request);
             let is_signed = |fields: &[(String, String)]| self.directory.signer(fields, arrived).is_some();
+            arrived.asks_for(form_act(&bucket, None));
             self.forms.call(form::prepared(request, &bucket, now_millis, is_signed).await?).await
         } else {
             self.outer.call(self.prepared(request, now_millis / 1000)?).await
@@ -265,6 +273,17 @@ fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
+/// What every form asks for. Its key s3s reads, with the rest of the form.
+fn form_act(bucket: &str, owner: Option<String>) -> Act {
+    Act {
+        operation: "PutObject",
+        action: Action::ObjectWrite,
+        bucket: Named { bucket: bucket.to_owned(), owner },
+        key: None,
+        source: None,
+    }
+}
+
 /// POST forms are the one kind of request that s3s carries out without [`front::Front`].
 struct FormsOnly {
     storage: Arc<Storage>,
@@ -286,15 +305,7 @@ impl FormsOnly {
         }
         let form::Fields(fields) = fields;
         let operation = operations::resolve(&Method::PUT, operations::Place::Object, &[], &fields);
-        let act = Act {
-            operation: "PutObject",
-            action: Action::ObjectWrite,
-            bucket: Named { bucket, owner: text_of(&fields, "x-amz-expected-bucket-owner") },
-            // s3s reads it, with the rest of the form.
-            key: None,
-            source: None,
-        };
-        let call = Call::new(arrived, caller, act);
+        let call = Call::new(arrived, caller, form_act(&bucket, text_of(&fields, "x-amz-expected-bucket-owner")));
         first_look(&self.storage, &call)?;
         let operation = operation.map_err(|unkept| headers::refusal(unkept, &Method::PUT))?;
         if operation.name != call.act.operation {

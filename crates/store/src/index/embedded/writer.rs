@@ -59,7 +59,6 @@ impl Writer {
         Ok(results)
     }
 
-    #[expect(clippy::type_complexity, reason = "results of jobs, and events with their places")]
     fn try_write_group(
         &self,
         jobs: Vec<Job>,
