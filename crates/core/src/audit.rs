@@ -13,6 +13,8 @@ pub enum AuditOutcome {
     Denied,
     /// Permitted or public, but not carried out: bad input, no such thing, a fault.
     Failed,
+    /// Carried out and told to the log, and then not told to the caller: what allowed it had ended meanwhile.
+    Withheld,
 }
 
 impl AuditOutcome {
@@ -23,6 +25,7 @@ impl AuditOutcome {
             Self::Allowed => "allowed",
             Self::Denied => "denied",
             Self::Failed => "failed",
+            Self::Withheld => "withheld",
         }
     }
 }

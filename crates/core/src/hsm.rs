@@ -7,7 +7,7 @@ use holdfast_crypto::{
     EncryptionPadding, ImportedKey, KeySpec, PublicKey, SecretBytes, SignatureScheme, WrapPadding, transfer::Transfer,
 };
 
-use crate::{Action, KeyAttributes, KeyOperation, KeyVersion, Permit, PermitMismatch, Timestamp};
+use crate::{Action, KeyAttributes, KeyOperation, KeyVersion, Pass, Permit, PermitMismatch, Timestamp};
 
 /// A key as it lies outside its partition: encrypted under the masking key and bound to its identity and attributes.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -144,22 +144,39 @@ impl Operation {
     }
 }
 
+/// What a key must allow for an operation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Need {
+    operation: KeyOperation,
+    /// Whether something new is protected by it.
+    protects: bool,
+}
+
+impl Operation {
+    /// What the key must allow.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        let (operation, protects) = match self {
+            Self::Decapsulate { .. } | Self::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
+            Self::Decrypt { .. } => (KeyOperation::Decrypt, false),
+            Self::Derive { .. } => (KeyOperation::Derive, true),
+            Self::Encrypt { .. } => (KeyOperation::Encrypt, true),
+            Self::Sign { .. } => (KeyOperation::Sign, true),
+            Self::Verify { .. } => (KeyOperation::Verify, false),
+            Self::Encapsulate | Self::Wrap { .. } => (KeyOperation::WrapKey, true),
+        };
+        Need { operation, protects }
+    }
+}
+
 impl KeyAttributes {
     /// Whether they let a key be used so at `now`. Outside its validity a key protects nothing new, but still gives back what it protected
     /// before.
     ///
     /// # Errors
     /// [`HsmError::Disabled`], [`HsmError::NotYetValid`], [`HsmError::Expired`], [`HsmError::OperationNotAllowed`], in this order.
-    pub fn allow(&self, now: Timestamp, operation: &Operation) -> Result<(), HsmError> {
-        let (needed, protects) = match operation {
-            Operation::Decapsulate { .. } | Operation::Unwrap { .. } => (KeyOperation::UnwrapKey, false),
-            Operation::Decrypt { .. } => (KeyOperation::Decrypt, false),
-            Operation::Derive { .. } => (KeyOperation::Derive, true),
-            Operation::Encrypt { .. } => (KeyOperation::Encrypt, true),
-            Operation::Sign { .. } => (KeyOperation::Sign, true),
-            Operation::Verify { .. } => (KeyOperation::Verify, false),
-            Operation::Encapsulate | Operation::Wrap { .. } => (KeyOperation::WrapKey, true),
-        };
+    pub fn allow(&self, now: Timestamp, need: Need) -> Result<(), HsmError> {
+        let Need { operation, protects } = need;
         if !self.enabled {
             return Err(HsmError::Disabled);
         }
@@ -169,7 +186,7 @@ impl KeyAttributes {
         if protects && self.expires.is_some_and(|end| now >= end) {
             return Err(HsmError::Expired);
         }
-        if !self.operations.contains(needed) {
+        if !self.operations.contains(operation) {
             return Err(HsmError::OperationNotAllowed);
         }
         Ok(())
@@ -236,16 +253,30 @@ pub enum HsmError {
     Unavailable(String),
 }
 
+/// What a role has to say of a key version whenever it is asked. A blob is bound to the attributes that it was masked with, and what a role
+/// keeps beside it (state, say) a partition cannot see.
+pub trait AtThisMoment: Send + Sync {
+    /// The key version as it is now, and the pass under which that was looked at: held until the key is put down.
+    ///
+    /// # Errors
+    /// [`HsmError::NotFound`] if it is gone.
+    fn look(&self) -> Result<(Pass, KeyVersion), HsmError>;
+}
+
 /// A key version opened for use.
 #[async_trait]
 pub trait OpenKey: Send + Sync {
-    /// Uses the key once. `as_told` is the key version as the role has it at this moment. A blob is bound to the attributes that it was
-    /// masked with, and what a role keeps beside it (state, say) the partition cannot see: it is told, and allows what both allow.
+    /// Uses the key once. `key` is asked at the moment of the use, after the last wait for a thread: what both the blob and it allow is allowed.
     ///
     /// # Errors
     /// [`HsmError`], attributes first (disabled, validity, operation), then input, then the operation itself. [`HsmError::Damaged`] if
-    /// `as_told` is another key version than this one.
-    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError>;
+    /// `key` is another key version than this one.
+    async fn perform(
+        &self,
+        permit: Permit,
+        key: Arc<dyn AtThisMoment>,
+        operation: Operation,
+    ) -> Result<Outcome, HsmError>;
 
     /// The public part.
     fn public(&self) -> &PublicKey;

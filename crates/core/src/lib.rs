@@ -16,6 +16,7 @@ mod audit_pull;
 mod blob;
 mod evidence;
 mod external;
+mod gate;
 mod hsm;
 mod index;
 mod kek;
@@ -39,9 +40,10 @@ pub use external::{
     ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,
     HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,
 };
+pub use gate::{CLEAR_WAIT_MAX, Gate, Pass};
 pub use hsm::{
-    CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, NewKey, OpenKey, Operation, Outcome,
-    WrapScheme,
+    AtThisMoment, CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, Need, NewKey, OpenKey,
+    Operation, Outcome, WrapScheme,
 };
 pub use index::{
     AcceptTold, Index, IndexChange, IndexDecision, IndexReader, IndexSets, IndexVisitor, IndexWrite, SetCheck, SetNames,

@@ -1,10 +1,10 @@
 //! The seam behind which state is durable, and the life of a change: rows and event in one transaction, then memory, then the answer.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 
-use crate::AuditEvent;
+use crate::{AuditEvent, Gate};
 
 /// Names a record: its kind and, within the kind, its id. Neither is visible in the engine's files.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -64,7 +64,8 @@ pub struct Change {
     pub event: AuditEvent,
 }
 
-/// Proof that a change happened: its rows and its event are durable, and every projection of this process has applied it.
+/// Proof that a change happened: its rows and its event are durable, every projection of this process has applied it, and nothing goes on in it
+/// that was looked at before.
 ///
 /// Only [`Store::commit`] makes one:
 /// ```compile_fail
@@ -167,7 +168,8 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Damaged`], [`StoreError::Failed`].
     async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
 
-    /// Writes all or nothing: rows, and the event of the change if it is one. Returns when it is durable and every projection has applied it.
+    /// Writes all or nothing: rows, and the event of the change if it is one. Returns when it is durable, every projection has applied it, and, if
+    /// it is a change, the [`Gate`] is clear of what was looked at before.
     /// For stores to implement: roles call [`Store::commit`] or [`Store::keep`].
     ///
     /// # Errors
@@ -192,6 +194,9 @@ pub trait Store: Send + Sync {
     async fn keep(&self, writes: Vec<Write>) -> Result<(), StoreError> {
         self.write(writes, None).await.map(|_| ())
     }
+
+    /// What every change of this store clears, and what is to be entered before memory is looked at for a use or an answer.
+    fn gate(&self) -> &Arc<Gate>;
 
     /// The newest change that every projection has applied.
     fn revision(&self) -> Revision;

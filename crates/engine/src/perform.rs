@@ -131,8 +131,8 @@ impl Keyed {
         if own.id != as_told.id || own.name != as_told.name || own.attributes.spec != as_told.attributes.spec {
             return Err(HsmError::Damaged);
         }
-        own.attributes.allow(now, operation)?;
-        as_told.attributes.allow(now, operation)
+        own.attributes.allow(now, operation.need())?;
+        as_told.attributes.allow(now, operation.need())
     }
 
     fn aes(&self) -> Result<&AesKey, HsmError> {

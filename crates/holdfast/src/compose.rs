@@ -25,7 +25,7 @@ use crate::{
     instance::{AuditMarks, Opened, close_audit, listen, listen_some, signalled, tls_identity, write_public},
     issuer::{self, Issuer},
     server::{
-        self,
+        self, AnswerBody,
         client::{HttpsClient, IssuerFetch},
         tls::{Renewal, TlsIdentity},
     },
@@ -220,13 +220,13 @@ fn hsm_handler(role: Arc<ManagedHsm>, log: AuditDoor, health: Option<Health>) ->
         let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
         async move {
             if let Some(answer) = answer {
-                return answer;
+                return answer.map(AnswerBody::from);
             }
             let (parts, body) = request.into_parts();
             if AuditDoor::is_at(parts.uri.path()) {
-                return role.handle_audit(&log, parts, body, Some(peer)).await;
+                return role.handle_audit(&log, parts, body, Some(peer)).await.map(AnswerBody::from);
             }
-            role.handle(parts, body, Some(peer)).await
+            role.handle(parts, body, Some(peer)).await.map(AnswerBody::from)
         }
     })
 }

@@ -41,7 +41,10 @@ pub(crate) fn start_logging(json: bool) {
 pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
     let handle =
         PrometheusBuilder::new().set_buckets(BUCKETS).map_err(Fault::new)?.install_recorder().map_err(Fault::new)?;
-    describe_counter!("holdfast_hsm_requests_total", "Requests by operation and outcome (allowed, denied, failed)");
+    describe_counter!(
+        "holdfast_hsm_requests_total",
+        "Requests by operation and outcome (allowed, denied, failed, withheld)"
+    );
     describe_histogram!(
         "holdfast_hsm_request_duration_seconds",
         Unit::Seconds,
@@ -89,6 +92,10 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
     describe_gauge!("holdfast_xks_kill_switches", "Kill switches that are pulled");
     describe_counter!("holdfast_hsm_host_starts_total", "Processes started for an HSM user");
     describe_gauge!("holdfast_connections", "Open connections");
+    describe_counter!(
+        "holdfast_answers_cut_total",
+        "Answers cut off: what allowed them ended before their client read them"
+    );
     describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");
     describe_counter!("holdfast_crypto_pool_refused_total", "Private-key operations refused for want of room");

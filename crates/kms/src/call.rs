@@ -13,10 +13,10 @@ use crate::{
     action::KmsAction,
     aliases::AliasName,
     authn::Identity,
-    authz::Ask,
+    basis::{Asker, Basis, ask},
     context::EncryptionContext,
     error::ApiError,
-    facts::{Attested, RequestFacts},
+    facts::Attested,
     grants::{GrantId, GrantTerms},
     keys::{KeyEntry, KeyRef, KeyState},
     names::{BadName, KeyId, KeyNaming, alias_arn, key_arn},
@@ -58,6 +58,8 @@ pub(crate) struct Call<'a> {
     pub trace: &'a Trace,
     pub now: Timestamp,
     pub told: &'a mut Told,
+    /// What the answer rests on.
+    pub basis: Basis,
 }
 
 /// A key that a request names, and how.
@@ -83,9 +85,11 @@ pub(crate) struct With<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// The event of this request's success, for whoever commits it together with what it changes.
-    pub(crate) fn event(&self) -> AuditEvent {
-        self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK)
+    /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
+    /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
+    pub(crate) fn event(&self) -> Result<AuditEvent, ApiError> {
+        self.basis.confirm(self.kms, self.identity, self.region)?;
+        Ok(self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK))
     }
 
     /// Reads the body. Members of a wrong type come first, then those that are missing, and then whatever else an operation looks at.
@@ -158,34 +162,18 @@ impl<'a> Call<'a> {
         Ok(self.named(member, name)?.key)
     }
 
-    fn ask<T>(
-        &self,
-        action: KmsAction,
-        resource: &str,
-        key: Option<&KeyEntry>,
-        with: With<'_>,
-        answer: impl FnOnce(&Ask<'_>, Option<String>) -> T,
-    ) -> T {
-        let facts = RequestFacts {
-            identity: self.identity,
-            region: self.region,
-            source: self.source,
-            now: self.now,
-            key,
-            aliases: &self.kms.aliases,
-            request_alias: with.alias,
-            context: with.context,
-            request_tags: with.tags,
-            attested: with.attested,
-            source_arn: self.source_arn,
-            more: with.more,
-        };
-        let ask = Ask { action, resource, key, facts: &facts, grants: &self.kms.grants, new_grant: with.new_grant };
-        answer(&ask, facts.via_service())
+    fn asker(&self) -> Asker<'_> {
+        let Self { identity, region, source, source_arn, now, .. } = self;
+        Asker { identity, region, source: *source, source_arn: *source_arn, now: *now }
     }
 
     /// A permit for an action on a key, in an operation that takes no grant tokens.
-    pub(crate) fn permit(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<Permit, ApiError> {
+    pub(crate) fn permit(
+        &mut self,
+        action: KmsAction,
+        key: &Arc<KeyEntry>,
+        with: With<'_>,
+    ) -> Result<Permit, ApiError> {
         if self.operation.takes_grant_tokens() {
             return Err(ApiError::internal("the grant tokens of a request were not looked at"));
         }
@@ -197,14 +185,17 @@ impl<'a> Call<'a> {
         &mut self,
         _tokens: &GrantTokens,
         action: KmsAction,
-        key: &KeyEntry,
+        key: &Arc<KeyEntry>,
         with: With<'_>,
     ) -> Result<Permit, ApiError> {
-        let (permit, via) = self.ask(action, &key.arn, Some(key), with, |ask, via| (ask.permit(), via));
+        let about = (action, key.arn.as_str(), Some(&**key));
+        let (permit, via) = ask(self.kms, self.asker(), about, with, |ask, facts| (ask.permit(), facts.via_service()));
         self.told.via_service = via;
         self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
         let permit = permit?;
-        if self.operation.is_use() {
+        let uses = self.operation.is_use();
+        self.basis.rests_on(action, Ok(Arc::clone(key)), uses, with);
+        if uses {
             self.told.used.push(key.key_ref());
         }
         self.told.rule = Some(permit.rule().to_owned());
@@ -218,7 +209,8 @@ impl<'a> Call<'a> {
         resource: &str,
         with: With<'_>,
     ) -> Result<Permit, ApiError> {
-        let permit = self.ask(action, resource, None, with, |ask, _| ask.permit())?;
+        let permit = ask(self.kms, self.asker(), (action, resource, None), with, |ask, _| ask.permit())?;
+        self.basis.rests_on(action, Err(resource.to_owned()), false, with);
         self.told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
@@ -236,18 +228,26 @@ impl<'a> Call<'a> {
 
     /// A permit for a key that is not there yet: its policy is not asked.
     pub(crate) fn permit_new(&mut self, action: KmsAction, name: &KeyName, with: With<'_>) -> Result<Permit, ApiError> {
-        let permit = self.ask(action, "*", None, with, |ask, _| ask.permit_on(Resource::Key(name.clone())))?;
+        let resource = Resource::Key(name.clone());
+        let permit = ask(self.kms, self.asker(), (action, "*", None), with, |ask, _| ask.permit_on(resource))?;
+        self.basis.rests_on(action, Err("*".to_owned()), false, with);
         self.told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
 
     /// Whether the caller may do something more, without a permit for it.
     pub(crate) fn may(&self, action: KmsAction, key: &KeyEntry) -> bool {
-        self.ask(action, &key.arn, Some(key), With::default(), |ask, _| ask.permit().is_ok())
+        let about = (action, key.arn.as_str(), Some(key));
+        ask(self.kms, self.asker(), about, With::default(), |ask, _| ask.permit().is_ok())
     }
 
     /// A permit used up by an operation that no call to the HSM and no change stands behind.
-    pub(crate) fn allowed(&mut self, action: KmsAction, key: &KeyEntry, with: With<'_>) -> Result<Spent, ApiError> {
+    pub(crate) fn allowed(
+        &mut self,
+        action: KmsAction,
+        key: &Arc<KeyEntry>,
+        with: With<'_>,
+    ) -> Result<Spent, ApiError> {
         let permit = self.permit(action, key, with)?;
         Ok(permit.spend(action.core(), &key.resource())?)
     }
@@ -257,7 +257,7 @@ impl<'a> Call<'a> {
         &mut self,
         tokens: &GrantTokens,
         action: KmsAction,
-        key: &KeyEntry,
+        key: &Arc<KeyEntry>,
         with: With<'_>,
     ) -> Result<Spent, ApiError> {
         let permit = self.permit_shown(tokens, action, key, with)?;

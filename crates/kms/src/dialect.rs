@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_core::{AuditEvent, Principal, Timestamp};
 use holdfast_service::{
-    Client, Dialect, Done, Ended, Failure, Fault, Head, Recorded, Request, Told as Tells, Trace, Written,
+    Client, Confirmed, Dialect, Done, Ended, Failure, Fault, Head, Request, Told as Tells, Trace, Written,
     measure_requests,
 };
 use holdfast_wire::{body::BodyLimits, hex::hex, printable};
@@ -15,6 +15,7 @@ use http_body_util::Full;
 use crate::{
     Kms,
     authn::{self, Identity},
+    basis::{Asker, Basis},
     call::{Call, Told},
     error::ApiError,
     keys::KeyRef,
@@ -39,9 +40,10 @@ pub(crate) struct Caller {
     now: Timestamp,
 }
 
-/// What a success has to say, and the keys that it used.
+/// What a success has to say, what that rests on, and the keys that it used.
 pub(crate) struct Reply {
     body: Bytes,
+    basis: Basis,
     operation: Operation,
     used: Vec<KeyRef>,
 }
@@ -140,26 +142,31 @@ impl Dialect for AwsKms<'_> {
         &self,
         request: &Request<'_>,
         caller: &Caller,
-        operation: Operation,
+        operation: &Operation,
         (): (),
         trace: &Trace,
         told: &mut Told,
     ) -> Result<Done<Reply>, ApiError> {
+        let operation = *operation;
         let parts = request.head().parts();
         let source_arn = authn::source_arn(parts, &caller.identity)?;
+        let source = request.head().source().map(|source| source.ip());
+        let (identity, region, now) = (&caller.identity, &caller.region, caller.now);
+        let basis = || Basis::new(self.0, Asker { identity, region, source, source_arn, now });
         let mut call = Call {
             kms: self.0,
             operation,
             parts,
             body: request.body(),
-            identity: &caller.identity,
-            region: &caller.region,
-            source: request.head().source().map(|source| source.ip()),
+            identity,
+            region,
+            source,
             source_arn,
             request_id: trace.request_id(),
             trace,
-            now: caller.now,
+            now,
             told,
+            basis: basis(),
         };
         let mut attempts = 1;
         // Conflicts are ours to settle: the caller is told what holds on the state as it is now.
@@ -170,9 +177,15 @@ impl Dialect for AwsKms<'_> {
             }
             attempts += 1;
             *call.told = Told::on_behalf_of(source_arn);
+            call.basis = basis();
         };
-        let used = std::mem::take(&mut call.told.used);
-        Ok(done.map(|body| Reply { body, operation, used }))
+        let Call { told, basis, .. } = call;
+        let used = std::mem::take(&mut told.used);
+        Ok(done.map(|body| Reply { body, basis, operation, used }))
+    }
+
+    fn confirm(&self, caller: &Caller, _: &Operation, reply: &Reply) -> Result<(), ApiError> {
+        reply.basis.confirm(self.0, &caller.identity, &caller.region)
     }
 
     fn status(_: &Reply) -> StatusCode {
@@ -205,9 +218,9 @@ impl Dialect for AwsKms<'_> {
         ended.log_fault();
     }
 
-    fn answer(&self, _: &Head, trace: &Trace, outcome: Recorded<Result<Reply, ApiError>>) -> Response<Full<Bytes>> {
+    fn answer(&self, _: &Head, trace: &Trace, outcome: Confirmed<Result<Reply, ApiError>>) -> Response<Full<Bytes>> {
         let (status, body) = match outcome.into_inner() {
-            Ok(Reply { body, operation, used }) => {
+            Ok(Reply { body, operation, used, .. }) => {
                 self.0.note_use(operation, used, trace.request_id());
                 (StatusCode::OK, body)
             }

@@ -10,6 +10,7 @@ use crate::{
 };
 
 /// A caller whose evidence holds, and the key that it is answered under.
+#[derive(Clone)]
 pub(crate) struct Attested {
     pub claims: EvidenceClaims,
     pub public_key: Vec<u8>,

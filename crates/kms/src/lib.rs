@@ -15,6 +15,7 @@ mod action;
 mod aliases;
 mod authn;
 mod authz;
+mod basis;
 mod blob;
 mod call;
 mod client;
@@ -121,13 +122,14 @@ pub struct KmsConfig {
 pub struct Kms {
     regions: Vec<Arc<str>>,
     directory: Directory,
-    keys: KeyRing,
+    keys: Arc<KeyRing>,
     aliases: Aliases,
     grants: Grants,
     usage: Usage,
     stores: Arc<KeyStores>,
     hsm: Arc<dyn Hsm>,
     admin: Arc<dyn HsmAdmin>,
+    store: Arc<dyn Store>,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
     evidence: Option<Arc<dyn EvidenceVerifier>>,
@@ -148,18 +150,21 @@ impl Kms {
         let aliases = Aliases::open(Arc::clone(&store)).await?;
         let grants = Grants::open(Arc::clone(&store)).await?;
         let usage = Usage::open(Arc::clone(&store)).await?;
-        let stores = KeyStores::open(store, Arc::clone(&ambient), proxies, clusters, limits.stores).await?;
-        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), Some(limits.in_flight_max));
+        let stores =
+            KeyStores::open(Arc::clone(&store), Arc::clone(&ambient), proxies, clusters, limits.stores).await?;
+        let gate = Arc::clone(store.gate());
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), gate, Some(limits.in_flight_max));
         Ok(Self {
             regions: regions.into_iter().map(Into::into).collect(),
             directory,
-            keys,
+            keys: Arc::new(keys),
             aliases,
             grants,
             usage,
             stores: Arc::new(stores),
             hsm,
             admin,
+            store,
             audit,
             ambient,
             evidence,

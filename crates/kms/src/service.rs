@@ -4,16 +4,15 @@ use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::{AuditEvent, AuditOutcome};
-use holdfast_service::{AuditDoor, SigningReaders, Trace};
+use holdfast_service::{AuditDoor, Handed, SigningReaders, Trace};
 use http::{Response, StatusCode, request::Parts};
 use http_body::Body;
-use http_body_util::Full;
 
 use crate::{Kms, call::Told, dialect::AwsKms, error::ApiError};
 
 impl Kms {
     /// Serves one request. The future is to be polled to its end, whoever hangs up.
-    pub async fn handle<B>(&self, parts: Parts, body: B, source: Option<SocketAddr>) -> Response<Full<Bytes>>
+    pub async fn handle<B>(&self, parts: Parts, body: B, source: Option<SocketAddr>) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {
@@ -29,7 +28,7 @@ impl Kms {
         parts: Parts,
         body: B,
         source: Option<SocketAddr>,
-    ) -> Response<Full<Bytes>>
+    ) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {

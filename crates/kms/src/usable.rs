@@ -6,14 +6,18 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use holdfast_core::{KeyOperation, KeyOperations, KeyVersion, KeyVersionId, Operation, Outcome, Permit, Timestamp};
+use holdfast_core::{
+    AtThisMoment, Gate, HsmError, KeyOperation, KeyOperations, KeyVersion, KeyVersionId, Operation, Outcome, Pass,
+    Permit, Timestamp,
+};
 
 use crate::{
     Kms,
     call::Call,
     error::ApiError,
-    keys::{KeyEntry, KeyState, Material, MaterialState},
+    keys::{KeyEntry, KeyRing, KeyState, Material, MaterialState},
     spec::KeyUsage,
+    stores::KeyStores,
 };
 
 /// A key that was enabled when its request looked: what operations on a key that is not used for cryptography demand.
@@ -43,11 +47,7 @@ impl Deref for Usable {
 impl Call<'_> {
     /// Refuses a key that is not enabled.
     pub(crate) fn enabled<'k>(&self, key: &'k KeyEntry) -> Result<Enabled<'k>, ApiError> {
-        match self.state(key) {
-            KeyState::Enabled => Ok(Enabled(key)),
-            KeyState::Disabled => Err(ApiError::new("DisabledException", format!("{} is disabled.", key.arn))),
-            other => Err(crate::call::wrong_state(key, other)),
-        }
+        must_be_enabled(self.kms, key, self.now).map(|()| Enabled(key))
     }
 
     /// Refuses a key that is not enabled, then one that is for something else.
@@ -80,11 +80,50 @@ impl Usable {
     }
 }
 
+/// Refuses a key that is not enabled.
+pub(crate) fn must_be_enabled(kms: &Kms, key: &KeyEntry, now: Timestamp) -> Result<(), ApiError> {
+    let in_use = key.reference.as_ref().is_none_or(|reference| kms.stores.is_in_use(&reference.store));
+    match key.state(now, in_use) {
+        KeyState::Enabled => Ok(()),
+        KeyState::Disabled => Err(ApiError::new("DisabledException", format!("{} is disabled.", key.arn))),
+        other => Err(crate::call::wrong_state(key, other)),
+    }
+}
+
+/// A material of a key, asked for by the partition at the moment of its use: after the last wait of the request.
+struct Asked {
+    keys: Arc<KeyRing>,
+    stores: Arc<KeyStores>,
+    gate: Arc<Gate>,
+    key: Arc<KeyEntry>,
+    material: KeyVersionId,
+}
+
+impl Asked {
+    fn about(kms: &Kms, key: &Arc<KeyEntry>, material: KeyVersionId) -> Arc<dyn AtThisMoment> {
+        Arc::new(Self {
+            keys: Arc::clone(&kms.keys),
+            stores: Arc::clone(&kms.stores),
+            gate: Arc::clone(kms.store.gate()),
+            key: Arc::clone(key),
+            material,
+        })
+    }
+}
+
+impl AtThisMoment for Asked {
+    fn look(&self) -> Result<(Pass, KeyVersion), HsmError> {
+        // First the pass, then the look: a change that it does not see waits for it.
+        let pass = self.gate.enter();
+        Ok((pass, as_it_is(&self.keys, &self.stores, &self.key, self.material)))
+    }
+}
+
 /// What the partition is told of a material: the key version with the attributes that it has now.
-fn as_it_is(kms: &Kms, key: &KeyEntry, material: KeyVersionId, now: Timestamp) -> KeyVersion {
+fn as_it_is(keys: &KeyRing, stores: &KeyStores, key: &KeyEntry, material: KeyVersionId) -> KeyVersion {
     let mut version = key.bound(material);
-    let entry = kms.keys.entry(&key.key_ref());
-    let in_use = |entry: &KeyEntry| entry.reference.as_ref().is_none_or(|other| kms.stores.is_in_use(&other.store));
+    let (now, entry) = (keys.now(), keys.entry(&key.key_ref()));
+    let in_use = |entry: &KeyEntry| entry.reference.as_ref().is_none_or(|other| stores.is_in_use(&other.store));
     let entry = entry.filter(|entry| entry.state(now, in_use(entry)) == KeyState::Enabled);
     let material = entry.as_ref().and_then(|entry| entry.material(material)).filter(|found| found.is_present(now));
     let allowed = |state: MaterialState, operation: KeyOperation| match state {
@@ -106,7 +145,7 @@ fn as_it_is(kms: &Kms, key: &KeyEntry, material: KeyVersionId, now: Timestamp) -
 
 /// Refuses a key that was taken out of use while a request waited for somebody after its use: the request is decided anew, and hears why.
 pub(crate) fn still_usable(kms: &Kms, key: &Usable, material: &Material) -> Result<(), ApiError> {
-    if as_it_is(kms, key, material.id, kms.keys.now()).attributes.enabled {
+    if as_it_is(&kms.keys, &kms.stores, key, material.id).attributes.enabled {
         return Ok(());
     }
     Err(ApiError::stale("the key was taken out of use while another service was asked"))
@@ -121,9 +160,8 @@ pub(crate) async fn perform(
     operation: Operation,
 ) -> Result<Outcome, ApiError> {
     let open = kms.keys.open_key(key, material).await?;
-    // After the last wait of the request before the use.
-    let now = as_it_is(kms, key, material.id, kms.keys.now());
-    Ok(open.perform(permit, &now, operation).await?)
+    let asked = Asked::about(kms, &key.key, material.id);
+    Ok(open.perform(permit, asked, operation).await?)
 }
 
 #[cfg(test)]

@@ -24,7 +24,8 @@ impl Readers for RoleReaders<'_> {
 
     async fn caller(&self, request: &Request<'_>, early: Presented) -> Result<Principal, Stranger> {
         let header = single(request.head().headers())?;
-        self.0.authenticator.confirm(early, header).await.map_err(stranger)
+        let presented = self.0.authenticator.confirm(early, header).await.map_err(stranger)?;
+        Ok(presented.principal().clone())
     }
 
     fn permit(&self, caller: &Principal) -> Result<Permit, Denial> {

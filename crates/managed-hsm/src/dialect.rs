@@ -1,9 +1,9 @@
 //! Key Vault's dialect, stage by stage: what a request names, who asks, whether he may, what is done, what is told.
 
 use bytes::Bytes;
-use holdfast_core::{Permit, Principal, authorize};
+use holdfast_core::{Permit, Principal, Revision, authorize};
 use holdfast_service::{
-    Client, Dialect, Done, Ended, Failure, Fault, Head, Recorded, Request, Trace, Written, measure_requests,
+    Client, Confirmed, Dialect, Done, Ended, Failure, Fault, Head, Request, Trace, Written, measure_requests,
 };
 use holdfast_wire::body::{BodyFault, BodyLimits};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -28,6 +28,20 @@ pub(crate) struct Act {
     query: Query,
 }
 
+/// Somebody whose token holds.
+pub(crate) struct Caller {
+    token: Presented,
+    /// The newest change that was in memory when he was recognized: what was looked at later rests on it, or on a newer one.
+    seen: Revision,
+}
+
+/// Who asks, and for what.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    caller: &'a Caller,
+    route: &'a Route,
+}
+
 /// The dialect at the door of one instance.
 pub(crate) struct KeyVault<'a>(pub &'a ManagedHsm);
 
@@ -36,7 +50,7 @@ impl Dialect for KeyVault<'_> {
     /// An unknown path is told of only to those who are known.
     type Route = Result<Act, ApiError>;
     type Early = Presented;
-    type Caller = Principal;
+    type Caller = Caller;
     type Act = Act;
     type Leave = Permit;
     type Reply = Reply;
@@ -100,28 +114,29 @@ impl Dialect for KeyVault<'_> {
         _: &Result<Act, ApiError>,
         early: Presented,
         _: &mut Facts,
-    ) -> Result<Principal, ApiError> {
+    ) -> Result<Caller, ApiError> {
         let header = request.head().headers().get(header::AUTHORIZATION);
-        self.0.authenticator.confirm(early, header).await.map_err(rejected)
+        let token = self.0.authenticator.confirm(early, header).await.map_err(rejected)?;
+        Ok(Caller { token, seen: self.0.store.revision() })
     }
 
-    fn principal(caller: &Principal) -> &Principal {
-        caller
+    fn principal(caller: &Caller) -> &Principal {
+        caller.token.principal()
     }
 
     fn act(
         &self,
         _: &Request<'_>,
         route: Result<Act, ApiError>,
-        _: &Principal,
+        _: &Caller,
         _: &mut Facts,
         _: &mut Client,
     ) -> Result<Act, ApiError> {
         route
     }
 
-    fn judge(&self, _: &Request<'_>, caller: &Principal, act: &Act, told: &mut Facts) -> Result<Permit, ApiError> {
-        let permit = self.0.permit(caller, &act.route)?;
+    fn judge(&self, _: &Request<'_>, caller: &Caller, act: &Act, told: &mut Facts) -> Result<Permit, ApiError> {
+        let permit = self.0.permit(caller.token.principal(), &act.route)?;
         told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
@@ -129,17 +144,24 @@ impl Dialect for KeyVault<'_> {
     async fn perform(
         &self,
         request: &Request<'_>,
-        _: &Principal,
-        act: Act,
+        caller: &Caller,
+        act: &Act,
         leave: Permit,
         trace: &Trace,
         told: &mut Facts,
     ) -> Result<Done<Reply>, ApiError> {
         let base_url = self.0.hosts.base_url(host(request.head().headers()));
         let Act { route, query } = act;
-        let (body, query, base_url) = (request.body(), &query, base_url.as_str());
-        let mut call = Call { hsm: self.0, body, query, base_url, trace, facts: told };
-        ops::dispatch(&route, leave, &mut call).await
+        let (body, base_url) = (request.body(), base_url.as_str());
+        let asked = Asked { caller, route };
+        let mut call = Call { hsm: self.0, body, query, base_url, trace, asked, facts: told };
+        ops::dispatch(route, leave, &mut call).await
+    }
+
+    fn confirm(&self, caller: &Caller, act: &Act, reply: &Reply) -> Result<(), ApiError> {
+        self.0.still_allowed(Asked { caller, route: &act.route })?;
+        // A key's validity ends without a change, too.
+        reply.used.as_ref().map_or(Ok(()), |used| used.still_usable(self.0))
     }
 
     fn status(reply: &Reply) -> StatusCode {
@@ -171,7 +193,7 @@ impl Dialect for KeyVault<'_> {
         ended.log_fault();
     }
 
-    fn answer(&self, head: &Head, trace: &Trace, outcome: Recorded<Result<Reply, ApiError>>) -> Response<Full<Bytes>> {
+    fn answer(&self, head: &Head, trace: &Trace, outcome: Confirmed<Result<Reply, ApiError>>) -> Response<Full<Bytes>> {
         let (status, body, error) = match outcome.into_inner() {
             Ok(reply) => (reply.status, reply.body, None),
             Err(error) => (error.status, error.body(trace.request_id()), Some(error)),
@@ -212,6 +234,16 @@ impl Dialect for KeyVault<'_> {
 }
 
 impl ManagedHsm {
+    /// Looks once more: at the token's time, and at the roles if anything was changed since.
+    pub(crate) fn still_allowed(&self, asked: Asked<'_>) -> Result<(), ApiError> {
+        let Asked { caller, route } = asked;
+        self.authenticator.still_valid(&caller.token).map_err(rejected)?;
+        if self.store.revision() == caller.seen {
+            return Ok(());
+        }
+        self.permit(caller.token.principal(), route).map(drop)
+    }
+
     /// The permit for what a route asks, by the roles in force now.
     fn permit(&self, principal: &Principal, route: &Route) -> Result<Permit, ApiError> {
         authorize(&**self.rbac.state(), principal, route.intent())

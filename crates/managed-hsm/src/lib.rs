@@ -114,7 +114,7 @@ pub struct ManagedHsm {
     authenticator: Authenticator,
     hosts: HostNames,
     rbac: Rbac,
-    keys: KeyRing,
+    keys: Arc<KeyRing>,
     settings: Settings,
     retention: Retention,
     limits: Limits,
@@ -168,12 +168,12 @@ impl ManagedHsm {
         };
         let keys = KeyRing::open(Arc::clone(&store), Arc::clone(&hsm), Arc::clone(&ambient), ring_limits).await?;
         // Connections bound how many requests are at work: each has one.
-        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), None);
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), Arc::clone(store.gate()), None);
         Ok(Self {
             authenticator,
             hosts,
             rbac,
-            keys,
+            keys: Arc::new(keys),
             settings,
             retention,
             limits,

@@ -6,10 +6,9 @@ use bytes::Bytes;
 use holdfast_core::{
     Action, AuditOutcome, Decision, Intent, KeyName, Permit, Principal, PrincipalKind, Resource, authorize,
 };
-use holdfast_service::{AuditDoor, Trace};
+use holdfast_service::{AuditDoor, Handed, Trace};
 use http::{Response, StatusCode, request::Parts};
 use http_body::Body;
-use http_body_util::Full;
 
 use crate::{
     ManagedHsm,
@@ -21,7 +20,7 @@ use crate::{
 
 impl ManagedHsm {
     /// Serves one request. The future is to be polled to its end, whoever hangs up.
-    pub async fn handle<B>(&self, parts: Parts, body: B, source: Option<SocketAddr>) -> Response<Full<Bytes>>
+    pub async fn handle<B>(&self, parts: Parts, body: B, source: Option<SocketAddr>) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {
@@ -35,7 +34,7 @@ impl ManagedHsm {
         parts: Parts,
         body: B,
         source: Option<SocketAddr>,
-    ) -> Response<Full<Bytes>>
+    ) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {
@@ -59,7 +58,7 @@ impl ManagedHsm {
             let trace = Trace::automatic(self.new_guid(), "KeyRotateAutomatic", "/");
             let event = |version| {
                 let facts = Facts { version: Some(version), ..system_facts(&name) };
-                trace.event(self.ambient.now(), &facts, StatusCode::OK)
+                Ok(trace.event(self.ambient.now(), &facts, StatusCode::OK))
             };
             let result = match self.system_permit(Action::KeyRotate, &name) {
                 Ok(permit) => ops::rotate_by_itself(self, permit, &name, event).await,

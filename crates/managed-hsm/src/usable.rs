@@ -4,9 +4,17 @@
 //! looks at the attributes that the blob is bound to, and at those that the role tells it at the moment of the use. Neither line knows
 //! of the other.
 
-use holdfast_core::{Operation, Outcome, Permit};
+use std::sync::Arc;
 
-use crate::{ManagedHsm, error::ApiError, keys::Located};
+use holdfast_core::{
+    AtThisMoment, Gate, HsmError, KeyName, KeyVersion, KeyVersionId, Need, Operation, Outcome, Pass, Permit,
+};
+
+use crate::{
+    ManagedHsm,
+    error::ApiError,
+    keys::{KeyRing, Located},
+};
 
 /// A key version whose attributes let it be used for one operation, when its request looked.
 pub(crate) struct Usable<'l> {
@@ -17,8 +25,47 @@ pub(crate) struct Usable<'l> {
 impl<'l> Usable<'l> {
     /// Refuses a version that is disabled, outside its validity, or for something else.
     pub(crate) fn check(hsm: &ManagedHsm, located: &'l Located, operation: Operation) -> Result<Self, ApiError> {
-        located.version().attributes.allow(hsm.keys.now(), &operation)?;
+        located.version().attributes.allow(hsm.keys.now(), operation.need())?;
         Ok(Self { located, operation })
+    }
+
+    /// What the answer will rest on.
+    pub(crate) fn used(&self) -> Used {
+        let version = self.located.version();
+        Used { name: self.located.entry.name.clone(), version: version.id, need: self.operation.need() }
+    }
+}
+
+/// A key version that was used: what the answer rests on besides the caller's roles.
+pub(crate) struct Used {
+    name: KeyName,
+    version: KeyVersionId,
+    need: Need,
+}
+
+impl Used {
+    /// Whether it could still be used so.
+    pub(crate) fn still_usable(&self, hsm: &ManagedHsm) -> Result<(), ApiError> {
+        let located = hsm.keys.locate(&self.name, Some(self.version))?;
+        Ok(located.version().attributes.allow(hsm.keys.now(), self.need)?)
+    }
+}
+
+/// A version, asked for by the partition at the moment of its use: after the last wait of the request.
+struct Asked {
+    keys: Arc<KeyRing>,
+    gate: Arc<Gate>,
+    name: KeyName,
+    version: KeyVersionId,
+}
+
+impl AtThisMoment for Asked {
+    fn look(&self) -> Result<(Pass, KeyVersion), HsmError> {
+        // First the pass, then the look: a change that it does not see waits for it.
+        let pass = self.gate.enter();
+        // A version of a key that was deleted meanwhile is not there.
+        let now = self.keys.locate(&self.name, Some(self.version)).map_err(|_| HsmError::NotFound)?;
+        Ok((pass, now.entry.bound(now.version())))
     }
 }
 
@@ -26,7 +73,22 @@ impl<'l> Usable<'l> {
 pub(crate) async fn perform(hsm: &ManagedHsm, permit: Permit, usable: Usable<'_>) -> Result<Outcome, ApiError> {
     let Usable { located, operation } = usable;
     let open = hsm.keys.open_key(located).await?;
-    // After the last wait of the request before the use: a version of a key that was deleted meanwhile is not there.
-    let now = hsm.keys.locate(&located.entry.name, Some(located.version().id))?;
-    Ok(open.perform(permit, &now.entry.bound(now.version()), operation).await?)
+    let asked = Asked {
+        keys: Arc::clone(&hsm.keys),
+        gate: Arc::clone(hsm.store.gate()),
+        name: located.entry.name.clone(),
+        version: located.version().id,
+    };
+    open.perform(permit, Arc::new(asked), operation).await.map_err(|error| match error {
+        HsmError::NotFound => gone(hsm, located),
+        error => error.into(),
+    })
+}
+
+/// What is told of a key that was there when the request looked.
+fn gone(hsm: &ManagedHsm, located: &Located) -> ApiError {
+    match hsm.keys.locate(&located.entry.name, Some(located.version().id)) {
+        Err(error) => error,
+        Ok(_) => HsmError::NotFound.into(),
+    }
 }

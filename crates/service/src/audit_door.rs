@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use crate::{
     dialect::{Dialect, Failure, Fault, Written},
     measure::{Ended, measure_requests},
-    stages::{Done, Head, Recorded, Request},
+    stages::{Confirmed, Done, Head, Request},
     trace::{Client, Told, Trace},
 };
 
@@ -435,12 +435,12 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         &self,
         _: &Request<'_>,
         caller: &Principal,
-        act: Asked,
+        act: &Asked,
         leave: Permit,
         _: &Trace,
         told: &mut Facts,
     ) -> Result<Done<Box<AuditPulled>>, PullError> {
-        let Asked { nonce, after, bytes_max } = act;
+        let Asked { nonce, after, bytes_max } = *act;
         let _place = self.door.places.try_acquire().map_err(|_| PullError::Busy)?;
         let _spent = leave
             .spend(Action::AuditLogPull, &Resource::Instance)
@@ -457,6 +457,10 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         }
         told.context.push(("bytes", pulled.lines.len().to_string()));
         Ok(Done::Told(Box::new(pulled)))
+    }
+
+    fn confirm(&self, caller: &Principal, _: &Asked, _: &Box<AuditPulled>) -> Result<(), PullError> {
+        self.readers.permit(caller).map_err(PullError::Denied).map(drop)
     }
 
     fn status(_: &Box<AuditPulled>) -> StatusCode {
@@ -491,7 +495,7 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         &self,
         head: &Head,
         trace: &Trace,
-        outcome: Recorded<Result<Box<AuditPulled>, PullError>>,
+        outcome: Confirmed<Result<Box<AuditPulled>, PullError>>,
     ) -> Response<Full<Bytes>> {
         let (mut response, status) = match outcome.into_inner() {
             Ok(pulled) => (Response::new(Full::new(answer_of(*pulled))), StatusCode::OK),

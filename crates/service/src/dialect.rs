@@ -10,7 +10,7 @@ use http_body_util::Full;
 
 use crate::{
     measure::Ended,
-    stages::{Done, Head, Recorded, Request},
+    stages::{Confirmed, Done, Head, Request},
     trace::{Client, Told, Trace},
 };
 
@@ -144,11 +144,18 @@ pub trait Dialect: Sync {
         &self,
         request: &Request<'_>,
         caller: &Self::Caller,
-        act: Self::Act,
+        act: &Self::Act,
         leave: Self::Leave,
         trace: &Trace,
         told: &mut Self::Told,
     ) -> impl Future<Output = Result<Done<Self::Reply>, Self::Error>> + Send;
+
+    /// Whether what was told may still be handed over: what it rests on (key, policy, role, grant, credential) is looked at as it is at this moment.
+    /// Called when the event is durable, for everything but changes, which have happened whatever comes after. It must wait for nobody.
+    ///
+    /// # Errors
+    /// The dialect's: what a request that came now would be told.
+    fn confirm(&self, caller: &Self::Caller, act: &Self::Act, reply: &Self::Reply) -> Result<(), Self::Error>;
 
     /// Status of a success.
     fn status(reply: &Self::Reply) -> StatusCode;
@@ -172,6 +179,6 @@ pub trait Dialect: Sync {
         &self,
         head: &Head,
         trace: &Trace,
-        outcome: Recorded<Result<Self::Reply, Self::Error>>,
+        outcome: Confirmed<Result<Self::Reply, Self::Error>>,
     ) -> Response<Full<Bytes>>;
 }

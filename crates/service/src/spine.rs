@@ -3,17 +3,16 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink};
+use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, CLEAR_WAIT_MAX, Gate, Pass};
 use holdfast_wire::body;
 use http::{HeaderValue, Response, header, request::Parts};
 use http_body::Body;
-use http_body_util::Full;
 use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
-    dialect::{Dialect, Fault, Written},
+    dialect::{Dialect, Failure, Fault, Written},
     measure::Ended,
-    stages::{Done, Head, Recorded, Request},
+    stages::{Confirmed, Done, Handed, Head, Recorded, Request},
     strangers::Strangers,
     trace::Trace,
 };
@@ -22,8 +21,23 @@ use crate::{
 pub struct Spine {
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
+    /// What answers are handed over under.
+    gate: Arc<Gate>,
     strangers: Arc<Strangers>,
     places: Option<Semaphore>,
+}
+
+/// Who is at work on what, as far as it has come.
+struct AtWork<D: Dialect> {
+    caller: Option<D::Caller>,
+    act: Option<D::Act>,
+}
+
+/// How a request ended, for the log and for metrics.
+struct End {
+    outcome: AuditOutcome,
+    failure: Option<Failure>,
+    counted: bool,
 }
 
 /// What became of a request's event.
@@ -34,27 +48,28 @@ enum Event {
 }
 
 impl Spine {
-    /// At most `in_flight_max` requests are at work at once; without it as many as there are connections.
+    /// Answers are handed over under `gate`, which is that of the store whose changes they rest on. At most `in_flight_max` requests are at work at
+    /// once; without it as many as there are connections.
     #[must_use]
-    pub fn new(audit: Arc<dyn AuditSink>, ambient: Arc<dyn Ambient>, in_flight_max: Option<usize>) -> Self {
+    pub fn new(
+        audit: Arc<dyn AuditSink>,
+        ambient: Arc<dyn Ambient>,
+        gate: Arc<Gate>,
+        in_flight_max: Option<usize>,
+    ) -> Self {
         let strangers = Strangers::new(Arc::clone(&audit));
-        Self { audit, ambient, strangers, places: in_flight_max.map(Semaphore::new) }
+        Self { audit, ambient, gate, strangers, places: in_flight_max.map(Semaphore::new) }
     }
 
-    /// For a second door of a role whose requests go another way: strangers at both are counted together.
+    /// For a second door of a role whose requests go another way: strangers at both are counted together. Nothing clears its gate: who may come in
+    /// there is configuration.
     #[must_use]
     pub fn beside(audit: Arc<dyn AuditSink>, ambient: Arc<dyn Ambient>, strangers: Arc<Strangers>) -> Self {
-        Self { audit, ambient, strangers, places: None }
+        Self { audit, ambient, gate: Gate::new(), strangers, places: None }
     }
 
     /// Serves one request, from its head to its answer.
-    pub async fn handle<D, B>(
-        &self,
-        dialect: &D,
-        parts: Parts,
-        body: B,
-        source: Option<SocketAddr>,
-    ) -> Response<Full<Bytes>>
+    pub async fn handle<D, B>(&self, dialect: &D, parts: Parts, body: B, source: Option<SocketAddr>) -> Response<Handed>
     where
         D: Dialect,
         B: Body<Data = Bytes> + Send,
@@ -64,15 +79,28 @@ impl Spine {
         let mut told = D::Told::default();
         trace.body_waits(!body.is_end_stream());
         // Held to the end: whoever changes what a caller was judged by may wait for those who still are.
-        let mut caller = None;
-        let result = self.serve(dialect, &head, body, &mut trace, &mut told, &mut caller).await;
-        let outcome = self.record(dialect, &mut trace, &mut told, result).await;
-        let mut answer = dialect.answer(&head, &trace, outcome);
+        let mut at_work = AtWork { caller: None, act: None };
+        let result = self.serve(dialect, &head, body, &mut trace, &mut told, &mut at_work).await;
+        let (recorded, mut end) = self.record(dialect, &mut trace, &mut told, result).await;
+        let (outcome, pass) = self.confirm(dialect, &trace, &at_work, recorded, &mut end).await;
+        let success = outcome.as_ref().ok().map(D::status).unwrap_or_default();
+        dialect.measure(&Ended {
+            request_id: trace.request_id(),
+            operation: trace.operation(),
+            outcome: end.outcome,
+            status: end.failure.as_ref().map_or(success, |failure| failure.status),
+            error: end.failure.as_ref().map(|failure| failure.code),
+            reason: end.failure.as_ref().map(|failure| failure.reason.as_str()),
+            counted: end.counted,
+            told: &told,
+            elapsed: trace.started().elapsed(),
+        });
+        let mut answer = dialect.answer(&head, &trace, Confirmed::new(outcome));
         if trace.leaves_body() {
             // What is left of the body is in the way of the next request: the client must not send one there.
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        answer
+        answer.map(|bytes| Handed::new(bytes, pass))
     }
 
     async fn serve<D, B>(
@@ -82,7 +110,7 @@ impl Spine {
         body: B,
         trace: &mut Trace,
         told: &mut D::Told,
-        caller: &mut Option<D::Caller>,
+        at_work: &mut AtWork<D>,
     ) -> Result<Done<D::Reply>, D::Error>
     where
         D: Dialect,
@@ -97,10 +125,11 @@ impl Spine {
         // Not before the body is there: who sends slowly would keep others out.
         let place = self.places.as_ref().map(Semaphore::try_acquire).transpose();
         let _place = place.map_err(|_| dialect.fault(Fault::NoPlace))?;
+        let AtWork { caller, act } = at_work;
         let caller: &D::Caller = caller.insert(dialect.caller(&request, &route, early, told).await?);
         trace.recognize(D::principal(caller));
-        let act = dialect.act(&request, route, caller, told, trace.client_mut())?;
-        let leave = dialect.judge(&request, caller, &act, told)?;
+        let act: &D::Act = act.insert(dialect.act(&request, route, caller, told, trace.client_mut())?);
+        let leave = dialect.judge(&request, caller, act, told)?;
         dialect.perform(&request, caller, act, leave, trace, told).await
     }
 
@@ -111,7 +140,7 @@ impl Spine {
         trace: &mut Trace,
         told: &mut D::Told,
         result: Result<Done<D::Reply>, D::Error>,
-    ) -> Recorded<Result<D::Reply, D::Error>> {
+    ) -> (Recorded<D::Reply, D::Error>, End) {
         let now = self.ambient.now();
         let mut failure = result.as_ref().err().map(|error| dialect.failure(error));
         let outcome = failure.as_ref().map_or(AuditOutcome::Allowed, |failure| failure.outcome);
@@ -137,26 +166,43 @@ impl Spine {
         };
         let counted = matches!(event, Event::Counted);
         let result = match event {
-            Event::Durable | Event::Counted => result.map(Done::into_reply),
+            Event::Durable | Event::Counted => result,
             Event::Missing(fault) => {
                 let error = dialect.fault(fault);
                 failure = Some(dialect.failure(&error));
                 Err(error)
             }
         };
-        let success = result.as_ref().ok().map(D::status).unwrap_or_default();
-        dialect.measure(&Ended {
-            request_id: trace.request_id(),
-            operation: trace.operation(),
-            outcome,
-            status: failure.as_ref().map_or(success, |failure| failure.status),
-            error: failure.as_ref().map(|failure| failure.code),
-            reason: failure.as_ref().map(|failure| failure.reason.as_str()),
-            counted,
-            told,
-            elapsed: trace.started().elapsed(),
-        });
-        Recorded::new(result)
+        (Recorded(result), End { outcome, failure, counted })
+    }
+
+    /// Looks once more, now that nothing is waited for any more. What may no longer be told is withheld, and the log is told of that, too.
+    async fn confirm<D: Dialect>(
+        &self,
+        dialect: &D,
+        trace: &Trace,
+        at_work: &AtWork<D>,
+        recorded: Recorded<D::Reply, D::Error>,
+        end: &mut End,
+    ) -> (Result<D::Reply, D::Error>, Option<Pass>) {
+        let reply = match recorded.0 {
+            Err(error) => return (Err(error), None),
+            Ok(Done::Changed(_, reply)) => return (Ok(reply), None),
+            Ok(Done::Told(reply)) => reply,
+        };
+        // First the pass, then the look: a change that it does not see waits for it.
+        let pass = self.gate.enter();
+        let AtWork { caller: Some(caller), act: Some(act) } = at_work else { return (Ok(reply), Some(pass)) };
+        let Err(error) = dialect.confirm(caller, act, &reply) else { return (Ok(reply), Some(pass)) };
+        drop(pass);
+        let failure = dialect.failure(&error);
+        let event = trace.withheld(self.ambient.now(), &failure);
+        let error = match self.append(dialect, trace, event).await {
+            Event::Missing(fault) => dialect.fault(fault),
+            Event::Durable | Event::Counted => error,
+        };
+        *end = End { outcome: AuditOutcome::Withheld, failure: Some(dialect.failure(&error)), counted: false };
+        (Err(error), None)
     }
 
     async fn append<D: Dialect>(&self, dialect: &D, trace: &Trace, event: AuditEvent) -> Event {
@@ -172,6 +218,11 @@ impl Spine {
             Ok(()) => Event::Durable,
             Err(error) => Event::Missing(Fault::Unrecorded(error)),
         }
+    }
+
+    /// Waits until nothing goes on that was looked at before, for changes that do not come by the store: what was to be forbidden is so now.
+    pub async fn settle(&self) {
+        self.gate.clear(tokio::time::sleep(CLEAR_WAIT_MAX)).await;
     }
 
     /// Tells the log what was only counted so far. For the end of a service, before its log is closed.

@@ -4,14 +4,15 @@
 //! let request = holdfast_service::Request { head: unreachable!(), body: bytes::Bytes::new() };
 //! ```
 //! ```compile_fail
-//! let recorded = holdfast_service::Recorded(Ok::<(), ()>(()));
+//! let confirmed = holdfast_service::Confirmed(Ok::<(), ()>(()));
 //! ```
 
 use std::{net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
-use holdfast_core::Committed;
+use holdfast_core::{Committed, Pass};
 use http::{HeaderMap, request::Parts};
+use http_body_util::Full;
 
 /// The head of a request. Nothing of what it says is proved.
 pub struct Head {
@@ -108,18 +109,15 @@ impl<R> Done<R> {
             Self::Told(reply) | Self::Changed(_, reply) => reply,
         }
     }
-
-    pub(crate) fn into_reply(self) -> R {
-        match self {
-            Self::Told(reply) | Self::Changed(_, reply) => reply,
-        }
-    }
 }
 
 /// An outcome that the log knows: its event is durable, or it is of those that are only counted.
-pub struct Recorded<T>(T);
+pub(crate) struct Recorded<R, E>(pub(crate) Result<Done<R>, E>);
 
-impl<T> Recorded<T> {
+/// An outcome that the log knows and that was looked at once more, under the pass that its answer is handed over with.
+pub struct Confirmed<T>(T);
+
+impl<T> Confirmed<T> {
     pub(crate) fn new(outcome: T) -> Self {
         Self(outcome)
     }
@@ -128,5 +126,24 @@ impl<T> Recorded<T> {
     #[must_use]
     pub fn into_inner(self) -> T {
         self.0
+    }
+}
+
+/// The body of an answer. As long as it is on its way to the socket its pass is held, so that a change which ends what it rests on waits for it
+/// or stops it.
+pub struct Handed {
+    bytes: Full<Bytes>,
+    pass: Option<Pass>,
+}
+
+impl Handed {
+    pub(crate) fn new(bytes: Full<Bytes>, pass: Option<Pass>) -> Self {
+        Self { bytes, pass }
+    }
+
+    /// The bytes, and the pass that is to be held until the last of them is with the socket.
+    #[must_use]
+    pub fn into_parts(self) -> (Full<Bytes>, Option<Pass>) {
+        (self.bytes, self.pass)
     }
 }

@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::{
-    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Principal, PrincipalKind, Projection, Record,
-    RecordKey, Revision, Store, StoreError, Timestamp, Write,
+    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Gate, Principal, PrincipalKind, Projection,
+    Record, RecordKey, Revision, Store, StoreError, Timestamp, Write,
 };
 use holdfast_wire::body::BodyLimits;
 use http::{Request as HttpRequest, Response, StatusCode};
@@ -22,7 +22,9 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::{Client, Dialect, Done, Ended, Failure, Fault, Head, Recorded, Request, Spine, Told, Trace, Written};
+use crate::{
+    Client, Confirmed, Dialect, Done, Ended, Failure, Fault, Handed, Head, Request, Spine, Told, Trace, Written,
+};
 
 struct Clock;
 
@@ -38,7 +40,7 @@ impl Ambient for Clock {
 
 /// A store that remembers the events of changes.
 #[derive(Default)]
-struct Rows(Mutex<Vec<AuditEvent>>);
+struct Rows(Mutex<Vec<AuditEvent>>, Arc<Gate>);
 
 #[async_trait::async_trait]
 impl Store for Rows {
@@ -53,6 +55,10 @@ impl Store for Rows {
     async fn write(&self, _: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
         self.0.lock().unwrap().extend(event);
         Ok(Revision(1))
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.1
     }
 
     fn revision(&self) -> Revision {
@@ -120,6 +126,9 @@ struct Toy {
     allowed: AtomicBool,
     /// The weakened build: what was judged before the body counts.
     judges_early: bool,
+    /// The weakened build: nobody looks again when the event is durable.
+    confirms: bool,
+    gate: Arc<Gate>,
     places: Option<usize>,
     /// Where a change goes, if it is one.
     rows: Option<Rows>,
@@ -133,6 +142,8 @@ impl Toy {
             stages: Mutex::default(),
             allowed: AtomicBool::new(true),
             judges_early: false,
+            confirms: true,
+            gate: Gate::new(),
             places: None,
             rows: None,
             log,
@@ -140,7 +151,7 @@ impl Toy {
     }
 
     fn spine(&self) -> Spine {
-        Spine::new(Arc::clone(&self.log) as _, Arc::new(Clock), self.places)
+        Spine::new(Arc::clone(&self.log) as _, Arc::new(Clock), Arc::clone(&self.gate), self.places)
     }
 
     fn at(&self, stage: &'static str) {
@@ -225,7 +236,7 @@ impl Dialect for Toy {
         &self,
         _: &Request<'_>,
         _: &Principal,
-        (): (),
+        (): &(),
         (): (),
         trace: &Trace,
         told: &mut Facts,
@@ -235,6 +246,11 @@ impl Dialect for Toy {
         let event = trace.event(Clock.now(), told, StatusCode::OK);
         let committed = rows.commit(Change { writes: Vec::new(), event }).await.map_err(|_| Error::Log)?;
         Ok(Done::Changed(committed, ()))
+    }
+
+    fn confirm(&self, _: &Principal, (): &(), (): &()) -> Result<(), Error> {
+        self.at("confirm");
+        if self.confirms { self.may() } else { Ok(()) }
     }
 
     fn status((): &()) -> StatusCode {
@@ -265,7 +281,7 @@ impl Dialect for Toy {
         self.at(if ended.counted { "counted" } else { "recorded" });
     }
 
-    fn answer(&self, _: &Head, _: &Trace, outcome: Recorded<Result<(), Error>>) -> Response<Full<Bytes>> {
+    fn answer(&self, _: &Head, _: &Trace, outcome: Confirmed<Result<(), Error>>) -> Response<Full<Bytes>> {
         self.at("answer");
         let status = outcome.into_inner().map_or_else(|error| self.failure(&error).status, |()| StatusCode::OK);
         let mut response = Response::new(Full::default());
@@ -302,7 +318,7 @@ impl Body for Slow {
 async fn every_stage_in_its_order() {
     let toy = Toy::new();
     assert_eq!(toy.ask_plainly("/").await, StatusCode::OK);
-    let stages = ["route", "early", "caller", "act", "judge", "perform", "recorded", "answer"];
+    let stages = ["route", "early", "caller", "act", "judge", "perform", "confirm", "recorded", "answer"];
     assert_eq!(*toy.stages.lock().unwrap(), stages);
     let events = toy.log.events.lock().unwrap();
     let [event] = events.as_slice() else { panic!("one event") };
@@ -320,7 +336,7 @@ async fn who_is_refused_early_need_not_send_his_body() {
 
 /// What was allowed when the head came is taken away while the body waits.
 async fn revoked_meanwhile(judges_early: bool) -> (StatusCode, bool) {
-    let toy = Toy { judges_early, ..Toy::new() };
+    let toy = Toy { judges_early, confirms: !judges_early, ..Toy::new() };
     let (send, body) = oneshot::channel();
     let spine = toy.spine();
     let asked = toy.ask(&spine, "/", Slow(body, false));
@@ -340,6 +356,43 @@ async fn revoked_meanwhile(judges_early: bool) -> (StatusCode, bool) {
 async fn what_counts_is_judged_when_the_body_is_there() {
     assert_eq!(revoked_meanwhile(false).await, (StatusCode::FORBIDDEN, false));
     assert_eq!(revoked_meanwhile(true).await, (StatusCode::OK, true), "the attack works where it may");
+}
+
+/// What was allowed is taken away while the log is written: its event is told, its answer is not, and that is told, too.
+async fn revoked_while_recorded(confirms: bool) -> (StatusCode, Vec<AuditOutcome>) {
+    let toy = Toy { confirms, ..Toy::new() };
+    toy.log.open.forget_permits(Semaphore::MAX_PERMITS);
+    let revoked = async {
+        while !toy.stages.lock().unwrap().contains(&"perform") {
+            tokio::task::yield_now().await;
+        }
+        toy.allowed.store(false, Ordering::SeqCst);
+        toy.log.open.add_permits(9);
+    };
+    let (status, ()) = tokio::join!(toy.ask_plainly("/"), revoked);
+    (status, toy.log.told().into_iter().map(|(outcome, ..)| outcome).collect())
+}
+
+#[tokio::test]
+async fn what_ended_before_the_answer_is_withheld() {
+    let (status, told) = revoked_while_recorded(true).await;
+    assert_eq!((status, told), (StatusCode::FORBIDDEN, vec![AuditOutcome::Allowed, AuditOutcome::Withheld]));
+    let (status, told) = revoked_while_recorded(false).await;
+    assert_eq!((status, told), (StatusCode::OK, vec![AuditOutcome::Allowed]), "the attack works where it may");
+}
+
+#[tokio::test]
+async fn a_change_waits_for_the_answers_that_are_on_their_way() {
+    let toy = Toy::new();
+    let spine = toy.spine();
+    let (parts, ()) = HttpRequest::get("/").body(()).unwrap().into_parts();
+    let body = Full::new(Bytes::from_static(b"x"));
+    let answer: Response<Handed> = spine.handle(&toy, parts, body, None).await;
+    let mut settling = Box::pin(spine.settle());
+    let waits = tokio::time::timeout(Duration::from_millis(1), settling.as_mut()).await;
+    assert!(waits.is_err());
+    drop(answer);
+    settling.await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Instant};
 use holdfast_core::{AuditEvent, AuditOutcome, Principal, Timestamp};
 use http::StatusCode;
 
-use crate::stages::Head;
+use crate::{dialect::Failure, stages::Head};
 
 /// What a dialect learns of a request on its way, for the log.
 pub trait Told: Clone + Default + Send {
@@ -128,6 +128,29 @@ impl Trace {
     ) -> AuditEvent {
         let client = std::mem::take(&mut self.client);
         self.event_of(client, now, told, status, outcome)
+    }
+
+    /// The event of an answer that was withheld. What the request was about stands in the event before, of the same request id.
+    pub(crate) fn withheld(&self, now: Timestamp, failure: &Failure) -> AuditEvent {
+        AuditEvent {
+            time: now,
+            operation: self.operation,
+            principal: self.principal.clone(),
+            key: None,
+            key_version: None,
+            algorithm: None,
+            outcome: AuditOutcome::Withheld,
+            status: failure.status.as_u16(),
+            error_code: Some(failure.code),
+            reason: Some(failure.reason.clone()),
+            request_id: self.request_id.clone(),
+            client_request_id: None,
+            source: self.source.map(|address| address.to_string()),
+            user_agent: None,
+            context: Vec::new(),
+            path: String::new(),
+            duration_us: self.started.elapsed().as_micros() as u64,
+        }
     }
 
     fn event_of<T: Told>(

@@ -7,7 +7,8 @@ use std::sync::{
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Ambient, AuditEvent, Changed, PartitionId, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
+    Ambient, AuditEvent, CLEAR_WAIT_MAX, Changed, Gate, PartitionId, Projection, Record, RecordKey, Revision, Store,
+    StoreError, Write,
 };
 use holdfast_crypto::{HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
 
@@ -30,6 +31,7 @@ pub struct SealedStore<E> {
     /// What is kept of all rows together; `None` if the engine has a way of its own.
     row_set: Option<Arc<RowSet>>,
     memory: Arc<Memory>,
+    gate: Arc<Gate>,
     outbox: Arc<Outbox>,
     notes: Vec<String>,
     accepted: Vec<String>,
@@ -121,7 +123,16 @@ impl<E: Engine> SealedStore<E> {
             .await?;
         let revision = engine.revision().await?;
         let memory = Arc::new(Memory { projections: RwLock::default(), revision: AtomicU64::new(revision.0) });
-        Ok(Self { engine, rows, row_set, memory, notes, accepted, outbox: Arc::new(Outbox::with(left, revision)) })
+        Ok(Self {
+            engine,
+            rows,
+            row_set,
+            memory,
+            gate: Gate::new(),
+            notes,
+            accepted,
+            outbox: Arc::new(Outbox::with(left, revision)),
+        })
     }
 
     /// What was found at opening that the log is to tell.
@@ -306,6 +317,7 @@ impl<E: Engine> Store for SealedStore<E> {
     async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
         // The rows of events go with what is nobody's change: there is such a commit each second, and no change waits for more than its own rows.
         let dropped = if event.is_none() { self.outbox.take_recorded() } else { Vec::new() };
+        let is_change = event.is_some();
         let event = match event {
             None => None,
             Some(event) => Some((audit::event_body(&event)?, self.outbox.reserve()?)),
@@ -317,7 +329,15 @@ impl<E: Engine> Store for SealedStore<E> {
         if result.is_err() {
             self.outbox.still_stored(dropped);
         }
+        if is_change {
+            // A commit that failed may be on disk and in memory all the same.
+            self.gate.clear(tokio::time::sleep(CLEAR_WAIT_MAX)).await;
+        }
         result
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.gate
     }
 
     fn revision(&self) -> Revision {

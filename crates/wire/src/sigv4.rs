@@ -271,6 +271,12 @@ struct KeptKey {
 }
 
 impl SigningSecret {
+    /// Whether it is the same secret, in constant time.
+    #[must_use]
+    pub fn is_the_same_as(&self, other: &Self) -> bool {
+        self.secret.ct_eq(other.secret.expose())
+    }
+
     /// Takes a secret access key.
     #[must_use]
     pub fn new(secret: SecretBytes) -> Self {

@@ -5,7 +5,7 @@ use std::{marker::PhantomData, sync::Arc, time::Duration};
 use bytes::Bytes;
 use holdfast_core::{AuditEvent, AuditOutcome, ExternalKeyId, Principal};
 use holdfast_service::{
-    Client, Dialect, Done, Ended, Failure, Fault, Head, Recorded, Request, Told as Tells, Trace, Written,
+    Client, Confirmed, Dialect, Done, Ended, Failure, Fault, Head, Request, Told as Tells, Trace, Written,
 };
 use holdfast_wire::{
     body::{BodyFault, BodyLimits},
@@ -177,6 +177,13 @@ impl<'a, P> ProxyDoor<'a, P> {
     pub(crate) fn new(proxy: &'a XksProxy, peer: &'a Peer) -> Self {
         Self { proxy, peer, protocol: PhantomData }
     }
+
+    fn must_be_trusted(&self) -> Result<(), Refusal> {
+        if self.proxy.untrusted.load().is_some() {
+            return Err(Refusal::Internal("the state on disk is not to be trusted".into()));
+        }
+        Ok(())
+    }
 }
 
 /// What a path names. Which store that is, is looked at again when the body is there.
@@ -309,9 +316,7 @@ impl<P: Protocol> Dialect for ProxyDoor<'_, P> {
         if !self.proxy.quotas.admit(&store.name, store.requests_per_sec, request.head().started()) {
             return Err(Refusal::Throttled("the quota of the external key store is used up"));
         }
-        if self.proxy.untrusted.load().is_some() {
-            return Err(Refusal::Internal("the state on disk is not to be trusted".into()));
-        }
+        self.must_be_trusted()?;
         match governed.kills.of_store(&store.name) {
             Some(kill) => Err(Refusal::Blocked(format!("{} was stopped by {}", kill.scope, kill.by))),
             None => Ok(()),
@@ -322,7 +327,7 @@ impl<P: Protocol> Dialect for ProxyDoor<'_, P> {
         &self,
         request: &Request<'_>,
         caller: &Caller,
-        act: Target<P::Operation>,
+        act: &Target<P::Operation>,
         (): (),
         _: &Trace,
         told: &mut Facts,
@@ -332,13 +337,30 @@ impl<P: Protocol> Dialect for ProxyDoor<'_, P> {
             governed: &caller.governed,
             store: &caller.store,
             body: request.body(),
-            key: act.key,
+            key: act.key.clone(),
             principal: caller.principal.clone(),
             deadline: request.head().started() + self.proxy.limits.hsm_budget,
             told: &mut told.told,
             context: &mut told.context,
         };
         P::answer(&mut call, act.operation, request.head().parts().uri.query()).await.map(Done::Told)
+    }
+
+    fn confirm(&self, caller: &Caller, act: &Target<P::Operation>, _: &Bytes) -> Result<(), Refusal> {
+        self.must_be_trusted()?;
+        let (now, before) = (self.proxy.governed(), &caller.governed);
+        if Arc::ptr_eq(&now, before) {
+            return Ok(());
+        }
+        let of_key = act.key.as_ref().and_then(|key| now.kills.of_key(key.as_str()));
+        if let Some(kill) = now.kills.of_store(&caller.store.name).or(of_key) {
+            return Err(Refusal::Blocked(format!("{} was stopped by {}", kill.scope, kill.by)));
+        }
+        if now.allows_no_less_than(before, &caller.store.name) {
+            return Ok(());
+        }
+        // Whether the new state allows it is for a new request to find out.
+        Err(Refusal::Internal("what it was judged by was changed while it was at work".into()))
     }
 
     fn status(_: &Bytes) -> StatusCode {
@@ -392,7 +414,7 @@ impl<P: Protocol> Dialect for ProxyDoor<'_, P> {
         histogram!("holdfast_xks_proxy_latency_seconds", &labels).record(ended.elapsed.as_secs_f64());
     }
 
-    fn answer(&self, _: &Head, _: &Trace, outcome: Recorded<Result<Bytes, Refusal>>) -> Response<Full<Bytes>> {
+    fn answer(&self, _: &Head, _: &Trace, outcome: Confirmed<Result<Bytes, Refusal>>) -> Response<Full<Bytes>> {
         let (status, body) = match outcome.into_inner() {
             Ok(body) => (StatusCode::OK, body),
             Err(refusal) => {

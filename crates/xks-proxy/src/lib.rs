@@ -132,7 +132,8 @@ impl XksProxy {
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
         let Seams { hsms, own_keys_only, health_keys, store, audit, beside, ambient } = seams;
         let governed = Governed::load(store.as_ref(), beside.as_ref()).await?;
-        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), Some(limits.in_flight_max));
+        let gate = Arc::clone(store.gate());
+        let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), gate, Some(limits.in_flight_max));
         let proxy = Arc::new(Self {
             instance,
             hsms,
@@ -201,6 +202,8 @@ impl XksProxy {
         if tokio::time::timeout(self.limits.answer_budget * 2, drained).await.is_err() {
             tracing::warn!("some requests that were judged by the old state take longer than they should");
         }
+        // Answers that were looked at before are with the socket after this, or never will be.
+        self.spine.settle().await;
         Ok(())
     }
 

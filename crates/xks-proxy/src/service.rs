@@ -5,11 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use holdfast_core::AuditOutcome;
 use holdfast_crypto::SecretBytes;
-use holdfast_service::{AuditDoor, SigningReaders};
+use holdfast_service::{AuditDoor, Handed, SigningReaders};
 use holdfast_wire::sigv4::SigningSecret;
 use http::{Response, request::Parts};
 use http_body::Body;
-use http_body_util::Full;
 
 use crate::{
     XksProxy,
@@ -37,7 +36,7 @@ pub struct Peer {
 
 impl XksProxy {
     /// Serves one request. The future is to be polled to its end, whoever hangs up.
-    pub async fn handle<B>(&self, door: Door, parts: Parts, body: B, peer: &Peer) -> Response<Full<Bytes>>
+    pub async fn handle<B>(&self, door: Door, parts: Parts, body: B, peer: &Peer) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {
@@ -57,7 +56,7 @@ impl XksProxy {
         parts: Parts,
         body: B,
         peer: &Peer,
-    ) -> Response<Full<Bytes>>
+    ) -> Response<Handed>
     where
         B: Body<Data = Bytes> + Send,
     {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 pub(crate) use external::SoftExternalHsm;
 use holdfast_core::{
-    Action, Ambient, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey, Operation, Outcome,
-    Permit, Resource,
+    Action, Ambient, AtThisMoment, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey, Operation,
+    Outcome, Permit, Resource,
 };
 use holdfast_crypto::{
     CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer,
@@ -92,15 +92,22 @@ struct PooledKey {
 
 #[async_trait]
 impl OpenKey for PooledKey {
-    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError> {
+    async fn perform(
+        &self,
+        permit: Permit,
+        key: Arc<dyn AtThisMoment>,
+        operation: Operation,
+    ) -> Result<Outcome, HsmError> {
         permit.spend(operation.action(), &self.resource)?;
-        let (now, random) = (self.ambient.now(), self.ambient.random());
-        match self.keyed.work(&operation) {
-            Work::Light => self.keyed.perform(now, as_told, random, operation),
-            Work::PrivateKey => {
-                let (keyed, as_told) = (Arc::clone(&self.keyed), as_told.clone());
-                self.private_key.run(move || keyed.perform(now, &as_told, random, operation)).await?
-            }
+        let work = self.keyed.work(&operation);
+        let (keyed, ambient) = (Arc::clone(&self.keyed), Arc::clone(&self.ambient));
+        let perform = move || {
+            let (_pass, as_told) = key.look()?;
+            keyed.perform(ambient.now(), &as_told, ambient.random(), operation)
+        };
+        match work {
+            Work::Light => perform(),
+            Work::PrivateKey => self.private_key.run(perform).await?,
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     hsm::{HsmThreads, SoftHsm},
     instance::{self, AuditMarks, Opened, close_audit, tls_identity, write_public},
     server::{
-        self, ConnectionLimits,
+        self, AnswerBody, ConnectionLimits,
         tls::{Renewal, TlsIdentity},
     },
 };
@@ -156,13 +156,13 @@ fn door(role: Arc<Kms>, log: (AuditDoor, SigningReaders), health: Option<Health>
         let answer = health.as_ref().and_then(|health| health.answer(request.uri().path()));
         async move {
             if let Some(answer) = answer {
-                return answer;
+                return answer.map(AnswerBody::from);
             }
             let (parts, body) = request.into_parts();
             if AuditDoor::is_at(parts.uri.path()) {
-                return role.handle_audit(&log.0, &log.1, parts, body, Some(address)).await;
+                return role.handle_audit(&log.0, &log.1, parts, body, Some(address)).await.map(AnswerBody::from);
             }
-            role.handle(parts, body, Some(address)).await
+            role.handle(parts, body, Some(address)).await.map(AnswerBody::from)
         }
     })
 }

@@ -2,16 +2,17 @@
 
 pub(crate) mod client;
 pub(crate) mod client_certificate;
+mod handing;
 mod linger;
 pub(crate) mod owned;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+pub(crate) use handing::AnswerBody;
+use handing::{Hand, HandingOver};
 use holdfast_xks_proxy::ClientCertificate;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use linger::Lingering;
@@ -19,6 +20,7 @@ use metrics::{counter, gauge};
 use owned::{Abandoned, OwnedRequest, Place};
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -58,8 +60,6 @@ impl Default for ConnectionLimits {
 
 /// Why a body ends early; the connection is cut.
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
-/// The body of an answer: bytes at hand, or a stream.
-pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, BodyError>;
 type Answer = Pin<Box<dyn Future<Output = Response<AnswerBody>> + Send>>;
 
 /// What answers requests.
@@ -88,30 +88,17 @@ impl From<Arc<ServerConfig>> for Tls {
     }
 }
 
-/// Makes a handler of an async function that answers with bytes at hand.
-pub(crate) fn handler<F, A>(function: F) -> Handler
+/// Makes a handler of an async function.
+pub(crate) fn handler<F, A, B>(function: F) -> Handler
 where
     F: Fn(Request<Incoming>, SocketAddr) -> A + Send + Sync + 'static,
-    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    A: Future<Output = Response<B>> + Send + 'static,
+    B: Into<AnswerBody>,
 {
     Arc::new(move |request, peer| {
         let answer = function(request, peer);
-        Box::pin(async move { answer.await.map(full) })
+        Box::pin(async move { answer.await.map(Into::into) })
     })
-}
-
-/// Bytes at hand as the body of an answer.
-pub(crate) fn full(body: Full<Bytes>) -> AnswerBody {
-    body.map_err(|never| match never {}).boxed_unsync()
-}
-
-/// Makes a handler of an async function that answers with a stream.
-pub(crate) fn streaming_handler<F, A>(function: F) -> Handler
-where
-    F: Fn(Request<Incoming>, SocketAddr) -> A + Send + Sync + 'static,
-    A: Future<Output = Response<AnswerBody>> + Send + 'static,
-{
-    Arc::new(move |request, peer| Box::pin(function(request, peer)))
 }
 
 /// Serves until `shutdown` turns true, then lets requests in flight end. Nothing is at work any more when it returns.
@@ -174,13 +161,13 @@ impl Connection {
         let open = gauge!("holdfast_connections", "listener" => self.name);
         open.increment(1.0);
         match tls {
-            None => self.http(TokioIo::new(stream), None, handler, shutdown).await,
+            None => self.http(stream, None, handler, shutdown).await,
             Some(Tls { acceptor, identify }) => {
                 match timeout(self.limits.handshake_timeout, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => {
                         let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
                         let client = identify.and_then(|identify| identify(shown));
-                        self.http(TokioIo::new(stream), client, handler, shutdown).await;
+                        self.http(stream, client, handler, shutdown).await;
                     }
                     Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
                     Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
@@ -190,22 +177,25 @@ impl Connection {
         open.decrement(1.0);
     }
 
-    async fn http<I>(
+    async fn http<S>(
         &self,
-        io: I,
+        stream: S,
         client: Option<Arc<ClientCertificate>>,
         handler: Handler,
         mut shutdown: watch::Receiver<bool>,
     ) where
-        I: hyper::rt::Read + hyper::rt::Write + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin,
     {
         let (peer, place) = (self.peer, &self.place);
+        let hand = Arc::<Hand>::default();
+        let io = TokioIo::new(HandingOver::new(stream, &hand));
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(Arc::clone(client));
             }
             let answer = OwnedRequest::new(handler(request, peer), place);
-            async move { Ok::<_, Infallible>(answer.await) }
+            let hand = Arc::clone(&hand);
+            async move { Ok::<_, Infallible>(answer.await.map(|body| body.over(&hand))) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

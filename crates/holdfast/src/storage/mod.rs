@@ -27,7 +27,7 @@ use crate::{
     health::{Ground, Health, Told},
     history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_VERSION},
     instance::{self, AuditMarks, Opened, close_audit},
-    server::{self, ConnectionLimits},
+    server::{self, AnswerBody, ConnectionLimits},
 };
 
 /// Garbage that could not be deleted is tried again.
@@ -204,7 +204,7 @@ pub(crate) async fn start(
     if let Some(socket) = setup.metrics_socket {
         tasks.push(health.serve(socket, setup.connections, stopped.clone()));
     }
-    let handler = server::streaming_handler(move |request: Request<Incoming>, address| {
+    let handler = server::handler(move |request: Request<Incoming>, address| {
         let is_own = !service.names_bucket(request.headers());
         // No bucket has such a name.
         let asks_for_log = is_own && AuditDoor::is_at(request.uri().path());
@@ -214,13 +214,13 @@ pub(crate) async fn start(
         let (service, log) = (Arc::clone(&service), Arc::clone(&log));
         async move {
             if let Some(health) = health {
-                return health.map(server::full);
+                return health.map(AnswerBody::from);
             }
             if asks_for_log {
-                return service.handle_audit(&log.0, &log.1, request, Some(address)).await.map(server::full);
+                return service.handle_audit(&log.0, &log.1, request, Some(address)).await.map(AnswerBody::from);
             }
-            let mut response =
-                service.call(request.map(Into::into), &request_id, Some(address)).await.map(|body| body.boxed_unsync());
+            let response = service.call(request.map(Into::into), &request_id, Some(address)).await;
+            let mut response = response.map(|body| AnswerBody::from(body.boxed_unsync()));
             if ends_connection(response.status()) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

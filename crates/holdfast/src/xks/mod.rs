@@ -39,7 +39,7 @@ use crate::{
     history::LogPlace,
     hsm::SoftExternalHsm,
     instance::{self, AuditMarks, Opened, close_audit, listen, listen_some, plain, tls_identity, write_public},
-    server::{self, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
+    server::{self, AnswerBody, Tls, client_certificate::ClientVerifier, tls::TlsIdentity},
 };
 
 /// Name of the process that a command is when it changes the state by itself.
@@ -306,15 +306,15 @@ fn door(proxy: &Arc<XksProxy>, door: Door, log: Option<&Arc<(AuditDoor, SigningR
         let (proxy, log) = (Arc::clone(&proxy), log.clone());
         async move {
             if request.uri().path() == "/ping" {
-                return plain(StatusCode::OK, "text/plain; charset=utf-8", "pong\n");
+                return plain(StatusCode::OK, "text/plain; charset=utf-8", "pong\n").map(AnswerBody::from);
             }
             let certificate = request.extensions().get::<Arc<ClientCertificate>>().cloned();
             let (parts, body) = request.into_parts();
             let peer = Peer { address: Some(address), certificate };
             if let Some(log) = log.filter(|_| AuditDoor::is_at(parts.uri.path())) {
-                return proxy.handle_audit(&log.0, &log.1, parts, body, &peer).await;
+                return proxy.handle_audit(&log.0, &log.1, parts, body, &peer).await.map(AnswerBody::from);
             }
-            proxy.handle(door, parts, body, &peer).await
+            proxy.handle(door, parts, body, &peer).await.map(AnswerBody::from)
         }
     })
 }

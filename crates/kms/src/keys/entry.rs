@@ -211,6 +211,11 @@ impl KeyEntry {
         }
     }
 
+    /// Whether what it allows may end without a change: its policy looks at the hour, or its material expires.
+    pub(crate) fn ends_by_itself(&self) -> bool {
+        self.policy.looks_at_time() || self.materials.iter().any(|material| material.expires.is_some())
+    }
+
     /// Whether material that was imported, or is to be, is not there.
     fn lacks_material(&self, now: Timestamp) -> bool {
         self.origin == Origin::External

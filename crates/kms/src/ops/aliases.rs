@@ -59,7 +59,7 @@ fn own_name(call: &Call<'_>, name: Option<&str>) -> Result<(AliasName, String), 
 }
 
 /// A change of an alias must be allowed on the alias, by the caller's policies, and on the key.
-fn allowed(call: &mut Call<'_>, action: KmsAction, arn: &str, key: &KeyEntry) -> Result<Spent, ApiError> {
+fn allowed(call: &mut Call<'_>, action: KmsAction, arn: &str, key: &Arc<KeyEntry>) -> Result<Spent, ApiError> {
     call.allowed_apart(action, arn, With::default())?;
     call.allowed(action, key, With::default())
 }
@@ -84,7 +84,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
         let message = format!("An alias with the name {arn} already exists");
         return Err(ApiError::new("AlreadyExistsException", message));
     }
-    let committed = aliases.put(&changing, name, key.id, call.now, call.event()).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.event()?).await?;
     changed(committed, nothing())
 }
 
@@ -109,7 +109,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
         }
     }
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    let committed = aliases.put(&changing, name, key.id, call.now, call.event()).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.event()?).await?;
     changed(committed, nothing())
 }
 
@@ -136,7 +136,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         }
         None => drop(call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?),
     }
-    let committed = aliases.remove(&changing, &name, &alias, call.event()).await?;
+    let committed = aliases.remove(&changing, &name, &alias, call.event()?).await?;
     changed(committed, nothing())
 }
 

@@ -204,7 +204,7 @@ fn incorrect(why: &str) -> ApiError {
 /// Unwraps and masks the material as `version`. Each call takes a permit of its own.
 async fn take_in(
     call: &mut Call<'_>,
-    key: &KeyEntry,
+    key: &Arc<KeyEntry>,
     version: KeyVersionId,
     token: &Token,
     wrapped: &[u8],
@@ -252,7 +252,7 @@ type BlobWrite = (KeyVersionId, u64, Option<MaskedKey>);
 /// Takes the material in, and finds its place among those of the key.
 async fn place(
     call: &mut Call<'_>,
-    entry: &KeyEntry,
+    entry: &Arc<KeyEntry>,
     request: &ImportRequest,
     token: &Token,
     wrapped: &[u8],
@@ -311,7 +311,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     let token = open_token(call, &key, &token)?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
-    let entry = super::change::current(call, &key)?;
+    let entry = Arc::new(super::change::current(call, &key)?);
     call.must_not_be(&entry, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     let (material, blob) = place(call, &entry, &request, &token, &wrapped, expires).await?;
     if request.key_material_id.as_deref().is_some_and(|id| id != material.wire_id()) {
@@ -331,7 +331,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     }
     call.told.material = Some(material.id.to_string());
     let draft = Draft { entries, blobs: vec![blob], ..Draft::default() };
-    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.event()).await?;
+    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.event()?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }
 
@@ -373,6 +373,6 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         return wire::answer(&json!({"KeyId": key.arn})).map(Done::Told);
     };
     let entries = family(kms, &Arc::new(entry));
-    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.event()).await?;
+    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.event()?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }

@@ -82,7 +82,7 @@ async fn new_material(
     permits: (Permit, Permit),
     why: Why<'_>,
     still_wanted: impl FnOnce(&KeyEntry) -> bool,
-    event: impl FnOnce(KeyVersionId) -> AuditEvent,
+    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError>,
 ) -> Result<Option<Committed>, ApiError> {
     let (key, kind): (&KeyEntry, _) = match why {
         Why::Asked(key) => (key, RotationKind::OnDemand),
@@ -104,7 +104,7 @@ async fn new_material(
         }
     }
     let draft = Draft { entries, blobs: vec![(version, 0, Some(new.masked))], ..Draft::default() };
-    let (_, committed) = kms.keys.commit(&lock, permits.1, draft, event(version)).await?;
+    let (_, committed) = kms.keys.commit(&lock, permits.1, draft, event(version)?).await?;
     Ok(Some(committed))
 }
 
@@ -125,7 +125,7 @@ pub(crate) async fn rotate_by_itself(
     event: AuditEvent,
 ) -> Result<Option<Committed>, ApiError> {
     let now = kms.keys.now();
-    let event = |version: KeyVersionId| AuditEvent { key_version: Some(version.to_string()), ..event };
+    let event = |version: KeyVersionId| Ok(AuditEvent { key_version: Some(version.to_string()), ..event });
     new_material(kms, permits, Why::Due(key), |entry| is_due(entry, now), event).await
 }
 
@@ -247,7 +247,7 @@ async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &Enabled<'_>) -
         entry.rotations_on_demand += 1;
     }
     let draft = Draft { entries, ..Draft::default() };
-    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()).await?;
+    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()?).await?;
     Ok(committed)
 }
 

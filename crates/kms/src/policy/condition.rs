@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     Facts, Pattern, glob,
-    pattern::{fold_key, unescape},
+    pattern::{TIMES, fold_key, unescape},
 };
 
 /// What is compared, and how.
@@ -52,6 +52,11 @@ pub(crate) struct Condition {
 }
 
 impl Condition {
+    /// Whether it looks at the hour.
+    pub(crate) fn looks_at_time(&self) -> bool {
+        TIMES.contains(&self.key.as_str()) || self.values.iter().any(Pattern::looks_at_time)
+    }
+
     /// Reads an operator's name and what it is applied to. `None`: no such operator.
     pub(crate) fn new(name: &str, key: &str, values: Vec<Pattern>) -> Option<Self> {
         let (quantifier, name) = match name.split_once(':') {

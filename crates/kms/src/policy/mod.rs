@@ -68,6 +68,7 @@ pub(crate) struct Statement {
 pub(crate) struct PolicyDocument {
     text: String,
     statements: Vec<Statement>,
+    looks_at_time: bool,
 }
 
 /// Whose policy a document is.
@@ -143,6 +144,11 @@ impl Statement {
         }
     }
 
+    fn looks_at_time(&self) -> bool {
+        let mut patterns = self.actions.items.iter().chain(&self.resources.items);
+        patterns.any(Pattern::looks_at_time) || self.conditions.iter().any(Condition::looks_at_time)
+    }
+
     fn applies(&self, question: &Question<'_>) -> bool {
         let hits = |either: &Either<Pattern>, text: &str, ignore_case| {
             either.items.iter().any(|pattern| pattern.matches(text, ignore_case, question.facts)) != either.not
@@ -169,12 +175,19 @@ impl PolicyDocument {
     /// # Errors
     /// [`MalformedPolicy`].
     pub(crate) fn parse_stored(kind: PolicyKind, text: &str) -> Result<Self, MalformedPolicy> {
-        Ok(Self { text: text.to_owned(), statements: raw::parse(kind, text)? })
+        let statements = raw::parse(kind, text)?;
+        let looks_at_time = statements.iter().any(Statement::looks_at_time);
+        Ok(Self { text: text.to_owned(), statements, looks_at_time })
     }
 
     /// As it was given.
     pub(crate) fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether it may answer otherwise at another hour.
+    pub(crate) fn looks_at_time(&self) -> bool {
+        self.looks_at_time
     }
 
     /// Every principal that it names.

@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use super::Facts;
 
+/// Condition keys that change by themselves.
+pub(super) const TIMES: [&str; 2] = ["aws:currenttime", "aws:epochtime"];
+
 /// Text with `*` (any run), `?` (one character) and `${variable}`.
 #[derive(Clone, Debug)]
 pub(crate) struct Pattern {
@@ -15,6 +18,12 @@ impl Pattern {
     /// `variables`: whether the document's version knows them.
     pub(crate) fn new(text: &str, variables: bool) -> Self {
         Self { text: text.to_owned(), variables: variables && text.contains("${") }
+    }
+
+    /// Whether a variable in it may be the hour.
+    pub(crate) fn looks_at_time(&self) -> bool {
+        let folded = if self.variables { self.text.to_ascii_lowercase() } else { String::new() };
+        TIMES.iter().any(|name| folded.contains(name))
     }
 
     pub(crate) fn matches(&self, text: &str, ignore_case: bool, facts: &dyn Facts) -> bool {

@@ -52,9 +52,15 @@ struct Open(Keyed);
 
 #[async_trait]
 impl OpenKey for Open {
-    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError> {
+    async fn perform(
+        &self,
+        permit: Permit,
+        key: Arc<dyn AtThisMoment>,
+        operation: Operation,
+    ) -> Result<Outcome, HsmError> {
         permit.spend(operation.action(), &Resource::Key(self.0.version().name.clone()))?;
-        self.0.perform(NOW, as_told, [7; 28], operation)
+        let (_pass, as_told) = key.look()?;
+        self.0.perform(NOW, &as_told, [7; 28], operation)
     }
 
     fn public(&self) -> &PublicKey {
@@ -293,9 +299,18 @@ async fn a_key_that_is_gone_is_used_no_more() {
     let draft = Draft { removed: vec![Arc::clone(&found)], ..Draft::default() };
     drop(kms.keys.commit(&lock, permit(Action::KeyDelete, &found), draft, event()).await.unwrap());
     // Even by who holds it open.
-    let now = as_it_is(&kms, &found, found.materials[0].id, NOW);
-    let refused = open.perform(permit(Action::KeyDecrypt, &found), &now, decrypt(&ciphertext)).await;
+    let asked = Asked::about(&kms, &found, found.materials[0].id);
+    let refused = open.perform(permit(Action::KeyDecrypt, &found), asked, decrypt(&ciphertext)).await;
     assert_eq!(refused.err(), Some(HsmError::Disabled));
+}
+
+/// Somebody who says what was, whenever he is asked.
+struct Lie(Arc<Gate>, KeyVersion);
+
+impl AtThisMoment for Lie {
+    fn look(&self) -> Result<(Pass, KeyVersion), HsmError> {
+        Ok((self.0.enter(), self.1.clone()))
+    }
 }
 
 /// The positive control: told what is not so, as it was before it was told the truth, the partition gives the plaintext.
@@ -309,8 +324,9 @@ async fn told_a_lie_the_partition_obeys() {
         change(&mut entry);
         put(&kms, entry, Vec::new()).await;
         let material = &found.materials[0];
-        let (open, lie) = (kms.keys.open_key(&found, material).await.unwrap(), found.bound(material.id));
-        let given = open.perform(permit(Action::KeyDecrypt, &found), &lie, decrypt(&ciphertext)).await;
+        let open = kms.keys.open_key(&found, material).await.unwrap();
+        let lie = Arc::new(Lie(Gate::new(), found.bound(material.id)));
+        let given = open.perform(permit(Action::KeyDecrypt, &found), lie, decrypt(&ciphertext)).await;
         assert!(matches!(given, Ok(Outcome::Plaintext(plaintext)) if plaintext.ct_eq(b"plaintext")), "{what}");
     }
 }

@@ -97,18 +97,22 @@ impl Authenticator {
         Self { issuers, audiences, verified: Cache::new(VERIFIED_TOKENS), ambient }
     }
 
-    /// Whom a token names that was verified a while ago: it may have expired since, or its issuer have withdrawn the key.
+    /// A token that was verified a while ago: it may have expired since, or its issuer have withdrawn the key.
     pub(crate) async fn confirm(
         &self,
         presented: Presented,
         header: Option<&http::HeaderValue>,
-    ) -> Result<Principal, Rejection> {
-        let Presented(verified) = presented;
-        token::check_times(verified.not_before, verified.expires, self.ambient.now())?;
-        if verified.generation == self.issuers[verified.issuer].generation() {
-            return Ok(verified.principal.clone());
+    ) -> Result<Presented, Rejection> {
+        self.still_valid(&presented)?;
+        if presented.0.generation == self.issuers[presented.0.issuer].generation() {
+            return Ok(presented);
         }
-        Ok(self.authenticate(header).await?.principal().clone())
+        self.authenticate(header).await
+    }
+
+    /// Refuses a token that has expired since it was verified.
+    pub(crate) fn still_valid(&self, presented: &Presented) -> Result<(), Rejection> {
+        token::check_times(presented.0.not_before, presented.0.expires, self.ambient.now())
     }
 
     /// Verifies the value of an `Authorization` header.

@@ -28,8 +28,9 @@ pub(super) async fn perform(
     call.facts.version = Some(located.version().id);
     let operation = to_operation(operation, &request, located.version().attributes.spec)?;
     let usable = Usable::check(call.hsm, &located, operation)?;
+    let used = usable.used();
     let outcome = usable::perform(call.hsm, permit, usable).await?;
-    reply(call, &located, request.alg.clone(), outcome)
+    Ok(reply(call, &located, request.alg.clone(), outcome)?.resting_on(used))
 }
 
 fn to_operation(operation: CryptoOperation, request: &CryptoRequest, spec: KeySpec) -> Result<Operation, ApiError> {

@@ -21,7 +21,7 @@ pub(crate) use rotate::rotate_by_itself;
 use serde::Serialize;
 pub(crate) use settings::Settings;
 
-use crate::{ManagedHsm, error::ApiError, query::Query, route::Route};
+use crate::{ManagedHsm, dialect::Asked, error::ApiError, query::Query, route::Route, usable::Used};
 
 /// A request, apart from the permit to carry it out, which is used up on the way.
 pub(crate) struct Call<'a> {
@@ -31,13 +31,17 @@ pub(crate) struct Call<'a> {
     /// `https://HOST[:PORT]` of the name the client used.
     pub base_url: &'a str,
     pub trace: &'a Trace,
+    /// Who asks, and for what.
+    pub asked: Asked<'a>,
     pub facts: &'a mut Facts,
 }
 
 impl Call<'_> {
-    /// The event of this request's success, for whoever commits it together with what it changes.
-    pub(crate) fn event(&self, status: StatusCode) -> AuditEvent {
-        self.trace.event(self.hsm.ambient.now(), self.facts, status)
+    /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
+    /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
+    pub(crate) fn event(&self, status: StatusCode) -> Result<AuditEvent, ApiError> {
+        self.hsm.still_allowed(self.asked)?;
+        Ok(self.trace.event(self.hsm.ambient.now(), self.facts, status))
     }
 }
 
@@ -63,12 +67,18 @@ impl Told for Facts {
 pub(crate) struct Reply {
     pub status: StatusCode,
     pub body: Bytes,
+    /// The key version that was used for it.
+    pub used: Option<Used>,
 }
 
 impl Reply {
+    fn resting_on(self, used: Used) -> Self {
+        Self { used: Some(used), ..self }
+    }
+
     fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, ApiError> {
         let body = serde_json::to_vec(value).map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(Self { status, body: body.into() })
+        Ok(Self { status, body: body.into(), used: None })
     }
 
     fn ok(value: &impl Serialize) -> Result<Self, ApiError> {
@@ -80,7 +90,7 @@ impl Reply {
     }
 
     fn no_content() -> Self {
-        Self { status: StatusCode::NO_CONTENT, body: Bytes::new() }
+        Self { status: StatusCode::NO_CONTENT, body: Bytes::new(), used: None }
     }
 }
 

@@ -32,7 +32,7 @@ async fn new_version(
     permit: Permit,
     name: &KeyName,
     still_wanted: impl FnOnce(&KeyEntry) -> bool + Send,
-    event: impl FnOnce(KeyVersionId) -> AuditEvent + Send,
+    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError> + Send,
 ) -> Result<Option<Rotated>, ApiError> {
     let keys = &hsm.keys;
     let lock = keys.lock(name).await;
@@ -49,7 +49,7 @@ async fn new_version(
     version.attributes.not_before = None;
     version.attributes.expires = old.rotation.as_deref().and_then(|policy| rotation::expiry(policy, now));
     let new = hsm.admin.generate(permit, &bound(&old.name, &version)).await?;
-    let (event, public) = (event(version.id), new.public.clone());
+    let (event, public) = (event(version.id)?, new.public.clone());
     let (committed, entry) = keys.commit(&lock, append(name, Some(&old), version, new), event).await?;
     Ok(Some(Rotated { entry, public, committed }))
 }
@@ -72,7 +72,7 @@ pub(crate) async fn rotate_by_itself(
     hsm: &ManagedHsm,
     permit: Permit,
     name: &KeyName,
-    event: impl FnOnce(KeyVersionId) -> AuditEvent + Send,
+    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError> + Send,
 ) -> Result<Option<Committed>, ApiError> {
     let now = hsm.keys.now();
     let rotated = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now), event).await?;
@@ -107,6 +107,6 @@ pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Done<R
     let mut entry = (*keys.active(name)?).clone();
     entry.rotation = rotation::check(body, entry.rotation.as_deref(), keys.now())?.map(Box::new);
     let reply = Reply::ok(&policy_body(call, &entry))?;
-    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)).await?;
+    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }

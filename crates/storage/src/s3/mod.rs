@@ -19,7 +19,6 @@ use bytes::Bytes;
 use holdfast_core::Action;
 use holdfast_service::{AuditDoor, SigningReaders, Spine};
 use http::{HeaderMap, HeaderValue, Method, header};
-use http_body_util::Full;
 use metrics::{counter, histogram};
 use s3s::{
     Body, S3Request, S3Response, S3Result,
@@ -98,7 +97,7 @@ impl S3 {
         readers: &SigningReaders,
         request: http::Request<B>,
         source: Option<SocketAddr>,
-    ) -> http::Response<Full<Bytes>>
+    ) -> http::Response<holdfast_service::Handed>
     where
         B: http_body::Body<Data = Bytes> + Send,
     {

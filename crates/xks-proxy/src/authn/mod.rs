@@ -33,6 +33,13 @@ impl Credential {
         let secret = Arc::new(SigningSecret::new(secret));
         Self { store: store.to_owned(), access_key_id: access_key_id.to_owned(), created, secret }
     }
+
+    pub(crate) fn is_the_same_as(&self, other: &Self) -> bool {
+        self.store == other.store
+            && self.access_key_id == other.access_key_id
+            && self.created == other.created
+            && self.secret.is_the_same_as(&other.secret)
+    }
 }
 
 /// Access key ids: 20 to 30 of `A-Z 2-7` (XKS proxy API 1.0.3).

@@ -34,6 +34,12 @@ pub struct EnrolledCaller {
     pub secret: SecretBytes,
 }
 
+impl EnrolledCaller {
+    pub(crate) fn is_the_same_as(&self, other: &Self) -> bool {
+        self.principal_arn == other.principal_arn && self.secret.ct_eq(other.secret.expose())
+    }
+}
+
 /// The statement, as the key service sends it in `requestMetadata.holdfastCallerProof`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -170,6 +170,15 @@ impl Governed {
         self.untold.len()
     }
 
+    /// Whether everything that `before` allowed a store's callers is allowed still, kill switches aside: nobody and nothing was taken away.
+    pub(crate) fn allows_no_less_than(&self, before: &Self, store: &str) -> bool {
+        let credentials = self.credentials_of(store);
+        let is_there = |old: &Arc<Credential>| credentials.iter().any(|new| new.is_the_same_as(old));
+        self.policy.text() == before.policy.text()
+            && before.credentials_of(store).iter().all(is_there)
+            && before.callers.iter().all(|(id, old)| self.callers.get(id).is_some_and(|new| new.is_the_same_as(old)))
+    }
+
     /// The credentials of a store.
     #[must_use]
     pub fn credentials_of(&self, store: &str) -> &[Arc<Credential>] {

@@ -1,0 +1,210 @@
+//! Where a revocation waits for what was allowed before it.
+//!
+//! A use enters the gate, and only then looks whether it is still allowed; it holds its [`Pass`] until the key is put down, an answer until its
+//! last byte is with the socket. A change that is in memory clears the gate: it waits for every pass given before, for a bounded time, and
+//! revokes those that are left. So whoever has cleared it knows: what goes on from here has seen the change, and the rest has come to its end or
+//! never will. Entering costs two short locks; nobody who enters waits for anybody.
+
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+/// How long a change waits for passes. Operations in memory take microseconds, those with private keys some milliseconds; what takes longer is an
+/// answer that its client does not read.
+pub const CLEAR_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// One for each role and instance.
+#[derive(Default)]
+pub struct Gate(Mutex<Inside>);
+
+#[derive(Default)]
+struct Inside {
+    /// Number of the next pass.
+    next: u64,
+    passes: BTreeMap<u64, Arc<Revocable>>,
+    /// Those who wait until no pass below a number is left.
+    clearing: Vec<(u64, Waker)>,
+}
+
+/// Whether a pass still holds.
+#[derive(Debug, Default)]
+struct Revocable(Mutex<bool>);
+
+/// Leave to go on with what was looked at after it was given. Dropping it gives it back.
+#[must_use = "a pass that is dropped is given back"]
+pub struct Pass {
+    gate: Arc<Gate>,
+    number: u64,
+    state: Arc<Revocable>,
+}
+
+impl std::fmt::Debug for Pass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pass").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// A gate with nobody inside.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters. What is looked at after this is seen by whoever clears the gate later, or has seen him.
+    pub fn enter(self: &Arc<Self>) -> Pass {
+        let state = Arc::<Revocable>::default();
+        let mut inside = self.lock();
+        let number = inside.next;
+        inside.next += 1;
+        inside.passes.insert(number, Arc::clone(&state));
+        drop(inside);
+        Pass { gate: Arc::clone(self), number, state }
+    }
+
+    /// Waits until every pass that was given before is back, or until `bound` ends (a timer of [`CLEAR_WAIT_MAX`]); then revokes those that are not.
+    pub async fn clear(&self, bound: impl Future<Output = ()>) {
+        let until = self.lock().next;
+        let mut bound = pin!(bound);
+        std::future::poll_fn(|context| {
+            let mut inside = self.lock();
+            if inside.is_clear(until) {
+                return Poll::Ready(());
+            }
+            inside.clearing.push((until, context.waker().clone()));
+            drop(inside);
+            bound.as_mut().poll(context)
+        })
+        .await;
+        let late: Vec<_> = self.lock().passes.range(..until).map(|(_, state)| Arc::clone(state)).collect();
+        for state in late {
+            *state.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        }
+    }
+}
+
+impl Inside {
+    fn is_clear(&self, until: u64) -> bool {
+        self.passes.first_key_value().is_none_or(|(number, _)| *number >= until)
+    }
+}
+
+impl Pass {
+    /// Does one step by leave of the pass: while it runs the pass is not revoked. `None`: it was.
+    pub fn step<T>(&self, step: impl FnOnce() -> T) -> Option<T> {
+        let revoked = self.state.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *revoked { None } else { Some(step()) }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let mut inside = self.gate.lock();
+        inside.passes.remove(&self.number);
+        if inside.clearing.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut inside.clearing);
+        let (done, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(until, _)| inside.is_clear(*until));
+        inside.clearing = waiting;
+        drop(inside);
+        for (_, waker) in done {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        task::{Context, Wake},
+        thread,
+    };
+
+    use super::*;
+
+    struct Thread(thread::Thread);
+
+    impl Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    fn block_on(future: impl Future<Output = ()>) {
+        let waker = Arc::new(Thread(thread::current())).into();
+        let mut future = pin!(future);
+        while future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            thread::park();
+        }
+    }
+
+    #[test]
+    fn clearing_waits_for_those_inside_and_for_nobody_later() {
+        let gate = Gate::new();
+        let before = gate.enter();
+        let mut clearing = Box::pin(gate.clear(pending()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(clearing.as_mut().poll(&mut context).is_pending());
+        let after = gate.enter();
+        drop(before);
+        assert!(clearing.as_mut().poll(&mut context).is_ready());
+        assert_eq!(after.step(|| 7), Some(7));
+    }
+
+    #[test]
+    fn who_does_not_leave_in_time_is_revoked() {
+        let gate = Gate::new();
+        let slow = gate.enter();
+        assert_eq!(slow.step(|| 7), Some(7));
+        block_on(gate.clear(ready(())));
+        assert_eq!(slow.step(|| 7), None);
+        drop(slow);
+        block_on(gate.clear(pending()));
+    }
+
+    /// Four threads that use something until it is forbidden, and one that forbids it. How often something was used after that returned.
+    fn used_after(clears: bool) -> usize {
+        let (gate, allowed, forbidden) = (Gate::new(), AtomicBool::new(true), AtomicBool::new(false));
+        let late = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    loop {
+                        let pass = gate.enter();
+                        if !allowed.load(SeqCst) {
+                            return;
+                        }
+                        thread::yield_now();
+                        late.fetch_add(usize::from(forbidden.load(SeqCst)), SeqCst);
+                        drop(pass);
+                    }
+                });
+            }
+            thread::yield_now();
+            allowed.store(false, SeqCst);
+            if clears {
+                block_on(gate.clear(pending()));
+            }
+            forbidden.store(true, SeqCst);
+        });
+        late.into_inner()
+    }
+
+    /// Whoever looks after entering either sees the change or is waited for. The control: who does not clear the gate has late uses.
+    #[test]
+    fn nothing_goes_on_that_a_change_forbids() {
+        assert_eq!((0..500).map(|_| used_after(true)).sum::<usize>(), 0);
+        assert!((0..5_000).any(|_| used_after(false) > 0));
+    }
+}

@@ -1,0 +1,264 @@
+//! Handing an answer over, byte by byte, for as long as its pass holds.
+//!
+//! An answer's pass is held until its last byte is with the socket. Each write looks at the pass first and is made under it: once the pass is
+//! revoked, nothing more of the answer leaves, and the connection ends. What the client has by then is a part of an encrypted stream that
+//! breaks off, or a head without its body.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use holdfast_core::Pass;
+use holdfast_service::Handed;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{Full, combinators::UnsyncBoxBody};
+use metrics::counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::BodyError;
+
+/// The body of an answer: bytes at hand, or a stream.
+pub(crate) struct AnswerBody {
+    content: Content,
+    pass: Option<Pass>,
+    /// The connection that it goes over, if it has a pass.
+    hand: Option<Arc<Hand>>,
+}
+
+enum Content {
+    Bytes(Full<Bytes>),
+    Stream(UnsyncBoxBody<Bytes, BodyError>),
+}
+
+impl From<Full<Bytes>> for AnswerBody {
+    fn from(bytes: Full<Bytes>) -> Self {
+        Self { content: Content::Bytes(bytes), pass: None, hand: None }
+    }
+}
+
+impl From<Handed> for AnswerBody {
+    fn from(handed: Handed) -> Self {
+        let (bytes, pass) = handed.into_parts();
+        Self { content: Content::Bytes(bytes), pass, hand: None }
+    }
+}
+
+impl From<UnsyncBoxBody<Bytes, BodyError>> for AnswerBody {
+    fn from(stream: UnsyncBoxBody<Bytes, BodyError>) -> Self {
+        Self { content: Content::Stream(stream), pass: None, hand: None }
+    }
+}
+
+impl AnswerBody {
+    /// Gives the pass to the connection, before anything of the answer is written.
+    pub(super) fn over(mut self, hand: &Arc<Hand>) -> Self {
+        if let Some(pass) = self.pass.take() {
+            hand.lock().push(Held { pass, is_written: false });
+            self.hand = Some(Arc::clone(hand));
+        }
+        self
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        // All of it is in the connection's buffer; or it was given up, and so is the connection.
+        if let Some(hand) = &self.hand {
+            hand.lock().iter_mut().for_each(|held| held.is_written = true);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut self.content {
+            Content::Bytes(bytes) => Pin::new(bytes)
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
+            Content::Stream(stream) => Pin::new(stream).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.is_end_stream(),
+            Content::Stream(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.size_hint(),
+            Content::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+struct Held {
+    pass: Pass,
+    /// Whether the connection has all of the answer in its buffer.
+    is_written: bool,
+}
+
+/// The passes of the answers that are on their way over one connection. HTTP/1.1 answers one after the other.
+#[derive(Default)]
+pub(super) struct Hand(Mutex<Vec<Held>>);
+
+impl Hand {
+    fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does `step` by leave of all these passes, none of which is revoked meanwhile. `None`: one was.
+fn under<T>(passes: &[Held], step: &mut dyn FnMut() -> T) -> Option<T> {
+    match passes {
+        [] => Some(step()),
+        [held, others @ ..] => held.pass.step(|| under(others, step)).flatten(),
+    }
+}
+
+/// A connection that writes by leave of the passes in its hand.
+pub(super) struct HandingOver<S> {
+    stream: S,
+    hand: Arc<Hand>,
+}
+
+impl<S> HandingOver<S> {
+    pub(super) fn new(stream: S, hand: &Arc<Hand>) -> Self {
+        Self { stream, hand: Arc::clone(hand) }
+    }
+
+    fn by_leave<T>(
+        &mut self,
+        mut step: impl FnMut(&mut S) -> Poll<io::Result<T>>,
+        done: impl FnOnce(&mut Vec<Held>),
+    ) -> Poll<io::Result<T>> {
+        let Self { stream, hand } = self;
+        let mut passes = hand.lock();
+        let Some(polled) = under(&passes, &mut || step(stream)) else {
+            counter!("holdfast_answers_cut_total").increment(1);
+            return Poll::Ready(Err(io::Error::other("what allowed the answer has ended before it was read")));
+        };
+        if let Poll::Ready(Ok(_)) = &polled {
+            done(&mut passes);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HandingOver<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.by_leave(|stream| Pin::new(stream).poll_write(context, bytes), |_| {})
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Everything that was written is with the socket now.
+        self.by_leave(|stream| Pin::new(stream).poll_flush(context), |passes| passes.retain(|held| !held.is_written))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.by_leave(|stream| Pin::new(stream).poll_shutdown(context), Vec::clear)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.by_leave(|stream| Pin::new(stream).poll_write_vectored(context, slices), |_| {})
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holdfast_core::Gate;
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    fn answer(gate: &Arc<Gate>, hand: &Arc<Hand>) -> AnswerBody {
+        let mut body = AnswerBody::from(Full::new(Bytes::from_static(b"secret")));
+        body.pass = Some(gate.enter());
+        body.over(hand)
+    }
+
+    /// Whether clearing the gate had to wait for its bound.
+    async fn revokes(gate: &Gate) -> bool {
+        let bound = tokio::time::sleep(Duration::from_millis(20));
+        tokio::pin!(bound);
+        gate.clear(bound.as_mut()).await;
+        bound.is_elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_pass_is_back_when_the_last_byte_is_with_the_socket() {
+        let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
+        let (near, mut far) = duplex(64);
+        let mut near = HandingOver::new(near, &hand);
+        let body = answer(&gate, &hand);
+        near.write_all(b"head").await.unwrap();
+        near.flush().await.unwrap();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        near.write_all(&bytes).await.unwrap();
+        assert_eq!(hand.lock().len(), 1, "its body was not there at the first flush");
+        near.flush().await.unwrap();
+        assert!(!revokes(&gate).await);
+        let mut read = [0; 10];
+        far.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"headsecret");
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_once_the_pass_is_revoked() {
+        let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
+        let (near, mut far) = duplex(64);
+        let mut near = HandingOver::new(near, &hand);
+        let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
+        assert!(revokes(&gate).await, "it is still on its way");
+        assert!(near.write_all(&bytes).await.is_err() && near.flush().await.is_err() && near.shutdown().await.is_err());
+        drop(near);
+        let mut read = Vec::new();
+        far.read_to_end(&mut read).await.unwrap();
+        assert!(read.is_empty());
+    }
+
+    #[tokio::test]
+    async fn several_answers_on_one_connection() {
+        let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
+        let (near, mut far) = duplex(64);
+        let mut near = HandingOver::new(near, &hand);
+        for _ in 0..3 {
+            let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
+            near.write_all(&bytes).await.unwrap();
+        }
+        assert_eq!(hand.lock().len(), 3);
+        near.flush().await.unwrap();
+        assert!(!revokes(&gate).await);
+        let mut read = [0; 18];
+        far.read_exact(&mut read).await.unwrap();
+    }
+}
