@@ -14,6 +14,7 @@ for directory in ("..", "../xks", "../kms", "../s3", "."):
 def pytest_addoption(parser):
     parser.addoption("--cuts", type=int, default=20, help="cuts of each operation")
     parser.addoption("--moments", type=int, default=1, help="how often all of that, each time with a fresh instance")
+    parser.addoption("--trials", type=int, default=100, help="uses against each way to revoke")
     parser.addoption("--seed", type=int, default=None, help="of all chance")
     parser.addoption("--table", default=None, help="a file for what was found, as a table")
 
