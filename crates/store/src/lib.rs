@@ -26,7 +26,7 @@ pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
     SharedEngine, StateId,
 };
-pub use files::{open_regular, read_regular, write_regular};
+pub use files::{open_in_place, open_regular, read_regular, write_regular};
 pub use index::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner, MemoryIndex};
 pub use outbox::Outbox;
 pub use row_set::{Fold, RowSet};

@@ -12,7 +12,7 @@ use std::{
 use holdfast_core::{Ambient, PartitionId, StoreError};
 use holdfast_crypto::{CryptoError, SealingKey, SecretBytes, kdf};
 
-use crate::files::open_regular;
+use crate::files::{open_in_place, open_regular};
 
 const MAGIC: &[u8; 5] = b"HFSL\x01";
 /// Magic and number.
@@ -97,7 +97,9 @@ impl SlotFile {
 
     fn try_prepare(&self) -> io::Result<()> {
         let whole = self.file_bytes();
-        let found = match fs::metadata(&self.path) {
+        let found = match fs::symlink_metadata(&self.path) {
+            // A link that somebody put there is replaced.
+            Ok(data) if data.is_symlink() => 0,
             Ok(data) => data.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(error),
@@ -107,7 +109,7 @@ impl SlotFile {
         }
         if found > 0 {
             // Cut short by somebody: what is left stays, and who counts the records finds those that are missing.
-            let file = open_regular(OpenOptions::new().write(true), &self.path)?;
+            let file = open_in_place(OpenOptions::new().write(true), &self.path)?;
             let from = (found as usize).min(whole);
             file.write_all_at(&vec![0; whole - from], from as u64)?;
             file.set_len(whole as u64)?;
@@ -151,7 +153,7 @@ impl SlotFile {
         let slot = [MAGIC, number.to_be_bytes().as_slice(), &sealed].concat();
         let at = (number % self.layout.slots as u64) * self.layout.slot_bytes as u64;
         let write = || {
-            let file = open_regular(OpenOptions::new().write(true), &self.path)?;
+            let file = open_in_place(OpenOptions::new().write(true), &self.path)?;
             file.write_all_at(&slot, at)?;
             file.sync_data()
         };
@@ -260,6 +262,22 @@ mod tests {
         assert_eq!(file.read().unwrap(), [record(2, b"two")]);
         file.prepare().unwrap();
         assert_eq!(fs::read(file.path()).unwrap(), good);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = slots(directory.path(), 1, 2, "a");
+        let victim = directory.path().join("victim");
+        for content in [vec![7; 100], vec![7; LAYOUT.slots * LAYOUT.slot_bytes]] {
+            fs::write(&victim, &content).unwrap();
+            let _ = fs::remove_file(file.path());
+            std::os::unix::fs::symlink(&victim, file.path()).unwrap();
+            assert!(file.write(1, b"x").is_err());
+            file.prepare().unwrap();
+            file.write(1, b"x").unwrap();
+            assert_eq!((fs::read(&victim).unwrap(), file.read().unwrap()), (content, vec![record(1, b"x")]));
+        }
     }
 
     /// A file of the first version; it must be readable for ever.

@@ -284,6 +284,25 @@ fn lines_of_the_first_version_are_taken_under_the_floor_only_where_something_pro
     assert!(matches!(refused, Err(AuditOpenError::Forged { .. })), "{:?}", refused.err());
 }
 
+/// A link in the place of a segment: what it leads to is no torn end of ours.
+#[test]
+fn nothing_is_cut_through_a_link() {
+    let log = tempfile::tempdir().unwrap();
+    write_log(log.path(), 3);
+    let victim = log.path().join("victim");
+    fs::write(&victim, "everything").unwrap();
+    let last = list_segments(log.path()).unwrap().last().unwrap().0;
+    let link = log.path().join(format!("audit-{:012}.jsonl", last + 1));
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    for accept_loss in [false, true] {
+        let refused = open(AuditLogConfig { accept_loss, ..config(log.path()) }).err().expect("a link").to_string();
+        assert!(refused.contains("is a symbolic link"), "{refused}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "everything");
+    }
+    fs::remove_file(&link).unwrap();
+    open(config(log.path())).expect("it was the link").close();
+}
+
 fn line_of(directory: &Path, seq: u64) -> Vec<u8> {
     let all: Vec<Vec<u8>> = lines(directory).into_iter().flat_map(|(_, lines)| lines).collect();
     all[seq as usize - 1].strip_suffix(b"\n").unwrap().to_vec()

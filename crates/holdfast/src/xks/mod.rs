@@ -23,7 +23,7 @@ use holdfast_crypto::Rsa1_5Policy;
 use holdfast_engine::{Partition, PartitionPolicy};
 use holdfast_pkcs11::{HostCommand, Pin, Pkcs11Hsm};
 use holdfast_service::{AuditDoor, SigningReaders};
-use holdfast_store::{Engine as _, SealedStore, SharedEngine, audit::AuditLog, open_regular};
+use holdfast_store::{Engine as _, SealedStore, SharedEngine, audit::AuditLog, open_in_place};
 use holdfast_xks_proxy::{Beside, ClientCertificate, Door, Peer, Seams, XksProxy, governors_of};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -96,7 +96,7 @@ pub(crate) fn process_dir(state_dir: &Path, process: &str) -> PathBuf {
 /// Takes a process's name; it is free again when the file is closed.
 fn take_name(directory: &Path, process: &str) -> Result<File, Fault> {
     let path = directory.join("alive.lock");
-    let file = open_regular(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), &path);
+    let file = open_in_place(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), &path);
     let file = file.map_err(|error| Fault::file(&path, error))?;
     file.try_lock().map_err(|_| {
         Fault::unavailable(format!("a process {process:?} runs on this state already"))

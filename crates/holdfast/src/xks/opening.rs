@@ -9,7 +9,7 @@ use std::{
 };
 
 use holdfast_core::{AuditSink, Store};
-use holdfast_store::{SealedStore, SharedEngine, open_regular};
+use holdfast_store::{SealedStore, SharedEngine, open_in_place};
 
 use super::{
     RECORDS, State,
@@ -110,7 +110,7 @@ pub(super) fn judge_kills(lost: &holdfast_xks_proxy::Heard) -> Result<(), Fault>
 }
 
 fn take_open_lock(path: &Path) -> Result<File, Fault> {
-    let file = open_regular(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), path);
+    let file = open_in_place(OpenOptions::new().write(true).create(true).truncate(false).mode(0o600), path);
     let file = file.map_err(|error| Fault::file(path, error))?;
     let started = Instant::now();
     loop {

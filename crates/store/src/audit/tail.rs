@@ -2,7 +2,8 @@
 
 use std::{
     fs::OpenOptions,
-    io,
+    io::{self, Seek as _, SeekFrom},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,7 @@ use super::{
     line::{self, Checkpoint, FORMAT, FORMAT_1, GENESIS, LineMac},
     segment::{list_segments, read_lines, segment_path},
 };
-use crate::files::open_regular;
+use crate::files::{open_in_place, open_regular};
 
 /// No log comes to a line of such a number: one that says so was not written here.
 const SEQ_MAX: u64 = 1 << 56;
@@ -284,7 +285,7 @@ fn is_torn(path: &Path, good_bytes: u64, next: u64, mac: Option<&LineMac>) -> io
 }
 
 fn cut(path: &Path, good_bytes: u64) -> io::Result<()> {
-    let file = open_regular(OpenOptions::new().write(true), path)?;
+    let file = open_in_place(OpenOptions::new().write(true), path)?;
     file.set_len(good_bytes)?;
     file.sync_all()
 }
@@ -298,9 +299,12 @@ fn set_aside(segments: &[(u64, PathBuf)], good_bytes: u64) -> io::Result<()> {
             // A segment without its header would be no segment.
             std::fs::rename(path, &aside)?;
         } else {
-            let content = std::fs::read(path)?;
-            std::fs::write(&aside, &content[usize::try_from(good_bytes).map_err(io::Error::other)?..])?;
-            std::fs::File::open(&aside)?.sync_all()?;
+            let mut segment = open_in_place(OpenOptions::new().read(true), path)?;
+            segment.seek(SeekFrom::Start(good_bytes))?;
+            // As it comes: it may be of any length.
+            let mut aside = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+            io::copy(&mut segment, &mut aside)?;
+            aside.sync_all()?;
             cut(path, good_bytes)?;
         }
     }
@@ -311,7 +315,7 @@ fn set_aside(segments: &[(u64, PathBuf)], good_bytes: u64) -> io::Result<()> {
 fn free_name(path: &Path) -> PathBuf {
     let mut aside = path.with_extension("jsonl.forged");
     let mut count = 1_u32;
-    while aside.exists() {
+    while aside.symlink_metadata().is_ok() {
         count += 1;
         aside = path.with_extension(format!("jsonl.{count}.forged"));
     }

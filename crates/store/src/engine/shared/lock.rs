@@ -11,7 +11,7 @@ use std::{
 
 use holdfast_core::StoreError;
 
-use crate::files::open_regular;
+use crate::files::open_in_place;
 
 /// Longest wait. A commit takes a few milliseconds; whoever holds the lock longer is stopped, or its disk hangs.
 const WAIT_MAX: Duration = Duration::from_secs(3);
@@ -29,7 +29,7 @@ impl RowsLock {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = open_regular(options, path).map_err(failed)?;
+        let file = open_in_place(options, path).map_err(failed)?;
         let started = Instant::now();
         loop {
             match file.try_lock() {
