@@ -164,6 +164,16 @@ pub(crate) async fn ask(
     let path = PathBuf::from(OsString::from_vec(read_regular(&path_file, PATH_BYTES_MAX).map_err(unavailable)?));
     let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(&path)).await;
     let mut stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unavailable)?;
+    // Where the socket is, a file in the directory says, which others may have written; what is asked may hold a secret, and the answer is believed.
+    let peer = stream.peer_cred().map_err(unavailable)?.uid();
+    let owner = fs::metadata(directory).map_err(unavailable)?.uid();
+    if peer != owner && peer != rustix::process::geteuid().as_raw() {
+        return Err(Fault::denied(format!(
+            "{}: user {peer} is at the other end of {}, and the directory is of user {owner}: nothing was asked",
+            directory.display(),
+            path.display()
+        )));
+    }
     let mut line = serde_json::to_vec(request).map_err(Fault::new)?;
     line.push(b'\n');
     let sent = stream.write_all(&line).await;

@@ -2,6 +2,11 @@
 
 use std::fmt::Display;
 
+/// Text as it goes to a terminal, where control characters are commands.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
 /// A fault of the program as a whole; requests have their own errors.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -14,8 +19,9 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
+    /// What others wrote may stand in the message: it says nothing to the terminal.
     pub(crate) fn new(message: impl Display) -> Self {
-        Self { message: message.to_string(), hint: None, code: 1 }
+        Self { message: shown(&message.to_string()), hint: None, code: 1 }
     }
 
     pub(crate) fn usage(message: impl Display) -> Self {
@@ -40,7 +46,7 @@ impl Fault {
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shown(&hint.into()));
         self
     }
 

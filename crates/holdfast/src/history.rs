@@ -273,6 +273,13 @@ impl Opened {
                 .map_err(Fault::new)?;
         }
         let marked = marks.write().await;
+        if !marked && !in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION) {
+            // Served without this floor, it would be taken with a store that was robbed at the next start.
+            return Err(Fault::unavailable(
+                "how far the audit log has come could not be remembered, as it must be once",
+            )
+            .hint("is the disk full, or the store not to be written?"));
+        }
         let mut floors = self.secrets.floors.clone();
         floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
         floors.extend(own);

@@ -15,7 +15,7 @@ use std::{
 use clap::{Args, Subcommand};
 use holdfast_store::audit::{list_segments, parse_line, read_lines};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, shown};
 
 /// How often `tail --follow` looks.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
@@ -156,7 +156,7 @@ fn tail(directory: &Path, count: usize, follow: bool, json: bool) -> Result<(), 
         if json {
             out.write_all(line)?
         } else {
-            out.write_all(readable(line).as_bytes())?
+            out.write_all(shown(&readable(line)).replace('\n', "?").as_bytes())?
         }
         out.write_all(b"\n")
     };

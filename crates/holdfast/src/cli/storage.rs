@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     control,
-    fault::Fault,
+    fault::{Fault, shown},
     instance,
     server::ConnectionLimits,
     storage::{self, StorageSetup, admin::AdminRequest, config::Config},
@@ -128,7 +128,7 @@ fn line_of(set: &Value) -> String {
             line += &format!("; {} {what}: {}", set[count], names.join(", "));
         }
     }
-    line
+    shown(&line)
 }
 
 #[expect(clippy::print_stdout, reason = "the command's data")]

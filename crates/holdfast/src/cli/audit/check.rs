@@ -10,7 +10,7 @@ use holdfast_core::AuditLine;
 use holdfast_store::audit::{LogKey, Report, list_segments, parse_line, read_lines, verify_with};
 
 use super::{copy::State, segments};
-use crate::fault::Fault;
+use crate::fault::{Fault, shown};
 
 /// Longest line compared: longer than any that is one.
 const LINE_BYTES_MAX: u64 = 256 * 1024;
@@ -125,7 +125,7 @@ fn as_json(report: &Report, state: Option<&State>, compared: Option<&Compared>) 
 
 #[expect(clippy::print_stdout, reason = "the command's data")]
 fn print(report: &Report, state: Option<&State>, compared: Option<&Compared>) {
-    println!("instance     {}", report.instance);
+    println!("instance     {}", shown(&report.instance));
     println!("lines        {} ({} events)", report.lines, report.events);
     println!("changes      {}, without a gap", report.revision);
     for line in &report.accepted {
@@ -143,7 +143,7 @@ fn print(report: &Report, state: Option<&State>, compared: Option<&Compared>) {
     println!("key          {}", report.key_fingerprint);
     if let Some(state) = state {
         let (line, time) = (state.signed.head.seq, &state.signed.time);
-        println!("copy of      {}; the instance signed for line {line} at {time}", state.log);
+        println!("copy of      {}; the instance signed for line {line} at {}", shown(&state.log), shown(time));
         if line > report.lines {
             println!("missing      {} lines of those, which a pull will bring", line - report.lines);
         }

@@ -5,13 +5,16 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use holdfast_core::{AuditLine, AuditPlace, Revision};
-use holdfast_store::audit::{ChainChecker, LogKey, line_hash, list_segments, parse_line, read_lines};
+use holdfast_store::{
+    audit::{ChainChecker, LogKey, line_hash, list_segments, parse_line, read_lines},
+    read_regular,
+};
 use holdfast_wire::audit_pull::{HeadJson, PlaceJson};
 use serde::{Deserialize, Serialize};
 
@@ -53,13 +56,12 @@ impl State {
     /// Reads it; `None` if there is none.
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, Fault> {
         let path = directory.join(STATE);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        // Beside a log that others write, it may be anything.
+        let text = match read_regular(&path, STATE_BYTES_MAX) {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Fault::file(&path, error)),
         };
-        let mut text = Vec::new();
-        file.take(STATE_BYTES_MAX).read_to_end(&mut text).map_err(|error| Fault::file(&path, error))?;
         let state: Self = serde_json::from_slice(&text).map_err(|error| Fault::file(&path, error))?;
         if state.format != FORMAT {
             return Err(Fault::file(&path, format!("its format is not {FORMAT}")));
