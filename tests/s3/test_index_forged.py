@@ -1,7 +1,11 @@
 """The index, written to by somebody who has no key: what he plants is refused by name, and what he drops or puts back is found."""
 import json
 import os
+import pathlib
 import subprocess
+import sys
+import tempfile
+import time
 
 import pytest
 from botocore.exceptions import ClientError
@@ -222,3 +226,134 @@ def test_an_index_of_another_instance(stored, make_storage):
     storage.start()
     assert storage.client().get_object(Bucket="one", Key="a")["Body"].read() == BODY + b"a"
     assert bad(storage) == {}
+
+
+def test_names_that_no_row_has(stored):
+    """They are found, hide nothing, and can be accepted away."""
+    storage, index = stored
+    names = [b"", b"O" + b"q" * 15, b"Zfoo", b"B\x1b[2Jx"]
+    again(storage, lambda: [index.put(name, b"x" * 40) for name in names])
+    found = bad(storage)
+    assert set(found) == {"*unknown-", "*unknown-4f", "*unknown-5a", "*buckets"}, found
+    said = subprocess.run([BINARY, "storage", "verify", "--data-dir", storage.data_dir], capture_output=True, text=True)
+    assert "bucket ?[2Jx" in said.stdout and "\x1b" not in said.stdout + said.stderr
+    for called in found:
+        accepted = subprocess.run([BINARY, "storage", "verify", "--data-dir", storage.data_dir, "--accept", called], capture_output=True, text=True)
+        assert accepted.returncode == 0, accepted.stderr
+    assert bad(storage) == {}
+    storage.stop()
+    assert not set(names) & set(index.rows())
+
+
+def test_an_acceptance_that_the_log_did_not_tell_is_none(stored):
+    """The log cannot be opened at the start that accepts: the next one has to accept it again."""
+    storage, index = stored
+    kept = IndexFile(index.path, "sets v2")
+    kept.remove(index.bucket("one"))
+    audit, config = storage.data_dir / "audit", storage.directory / "storage.toml"
+    text = config.read_text()
+
+    def starts(accept: bool) -> bool:
+        config.write_text(text + "\n[audit]\naccept_loss = true\n" if accept else text)
+        try:
+            storage.start()
+        except AssertionError:
+            return False
+        return True
+    assert not starts(False)
+    audit.rename(audit.with_name("away"))
+    audit.write_text("no directory")
+    assert not starts(True)
+    audit.unlink()
+    audit.with_name("away").rename(audit)
+    assert not starts(False), "nothing was accepted"
+    assert starts(True)
+    assert [event["operation"] for event in storage.events()].count("AcceptLoss") == 1
+    storage.stop()
+    assert starts(False)
+
+
+@pytest.mark.parametrize("file", ["audit", "records.redb.new"])
+def test_links_lead_nowhere(stored, file):
+    """A link in the place of a file that is cut or made at a start: what it leads to is not touched."""
+    storage, _ = stored
+    victim = storage.directory / "victim"
+    victim.write_text("everything")
+    link = storage.data_dir / file
+    if file == "audit":
+        last = max(int(path.stem.split("-")[1]) for path in link.glob("audit-*.jsonl"))
+        link = link / f"audit-{last + 1:012}.jsonl"
+    link.symlink_to(victim)
+    try:
+        storage.start()
+        assert file != "audit", "it was taken for a segment"
+    except AssertionError:
+        assert "is a symbolic link" in storage.log.read_text()
+    assert victim.read_text() == "everything"
+    storage.stop()
+    link.unlink(missing_ok=True)
+    storage.start()
+
+
+def test_each_start_looks_at_the_rows(stored):
+    """A row that is removed, until its owner has written and deleted another one of that name, and put back then, evens out: it is told in between."""
+    storage, index = stored
+    row = index.object("one", "a")
+    first = index.rows()[row]
+
+    def told() -> list[str]:
+        return [event["context"]["bad"] for event in storage.events() if event["operation"] == "CheckIndexAtStart"]
+    assert told() == []
+    s3 = again(storage, lambda: index.remove(row))
+    deadline = time.monotonic() + 30
+    while told() != ["one"]:
+        assert time.monotonic() < deadline, storage.events()
+        time.sleep(0.05)
+    s3.put_object(Bucket="one", Key="a", Body=b"another")
+    s3.delete_object(Bucket="one", Key="a")
+    s3 = again(storage, lambda: index.put(row, first))
+    assert s3.get_object(Bucket="one", Key="a")["Body"].read() == BODY + b"a"
+    assert bad(storage) == {}, "the sum alone does not show it any more"
+    assert told() == ["one"]
+
+
+SOMEBODY = 65534
+LIAR = """
+import os, socket, sys
+os.setuid(int(sys.argv[2]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("there", flush=True)
+while True:
+    stream, _ = listener.accept()
+    heard = stream.recv(9999)
+    if heard:
+        stream.sendall(b'{"done":true,"sets":1,"rows":1,"bad":[]}\\n')
+        print(heard, flush=True)
+    stream.close()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_a_socket_of_somebody_else(stored):
+    """Where the service's socket is, a file in its directory says: nothing is asked of another user who has put his own there."""
+    storage, _ = stored
+    storage.start()
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        path = f"{directory}/liar.sock"
+        for user in (0, SOMEBODY):
+            pathlib.Path(path).unlink(missing_ok=True)
+            liar = subprocess.Popen([sys.executable, "-c", LIAR, path, str(user)], stdout=subprocess.PIPE, text=True)
+            try:
+                assert liar.stdout.readline() == "there\n"
+                (storage.data_dir / "admin-socket.path").write_text(path)
+                done = subprocess.run([BINARY, "storage", "verify", "--data-dir", storage.data_dir], capture_output=True, text=True)
+            finally:
+                liar.kill()
+            said = liar.communicate()[0]
+            if user == SOMEBODY:
+                assert done.returncode == 3 and "nothing was asked" in done.stderr and said == "", (done, said)
+            else:
+                assert done.returncode == 0 and "verify" in said, "control: whoever runs the service is believed"

@@ -141,6 +141,9 @@ pub trait Index: Send + Sync {
         Err(StoreError::Failed(NO_SETS.into()))
     }
 
+    /// Checks that are under way end soon, with an error, and no other begins: whoever asked for them is about to end.
+    fn stop_checks(&self) {}
+
     /// Takes the rows of a set for what they are from now on, and removes those that are not ours; `told` makes the event of what was
     /// found. Other commits wait until the rows are read.
     ///

@@ -2,7 +2,7 @@
 
 use holdfast_core::IndexSets;
 
-use crate::record::Id;
+use crate::{body::hex, record::Id};
 
 /// Kinds of rows.
 const BUCKET: u8 = b'B';
@@ -168,7 +168,8 @@ const ID_BYTES: usize = 16;
 /// The id of the bucket, or else the kind.
 fn set_of(row: &[u8]) -> &[u8] {
     match row.first() {
-        Some(kind) if OF_BUCKETS.contains(kind) => row.get(1..=ID_BYTES).unwrap_or(row),
+        // A planted name that is too short for the id of a bucket is of no bucket.
+        Some(kind) if OF_BUCKETS.contains(kind) => row.get(1..=ID_BYTES).unwrap_or(&row[..1]),
         _ => row.get(..1).unwrap_or(row),
     }
 }
@@ -189,12 +190,22 @@ pub(crate) fn bucket_of_set(set: &[u8]) -> Option<Id> {
 const KINDS: [(u8, &str); 5] =
     [(BUCKET, "*buckets"), (GARBAGE, "*garbage"), (MANIFEST, "*manifests"), (PART, "*parts"), (WASTE, "*waste")];
 
-pub(crate) fn kind_of_set(set: &[u8]) -> &'static str {
+/// Rows of names that no kind has: somebody put them there. What follows is the set in hex.
+const UNKNOWN: &str = "*unknown-";
+
+pub(crate) fn kind_of_set(set: &[u8]) -> String {
     let known = KINDS.iter().find(|(kind, _)| set == [*kind]);
-    known.map_or("*unknown", |(_, name)| *name)
+    known.map_or_else(|| format!("{UNKNOWN}{}", hex(set)), |(_, name)| (*name).to_owned())
 }
 
 pub(crate) fn kind_called(name: &str) -> Option<Vec<u8>> {
+    if let Some(set) = name.strip_prefix(UNKNOWN) {
+        // Of rows without a name it is nothing, and else one letter.
+        return match set {
+            "" => Some(Vec::new()),
+            set => u8::from_str_radix(set, 16).ok().filter(|kind| hex(&[*kind]) == set).map(|kind| vec![kind]),
+        };
+    }
     KINDS.iter().find(|(_, known)| *known == name).map(|(kind, _)| vec![*kind])
 }
 
@@ -202,7 +213,8 @@ pub(crate) fn kind_called(name: &str) -> Option<Vec<u8>> {
 pub(crate) fn described(row: &[u8]) -> String {
     let text = |from: usize, to: usize| {
         let bytes = row.get(from..row.len().saturating_sub(to)).unwrap_or_default();
-        String::from_utf8_lossy(bytes).into_owned()
+        // For terminals, too, where control characters are commands.
+        String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>()
     };
     let id =
         || row.get(1..=ID_BYTES).and_then(|id| id.try_into().ok()).map_or_else(String::new, |id| Id(id).to_string());
@@ -236,4 +248,24 @@ pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
         }
     }
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_planted_has_a_set_that_finds_it_and_a_name_that_accepts_it() {
+        let names: [&[u8]; 7] = [b"", b"O", b"Oqqqqqqqqqqqqqqq", b"Vq", b"Zfoo", b"\xff\xff", b"Bname"];
+        for name in names {
+            let set = set_of(name);
+            assert!(bucket_of_set(set).is_none(), "{name:?}");
+            assert!(prefixes(set).iter().any(|prefix| name.starts_with(prefix)), "{name:?}");
+            assert_eq!(kind_called(&kind_of_set(set)).as_deref(), Some(set), "{name:?}");
+        }
+        for name in ["*unknown-5", "*unknown-5A", "*unknown-+5", "*unknown-5a5a", "*unknown", "*other"] {
+            assert_eq!(kind_called(name), None, "{name}");
+        }
+        assert_eq!(described(b"B\x1b[2Jx"), "bucket ?[2Jx");
+    }
 }

@@ -23,6 +23,9 @@ const BLOBS_AT_ONCE: usize = 8;
 /// Blobs that are told by name.
 const BLOBS_TOLD_MAX: usize = 16;
 
+/// Sets that the event of a start tells by name.
+const SETS_TOLD_MAX: usize = 16;
+
 /// What a look at one set of rows has found.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct SetReport {
@@ -125,6 +128,46 @@ impl Storage {
         Ok(report)
     }
 
+    /// Looks at every set of rows once, as a service does in the background of each start: what somebody evens out over several stops is not even
+    /// in between. Tells the log of what is not whole, by name. Gives how many sets are not; `None` if that could not be found out.
+    pub async fn look_at_rows(&self) -> Option<usize> {
+        let names = self.index.sets().inspect_err(|error| tracing::warn!(%error, "the index is not looked at")).ok()?;
+        let buckets = self.names_of_buckets();
+        let mut bad: Vec<String> = (!names.whole).then(|| "what is kept of all sets".into()).into_iter().collect();
+        for set in names.names {
+            match self.check(set, &buckets).await {
+                Ok(found) if found.is_whole() => {}
+                Ok(found) => {
+                    tracing::error!(
+                        set = found.set,
+                        verdict = found.verdict,
+                        "rows of the index are not what was committed: see `holdfast storage verify`"
+                    );
+                    bad.push(found.set);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "not all rows of the index were looked at");
+                    return None;
+                }
+            }
+        }
+        metrics::gauge!("holdfast_storage_sets_not_whole").set(bad.len() as f64);
+        if !bad.is_empty() {
+            let told: Vec<&str> = bad.iter().take(SETS_TOLD_MAX).map(String::as_str).collect();
+            let context = vec![("sets", bad.len().to_string()), ("bad", told.join(", "))];
+            let why = "rows of the index are not what was committed".to_owned();
+            if let Err(error) = self.record_own("CheckIndexAtStart", context, Some(why)).await {
+                tracing::error!(%error, "that rows are not what was committed could not be told to the audit log");
+            }
+        }
+        Some(bad.len())
+    }
+
+    /// Nobody waits any more for what is looked at.
+    pub fn stop_looking(&self) {
+        self.index.stop_checks();
+    }
+
     /// Takes a set for what it is from now on, and removes the rows in it that are not ours. `uid`: of the operator who says so.
     ///
     /// # Errors
@@ -151,7 +194,7 @@ impl Storage {
     async fn check(&self, set: Vec<u8>, buckets: &HashMap<Id, String>) -> Result<SetReport> {
         let called = match rows::bucket_of_set(&set) {
             Some(id) => buckets.get(&id).cloned().unwrap_or_else(|| id.to_string()),
-            None => rows::kind_of_set(&set).to_owned(),
+            None => rows::kind_of_set(&set),
         };
         let index = Arc::clone(&self.index);
         let check = tokio::task::spawn_blocking(move || index.check(&set)).await;

@@ -25,6 +25,7 @@ const SETS: IndexSets = IndexSets { of: |row| row.get(..1).unwrap_or(row), prefi
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v2");
 const KEPT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sets v2");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta v2");
+const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events v1");
 const ROWS_V1: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1");
 const META_V1: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta v1");
 const TAKEN_OVER: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("index v1 taken over");
@@ -309,8 +310,16 @@ async fn a_whole_set_put_back_is_found_at_the_start() {
     assert_eq!(open(&path, IN_FORCE, None).err(), Some(StoreError::NotWhole { revision: Revision(5) }));
     let index = open(&path, ACCEPTING, None).unwrap();
     assert!(index.notes()[0].contains("was accepted"), "{:?}", index.notes());
+    drop(index);
+    closed(&path);
+    // Whoever accepted it has ended before the log told of it: then nothing was accepted.
+    assert_eq!(open(&path, IN_FORCE, None).err(), Some(StoreError::NotWhole { revision: Revision(5) }));
+    let index = open(&path, ACCEPTING, None).unwrap();
+    index.keep_accepted().unwrap();
     assert!(index.sets().unwrap().whole && index.check(b"a").unwrap().whole);
     drop(index);
+    closed(&path);
+    drop(open(&path, IN_FORCE, None).unwrap());
     closed(&path);
     // Or not ours at all.
     edit(&path, |transaction| {
@@ -318,7 +327,63 @@ async fn a_whole_set_put_back_is_found_at_the_start() {
     });
     assert!(open(&path, IN_FORCE, None).is_err());
     let index = open(&path, ACCEPTING, None).unwrap();
+    index.keep_accepted().unwrap();
     assert_eq!(counts(&index.check(b"a").unwrap()), (3, Some(3), true, 0));
+}
+
+/// The event of a change that the index does not have: of a later state of it, or of a history that was given up.
+#[tokio::test]
+async fn an_event_of_a_change_that_is_not_there_is_not_told() {
+    let (_directory, path) = some().await;
+    let yesterday = std::fs::read(&path).unwrap();
+    let index = open(&path, OURS, None).unwrap();
+    put(&index, "a1", Some(event("DeleteObject", "later"))).await.unwrap();
+    drop(index);
+    closed(&path);
+    let later = {
+        let database = Database::open(&path).unwrap();
+        let table = database.begin_read().unwrap().open_table(EVENTS).unwrap();
+        table.get(6).unwrap().unwrap().value().to_vec()
+    };
+    std::fs::write(&path, yesterday).unwrap();
+    edit(&path, |transaction| {
+        transaction.open_table(EVENTS).unwrap().insert(6, later.as_slice()).unwrap();
+    });
+    assert_eq!(open(&path, IN_FORCE, None).err(), Some(StoreError::NotWhole { revision: Revision(5) }));
+    let index = open(&path, ACCEPTING, None).unwrap();
+    assert!(index.notes()[0].contains("1 events of changes"), "{:?}", index.notes());
+    let waiting = index.outbox().waiting();
+    index.keep_accepted().unwrap();
+    drop(index);
+    closed(&path);
+    let index = open(&path, IN_FORCE, None).unwrap();
+    assert_eq!((index.outbox().waiting(), index.notes().len()), (waiting, 0));
+}
+
+/// Names that no row of ours has: they hide nothing, and can be accepted away.
+#[tokio::test]
+async fn planted_names_are_found_whatever_they_are() {
+    let (_directory, path) = some().await;
+    let old = row(&path, "c1");
+    let index = open(&path, OURS, None).unwrap();
+    write(&index, vec![IndexWrite::remove(b"c1".to_vec())]).await;
+    drop(index);
+    closed(&path);
+    // A set that has no rows any more, and whose row is put back behind a row without a name.
+    set_row(&path, "", Some(&[7; 40]));
+    set_row(&path, "c1", Some(&old));
+    edit(&path, |transaction| {
+        transaction.open_table(ROWS).unwrap().insert([0xff; 3].as_slice(), [7; 40].as_slice()).unwrap();
+    });
+    let index = open(&path, IN_FORCE, None).unwrap();
+    let bad: Vec<_> = index.sets().unwrap().names.into_iter().filter(|set| !index.check(set).unwrap().whole).collect();
+    assert_eq!(bad, [b"".to_vec(), b"c".to_vec(), vec![0xff]]);
+    for set in bad {
+        index.accept(set, Box::new(|check| event("AcceptIndex", &check.forged.to_string()))).await.unwrap();
+    }
+    for set in index.sets().unwrap().names {
+        assert!(index.check(&set).unwrap().whole, "{set:?}");
+    }
 }
 
 #[tokio::test]

@@ -162,6 +162,7 @@ pub(crate) async fn start(
         floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
     let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
+    index.keep_accepted().map_err(Fault::new)?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
@@ -233,6 +234,7 @@ pub(crate) async fn start(
     tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
     tasks.push(tokio::spawn(collect(Arc::clone(&storage), stopped.clone())));
+    tasks.push(tokio::spawn(look_at_rows(Arc::clone(&storage), stopped.clone())));
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { tasks, role: storage, audit, marks })
 }
@@ -245,6 +247,14 @@ async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
 async fn follow(storage: Arc<Storage>, interval: Duration, mut stopped: watch::Receiver<bool>) {
     while !stops(&mut stopped, interval).await {
         storage.follow_rotation().await;
+    }
+}
+
+/// Once, in the background: reads every row.
+async fn look_at_rows(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = storage.look_at_rows() => {}
+        _ = stopped.wait_for(|stop| *stop) => storage.stop_looking(),
     }
 }
 

@@ -10,7 +10,10 @@ mod writer;
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -74,6 +77,10 @@ pub struct EmbeddedIndex {
     commits: GroupWriter<Job, writer::Done>,
     outbox: Arc<Outbox>,
     notes: Vec<String>,
+    /// Whether something is accepted that is not kept so far.
+    accepted: bool,
+    /// Whether nobody waits for checks any more.
+    checks_stopped: AtomicBool,
 }
 
 impl EmbeddedIndex {
@@ -87,8 +94,18 @@ impl EmbeddedIndex {
         let seals = Seals::new(opening.instance, opening.database_key, Arc::clone(&opening.ambient))?;
         let seals = Arc::new(seals);
         let database = Arc::new(open_or_make(path, CACHE_BYTES, false)?);
-        let (revision, notes) = opening::prepare(&database, &seals, &opening)?;
-        let outbox = Arc::new(Outbox::with(events_left(&database, &seals)?, revision));
+        let opening::Prepared { revision, mut notes, mut accepted } = opening::prepare(&database, &seals, &opening)?;
+        let (left, beyond) = events_left(&database, &seals, revision)?;
+        if beyond > 0 {
+            if !opening.accept_loss {
+                return Err(StoreError::NotWhole { revision });
+            }
+            accepted = true;
+            notes.push(format!(
+                "{beyond} events of changes that the index does not have lay in it; that they are not told was accepted"
+            ));
+        }
+        let outbox = Arc::new(Outbox::with(left, revision));
         let writer = Writer {
             database: Arc::clone(&database),
             seals: Arc::clone(&seals),
@@ -102,7 +119,25 @@ impl EmbeddedIndex {
             }
             writer.write_group(jobs)
         })?;
-        Ok(Self { database, seals, sets: opening.sets, commits, outbox, notes })
+        Ok(Self {
+            database,
+            seals,
+            sets: opening.sets,
+            commits,
+            outbox,
+            notes,
+            accepted,
+            checks_stopped: AtomicBool::default(),
+        })
+    }
+
+    /// Keeps what was accepted at opening. To be called once the log has told of it, and before anything is served: until then the file is as it
+    /// was, and whoever opens it has to accept it anew.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub fn keep_accepted(&self) -> Result<(), StoreError> {
+        if self.accepted { opening::keep_accepted(&self.database, &self.seals, self.sets) } else { Ok(()) }
     }
 
     /// Events of changes on their way to the log, which takes them from here.
@@ -118,15 +153,20 @@ impl EmbeddedIndex {
     }
 }
 
-/// The events whose rows are still there.
-fn events_left(database: &Database, seals: &Seals) -> Result<Vec<StoredEvent>, StoreError> {
+/// The events whose rows are still there; and how many there are of changes behind the newest one: no commit leaves such, they were put there out of
+/// a later or another history of this index.
+fn events_left(database: &Database, seals: &Seals, newest: Revision) -> Result<(Vec<StoredEvent>, usize), StoreError> {
     let transaction = database.begin_read().map_err(failed)?;
-    let mut left = Vec::new();
+    let (mut left, mut beyond) = (Vec::new(), 0);
     for entry in transaction.open_table(EVENTS).map_err(failed)?.range(0..).map_err(failed)? {
         let (revision, sealed) = entry.map_err(failed)?;
+        if revision.value() > newest.0 {
+            beyond += 1;
+            continue;
+        }
         left.push(seals.open_event(Revision(revision.value()), sealed.value())?);
     }
-    Ok(left)
+    Ok((left, beyond))
 }
 
 /// A table that is read with a look at each row's MAC.
@@ -206,7 +246,11 @@ impl Index for EmbeddedIndex {
         let transaction = self.database.begin_read().map_err(failed)?;
         let (rows, kept) =
             (transaction.open_table(ROWS).map_err(failed)?, transaction.open_table(SETS).map_err(failed)?);
-        sets::check(&rows, &kept, &self.seals, self.sets, set).map(|looked| looked.check)
+        sets::check_until(&self.checks_stopped, &rows, &kept, &self.seals, self.sets, set).map(|looked| looked.check)
+    }
+
+    fn stop_checks(&self) {
+        self.checks_stopped.store(true, Ordering::Relaxed);
     }
 
     async fn accept(&self, set: Vec<u8>, told: AcceptTold) -> Result<SetCheck, StoreError> {

@@ -3,7 +3,7 @@
 //! Rows of version 1 have no MAC. They are moved in small transactions, so that whatever is interrupted goes on where it was; the last of
 //! them tells the log. That no others are taken after that is not written here, where it could be put back, but with the instance's secrets.
 
-use holdfast_core::{AuditEvent, Revision, StoreError};
+use holdfast_core::{AuditEvent, IndexSets, Revision, StoreError};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle, WriteTransaction};
 
 use super::{
@@ -27,15 +27,37 @@ const TOMBSTONE: TableDefinition<'_, &str, &str> = TableDefinition::new("index v
 const ROWS_A_COMMIT: usize = 1024;
 const BYTES_A_COMMIT: usize = 8 * 1024 * 1024;
 
-/// Makes the index one of this version and this instance, or sees that it is. Gives its newest change, and what the log is to tell.
-pub(super) fn prepare(
-    database: &Database,
-    seals: &Seals,
-    opening: &IndexOpening<'_>,
-) -> Result<(Revision, Vec<String>), StoreError> {
-    begin(database, seals, opening)?;
+/// An index as it was found.
+pub(super) struct Prepared {
+    /// Its newest change.
+    pub revision: Revision,
+    /// What was accepted, for the log.
+    pub notes: Vec<String>,
+    /// Whether something of that is still to be kept.
+    pub accepted: bool,
+}
+
+/// Makes the index one of this version and this instance, or sees that it is.
+pub(super) fn prepare(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Result<Prepared, StoreError> {
+    let mut notes = Vec::new();
+    if begin(database, seals, opening)? {
+        notes.push(
+            "an index of an earlier version, no row of which is proved, was accepted in the place of ours".into(),
+        );
+    }
     while take_over(database, seals, opening)? {}
-    check_whole(database, seals, opening)
+    let head = whole_head(database, seals)?;
+    let accepted = !sets::whole(database, seals, head)?;
+    if accepted && !opening.accept_loss {
+        return Err(StoreError::NotWhole { revision: head.revision });
+    }
+    if accepted {
+        notes.push(format!(
+            "what the index keeps of its rows is not what its last commit, change {}, left; this was accepted",
+            head.revision
+        ));
+    }
+    Ok(Prepared { revision: head.revision, notes, accepted })
 }
 
 fn has(transaction: &WriteTransaction, name: &str) -> Result<bool, StoreError> {
@@ -51,10 +73,12 @@ pub(super) fn has_rows_of_v1<T>(opened: &Result<T, TableError>) -> Result<bool, 
     }
 }
 
-fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Result<(), StoreError> {
+/// True: what it begins with is accepted, though it is not taken otherwise.
+fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Result<bool, StoreError> {
     let transaction = database.begin_write().map_err(failed)?;
     let known = has(&transaction, META.name())?;
     let old = !known && has(&transaction, ROWS_V1.name())?;
+    let accepted;
     {
         let mut meta = transaction.open_table(META).map_err(failed)?;
         transaction.open_table(ROWS).map_err(failed)?;
@@ -69,7 +93,8 @@ fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Resu
             return Err(failed("the head of the index is missing: it was removed"));
         }
         let upgrading = old || head.is_some_and(|head| head.upgrading);
-        if upgrading && opening.in_force && !opening.accept_loss {
+        accepted = upgrading && opening.in_force;
+        if accepted && !opening.accept_loss {
             return Err(failed(
                 "the index is of an earlier version, and this instance takes none of that any more: it was put back; restore the index of \
                  the moment of the audit log, or set `accept_loss = true` in [audit] once to go on with this one and record that",
@@ -91,7 +116,8 @@ fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Resu
         let mut tombstone = transaction.open_table(TOMBSTONE).map_err(failed)?;
         tombstone.insert("see", ROWS.name()).map_err(failed)?;
     }
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(failed)?;
+    Ok(accepted)
 }
 
 /// Whose the index of version 1 is: this instance's, or nobody's, and then it is this one's from now on. Gives its newest change.
@@ -161,21 +187,14 @@ fn take_over(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> 
     Ok(left)
 }
 
-/// Compares what is kept of the sets with the head; whether their rows are what is kept of them is not looked at here.
-fn check_whole(
-    database: &Database,
-    seals: &Seals,
-    opening: &IndexOpening<'_>,
-) -> Result<(Revision, Vec<String>), StoreError> {
+fn whole_head(database: &Database, seals: &Seals) -> Result<Head, StoreError> {
     let transaction = database.begin_read().map_err(failed)?;
-    let head = stored_head(&transaction.open_table(META).map_err(failed)?, seals)?.ok_or(StoreError::Damaged)?;
-    drop(transaction);
-    if sets::whole(database, seals, head)? {
-        return Ok((head.revision, Vec::new()));
-    }
-    if !opening.accept_loss {
-        return Err(StoreError::NotWhole { revision: head.revision });
-    }
+    stored_head(&transaction.open_table(META).map_err(failed)?, seals)?.ok_or(StoreError::Damaged)
+}
+
+/// Makes the head one of what is kept of the sets, and that one of the rows where it is not ours. It is known here that this is accepted; whether
+/// the rows of the other sets are what is kept of them is not looked at. Events of changes that the index does not have go.
+pub(super) fn keep_accepted(database: &Database, seals: &Seals, sets: IndexSets) -> Result<(), StoreError> {
     let transaction = database.begin_write().map_err(failed)?;
     {
         let rows = transaction.open_table(ROWS).map_err(failed)?;
@@ -186,17 +205,15 @@ fn check_whole(
             bad.extend(seals.open_set(set.value(), sealed.value()).is_none().then(|| set.value().to_vec()));
         }
         for set in bad {
-            let found = sets::check(&rows, &kept, seals, opening.sets, &set)?.found;
+            let found = sets::check(&rows, &kept, seals, sets, &set)?.found;
             kept.insert(set.as_slice(), seals.seal_set(&set, found)?.as_slice()).map_err(failed)?;
         }
         let sum = sets::sum_of(&kept, seals)?.ok_or(StoreError::Damaged)?;
         let mut meta = transaction.open_table(META).map_err(failed)?;
-        meta.insert(HEAD, seals.seal_head(Head { sum, ..head })?.as_slice()).map_err(failed)?;
+        let head = Head { sum, ..stored_head(&meta, seals)?.ok_or(StoreError::Damaged)? };
+        meta.insert(HEAD, seals.seal_head(head)?.as_slice()).map_err(failed)?;
+        let mut events = transaction.open_table(EVENTS).map_err(failed)?;
+        events.retain(|revision, _| revision <= head.revision.0).map_err(failed)?;
     }
-    transaction.commit().map_err(failed)?;
-    let note = format!(
-        "what the index keeps of its rows is not what its last commit, change {}, left; this was accepted",
-        head.revision
-    );
-    Ok((head.revision, vec![note]))
+    transaction.commit().map_err(failed)
 }

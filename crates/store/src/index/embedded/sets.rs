@@ -1,6 +1,9 @@
 //! Sets of rows, compared with what the commits have kept of them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use holdfast_core::{IndexSets, SetCheck, SetNames, StoreError};
 use redb::{Database, ReadableDatabase, ReadableTable};
@@ -32,6 +35,18 @@ pub(super) fn check(
     sets: IndexSets,
     set: &[u8],
 ) -> Result<Looked, StoreError> {
+    check_until(&AtomicBool::default(), rows, kept, seals, sets, set)
+}
+
+/// The same; it ends with an error once `stopped` turns true.
+pub(super) fn check_until(
+    stopped: &AtomicBool,
+    rows: &impl ReadableTable<Bytes, Bytes>,
+    kept: &impl ReadableTable<Bytes, Bytes>,
+    seals: &Seals,
+    sets: IndexSets,
+    set: &[u8],
+) -> Result<Looked, StoreError> {
     let sealed = kept.get(set).map_err(failed)?;
     let (kept, believed) = match sealed {
         None => (None, true),
@@ -43,6 +58,9 @@ pub(super) fn check(
     let (mut found, mut forged) = (SetState::default(), Vec::new());
     for prefix in (sets.prefixes)(set) {
         for entry in rows.range(prefix.as_slice()..).map_err(failed)? {
+            if stopped.load(Ordering::Relaxed) {
+                return Err(StoreError::Unavailable("the check was stopped".into()));
+            }
             let (name, row) = entry.map_err(failed)?;
             if !name.value().starts_with(&prefix) {
                 break;
@@ -81,9 +99,9 @@ pub(super) fn names(database: &Database, seals: &Seals, sets: IndexSets) -> Resu
         let (name, _) = entry.map_err(failed)?;
         let (name, set) = (name.value(), (sets.of)(name.value()));
         let prefix = (sets.prefixes)(set).into_iter().find(|prefix| !prefix.is_empty() && name.starts_with(prefix));
-        let Some(next) = after(prefix.as_deref().unwrap_or(name)) else { break };
         names.insert(set.to_vec());
-        from = next;
+        // Whatever cannot be passed over as a whole is passed over row by row: a planted name hides nothing behind it.
+        from = prefix.as_deref().and_then(after).unwrap_or_else(|| [name, &[0]].concat());
     }
     let head = stored_head(&transaction.open_table(META).map_err(failed)?, seals)?;
     let sum = sum_of(&kept, seals)?;
