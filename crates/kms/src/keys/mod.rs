@@ -3,6 +3,7 @@
 mod entry;
 mod record;
 mod ring;
+mod shared;
 
 pub(crate) use entry::{
     KeyEntry, KeyRef, KeyState, Material, MaterialState, MultiRegion, Origin, Reference, Rotation, RotationKind,

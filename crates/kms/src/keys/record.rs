@@ -1,15 +1,16 @@
 //! Stored form of a key (`docs/formats/kms-records.md`). JSON inside encrypted records; a version in each.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use holdfast_core::{KeyVersionId, Timestamp};
 use holdfast_wire::hex::{hex, unhex};
 use serde::{Deserialize, Serialize};
 
-use super::{KeyEntry, Material, MaterialState, MultiRegion, Origin, Reference, Rotation, RotationKind};
+use super::{
+    KeyEntry, Material, MaterialState, MultiRegion, Origin, Reference, Rotation, RotationKind, shared::Shared,
+};
 use crate::{
     names::{KeyId, key_arn},
-    policy::{PolicyDocument, PolicyKind},
     spec::{KeyUsage, parse_spec, spec_name},
 };
 
@@ -98,34 +99,42 @@ impl StoredKey {
     }
 
     /// Back to the entry it was made of, at this version of its record. `None` if it cannot be read.
-    pub(crate) fn into_entry(self, record_version: u64) -> Result<KeyEntry, String> {
+    /// What other keys have, too, is shared with them.
+    pub(crate) fn into_entry(self, record_version: u64, shared: &mut Shared) -> Result<KeyEntry, String> {
         let unreadable = |what: &str| format!("the {what} of key {} cannot be read", self.id);
         if self.v != FORMAT {
             return Err(format!("key {}: format {} is not known", self.id, self.v));
         }
         let id = KeyId::parse(&self.id).ok_or_else(|| unreadable("id"))?;
-        let policy = PolicyDocument::parse_stored(PolicyKind::Key, &self.policy).map_err(|_| unreadable("policy"))?;
+        let policy = shared.policy(&self.policy).map_err(|_| unreadable("policy"))?;
         let spec = parse_spec(&self.spec).ok_or_else(|| unreadable("spec"))?;
         let usage = KeyUsage::parse(&self.usage).ok_or_else(|| unreadable("usage"))?;
         let origin = Origin::parse(&self.origin).ok_or_else(|| unreadable("origin"))?;
-        let materials: Option<Vec<_>> = self.materials.iter().map(StoredMaterial::to_material).collect();
-        let materials = materials.ok_or_else(|| unreadable("material"))?;
+        // As long as they are, not longer: most keys have one, and there are many keys.
+        let mut materials = Vec::with_capacity(self.materials.len());
+        for material in &self.materials {
+            materials.push(material.to_material().ok_or_else(|| unreadable("material"))?);
+        }
+        let mut arn = key_arn(&self.region, &self.account, id);
+        arn.shrink_to_fit();
+        let mut description = self.description;
+        description.shrink_to_fit();
         Ok(KeyEntry {
-            arn: key_arn(&self.region, &self.account, id),
+            arn,
             name: id.name().ok_or_else(|| unreadable("name"))?,
             id,
-            region: self.region.into(),
-            account: self.account.into(),
+            region: shared.text(&self.region),
+            account: shared.text(&self.account),
             record_version,
             created: Timestamp::from_unix_millis(self.created),
-            description: self.description,
+            description,
             usage,
             spec,
             origin,
             enabled: self.enabled,
             deletion: self.deletion.map(Timestamp::from_unix_millis),
             deletion_after_replicas: self.deletion_after_replicas,
-            policy: Arc::new(policy),
+            policy,
             tags: self.tags,
             rotation: self
                 .rotation
@@ -134,8 +143,8 @@ impl StoredKey {
             materials,
             reference: self.reference.map(|(store, key)| Reference { store, key }),
             multi_region: self.multi_region.map(|(primary, replicas)| MultiRegion {
-                primary: primary.into(),
-                replicas: replicas.into_iter().map(Into::into).collect(),
+                primary: shared.text(&primary),
+                replicas: replicas.iter().map(|region| shared.text(region)).collect(),
             }),
         })
     }
@@ -188,7 +197,7 @@ mod tests {
     #[test]
     fn golden_record_reads_and_writes_alike() {
         let stored: StoredKey = serde_json::from_str(GOLDEN).unwrap();
-        let entry = stored.into_entry(7).unwrap();
+        let entry = stored.into_entry(7, &mut Shared::default()).unwrap();
         assert_eq!((entry.record_version, entry.materials.len()), (7, 2));
         assert_eq!(entry.arn, "arn:aws:kms:us-east-1:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab");
         assert!(entry.is_primary() && entry.current().is_some_and(|material| material.rotated.is_some()));
@@ -206,7 +215,7 @@ mod tests {
         ] {
             assert!(GOLDEN.contains(from), "{from}");
             let stored: StoredKey = serde_json::from_str(&GOLDEN.replace(from, to)).unwrap();
-            assert!(stored.into_entry(1).is_err(), "{to}");
+            assert!(stored.into_entry(1, &mut Shared::default()).is_err(), "{to}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Index, store and open keys together.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
     ops::Bound,
     sync::{Arc, PoisonError, RwLock},
@@ -14,7 +14,7 @@ use holdfast_core::{
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{KeyEntry, KeyRef, Material, StoredKey};
+use super::{KeyEntry, KeyRef, Material, StoredKey, shared::Shared};
 use crate::{error::ApiError, names::KeyId, records};
 
 /// Locks that ids are spread over. Two ids under one lock only wait for each other.
@@ -58,19 +58,33 @@ impl Draft {
 #[derive(Default)]
 struct Index {
     keys: HashMap<KeyRef, Arc<KeyEntry>>,
-    /// Account, region, id: the order of listings.
-    order: BTreeSet<(Arc<str>, Arc<str>, KeyId)>,
+    /// Ids of an account in a region: the order of listings.
+    order: BTreeMap<(Arc<str>, Arc<str>), BTreeSet<KeyId>>,
+    shared: Shared,
 }
 
 impl Index {
-    fn insert(&mut self, entry: Arc<KeyEntry>) {
-        self.order.insert((Arc::clone(&entry.account), Arc::clone(&entry.region), entry.id));
-        self.keys.insert(entry.key_ref(), entry);
+    /// Takes up a record, as it is stored.
+    fn read(&mut self, value: &[u8], version: u64) -> Result<(), String> {
+        let stored = serde_json::from_slice::<StoredKey>(value).map_err(|error| error.to_string())?;
+        let entry = stored.into_entry(version, &mut self.shared)?;
+        let place = (Arc::clone(&entry.account), Arc::clone(&entry.region));
+        self.order.entry(place).or_default().insert(entry.id);
+        self.keys.insert(entry.key_ref(), Arc::new(entry));
+        Ok(())
     }
 
     fn remove(&mut self, record: &RecordKey) {
         let Some(entry) = records::key_of(record).and_then(|key| self.keys.remove(&key)) else { return };
-        self.order.remove(&(Arc::clone(&entry.account), Arc::clone(&entry.region), entry.id));
+        let place = (Arc::clone(&entry.account), Arc::clone(&entry.region));
+        if let Some(ids) = self.order.get_mut(&place) {
+            ids.remove(&entry.id);
+            if ids.is_empty() {
+                self.order.remove(&place);
+            }
+        }
+        drop(entry);
+        self.shared.gone();
     }
 }
 
@@ -92,18 +106,14 @@ impl Projection for Held {
             }
             match &changed.value {
                 None => index.remove(&changed.key),
-                Some(value) => match read_entry(value, changed.version) {
-                    Ok(entry) => index.insert(entry),
-                    Err(error) => tracing::error!(error, "a key that was just written cannot be read"),
-                },
+                Some(value) => {
+                    if let Err(error) = index.read(value, changed.version) {
+                        tracing::error!(error, "a key that was just written cannot be read");
+                    }
+                }
             }
         }
     }
-}
-
-fn read_entry(value: &[u8], version: u64) -> Result<Arc<KeyEntry>, String> {
-    let stored = serde_json::from_slice::<StoredKey>(value).map_err(|error| error.to_string())?;
-    stored.into_entry(version).map(Arc::new)
 }
 
 /// All keys.
@@ -127,9 +137,10 @@ impl KeyRing {
         let mut index = Index::default();
         let mut unreadable = None;
         store
-            .scan(records::KEY, &mut |record| match read_entry(&record.value, record.version) {
-                Ok(entry) => index.insert(entry),
-                Err(error) => unreadable = Some(error),
+            .scan(records::KEY, &mut |record| {
+                if let Err(error) = index.read(&record.value, record.version) {
+                    unreadable = Some(error);
+                }
             })
             .await?;
         if let Some(error) = unreadable {
@@ -169,14 +180,9 @@ impl KeyRing {
     /// Up to `count` ids of an account in a region, after `after`; and whether there are more.
     pub(crate) fn page(&self, account: &str, region: &str, after: Option<KeyId>, count: usize) -> (Vec<KeyId>, bool) {
         let index = self.held.index.read().unwrap_or_else(PoisonError::into_inner);
-        let (account, region): (Arc<str>, Arc<str>) = (account.into(), region.into());
-        let start = match after {
-            Some(id) => Bound::Excluded((Arc::clone(&account), Arc::clone(&region), id)),
-            None => Bound::Included((Arc::clone(&account), Arc::clone(&region), KeyId::from_parts([0; 16], false))),
-        };
-        let of_here = |entry: &&(Arc<str>, Arc<str>, KeyId)| entry.0 == account && entry.1 == region;
-        let ids = index.order.range((start, Bound::Unbounded)).take_while(of_here);
-        let mut found: Vec<_> = ids.take(count + 1).map(|(_, _, id)| *id).collect();
+        let Some(ids) = index.order.get(&(account.into(), region.into())) else { return (Vec::new(), false) };
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found: Vec<_> = ids.range((start, Bound::Unbounded)).take(count + 1).copied().collect();
         let more = found.len() > count;
         found.truncate(count);
         (found, more)

@@ -159,6 +159,12 @@ impl Statement {
     }
 }
 
+impl AsRef<str> for PolicyDocument {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
 impl PolicyDocument {
     /// Reads a document that somebody gives.
     ///

@@ -79,7 +79,11 @@ impl StoredKey {
             return Err(RecordError(format!("format {} is not known", self.v)));
         }
         let name = KeyName::parse(&self.name).map_err(|error| RecordError(error.to_string()))?;
-        let versions = self.versions.into_iter().map(StoredVersion::into_entry).collect::<Result<Vec<_>, _>>()?;
+        // As long as they are, not longer: most keys have one, and there are many keys.
+        let mut versions = Vec::with_capacity(self.versions.len());
+        for version in self.versions {
+            versions.push(version.into_entry()?);
+        }
         if versions.is_empty() {
             return Err(RecordError("a key without versions".into()));
         }
