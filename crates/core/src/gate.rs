@@ -25,9 +25,11 @@ pub struct Gate(Mutex<Inside>);
 struct Inside {
     /// Number of the next pass.
     next: u64,
+    /// Number of the newest who waits.
+    next_clearing: u64,
     passes: BTreeMap<u64, Arc<Revocable>>,
-    /// Those who wait until no pass below a number is left.
-    clearing: Vec<(u64, Waker)>,
+    /// Those who wait until no pass below a number is left, each under a number of its own.
+    clearing: BTreeMap<u64, (u64, Waker)>,
 }
 
 /// Whether a pass still holds.
@@ -73,27 +75,70 @@ impl Gate {
     /// Waits until every pass that was given before is back, or until `bound` ends (a timer of [`CLEAR_WAIT_MAX`]); then revokes those that are not.
     pub async fn clear(&self, bound: impl Future<Output = ()>) {
         let until = self.lock().next;
+        self.wait(until, bound).await;
+        let late: Vec<_> = self.lock().passes.range(..until).map(|(_, state)| Arc::clone(state)).collect();
+        if late.is_empty() {
+            return;
+        }
+        for state in late {
+            *state.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        }
+        // Nothing can be done by leave of them any more: the next change does not wait for them again, however long they are held.
+        let mut inside = self.lock();
+        inside.passes = inside.passes.split_off(&until);
+        Inside::wake(inside);
+    }
+
+    async fn wait(&self, until: u64, bound: impl Future<Output = ()>) {
+        let number = {
+            let mut inside = self.lock();
+            inside.next_clearing += 1;
+            inside.next_clearing
+        };
+        let _clearing = Clearing { gate: self, number };
         let mut bound = pin!(bound);
         std::future::poll_fn(|context| {
             let mut inside = self.lock();
             if inside.is_clear(until) {
                 return Poll::Ready(());
             }
-            inside.clearing.push((until, context.waker().clone()));
+            inside.clearing.insert(number, (until, context.waker().clone()));
             drop(inside);
             bound.as_mut().poll(context)
         })
         .await;
-        let late: Vec<_> = self.lock().passes.range(..until).map(|(_, state)| Arc::clone(state)).collect();
-        for state in late {
-            *state.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        }
+    }
+}
+
+/// Somebody who waits. He is forgotten when he goes, whoever is still inside.
+struct Clearing<'a> {
+    gate: &'a Gate,
+    number: u64,
+}
+
+impl Drop for Clearing<'_> {
+    fn drop(&mut self) {
+        self.gate.lock().clearing.remove(&self.number);
     }
 }
 
 impl Inside {
     fn is_clear(&self, until: u64) -> bool {
         self.passes.first_key_value().is_none_or(|(number, _)| *number >= until)
+    }
+
+    /// Wakes those for whom the gate is clear now.
+    fn wake(mut inside: MutexGuard<'_, Self>) {
+        let Self { passes, clearing, .. } = &mut *inside;
+        if clearing.is_empty() {
+            return;
+        }
+        let first = passes.first_key_value().map(|(number, _)| *number);
+        let done: Vec<_> = clearing.extract_if(.., |_, (until, _)| first.is_none_or(|first| first >= *until)).collect();
+        drop(inside);
+        for (_, (_, waker)) in done {
+            waker.wake();
+        }
     }
 }
 
@@ -109,16 +154,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         let mut inside = self.gate.lock();
         inside.passes.remove(&self.number);
-        if inside.clearing.is_empty() {
-            return;
-        }
-        let waiting = std::mem::take(&mut inside.clearing);
-        let (done, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(until, _)| inside.is_clear(*until));
-        inside.clearing = waiting;
-        drop(inside);
-        for (_, waker) in done {
-            waker.wake();
-        }
+        Inside::wake(inside);
     }
 }
 
@@ -171,6 +207,33 @@ mod tests {
         assert_eq!(slow.step(|| 7), None);
         drop(slow);
         block_on(gate.clear(pending()));
+    }
+
+    #[test]
+    fn who_does_not_leave_is_waited_for_once_and_nothing_is_kept_of_who_waited() {
+        let gate = Gate::new();
+        let _never_left = gate.enter();
+        for _ in 0..3 {
+            block_on(gate.clear(ready(())));
+        }
+        let inside = gate.lock();
+        assert!(inside.clearing.is_empty() && inside.passes.is_empty());
+        drop(inside);
+        // The bound never ends: it is not needed any more.
+        block_on(gate.clear(pending()));
+        let before = gate.enter();
+        let mut two = [Box::pin(gate.clear(pending())), Box::pin(gate.clear(pending()))];
+        let mut context = Context::from_waker(Waker::noop());
+        for clearing in &mut two {
+            assert!(clearing.as_mut().poll(&mut context).is_pending());
+            assert!(clearing.as_mut().poll(&mut context).is_pending());
+        }
+        assert_eq!(gate.lock().clearing.len(), 2);
+        block_on(gate.clear(ready(())));
+        for clearing in &mut two {
+            assert!(clearing.as_mut().poll(&mut context).is_ready(), "what another change has revoked is revoked");
+        }
+        drop(before);
     }
 
     /// Four threads that use something until it is forbidden, and one that forbids it. How often something was used after that returned.

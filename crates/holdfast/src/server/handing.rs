@@ -8,7 +8,8 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,7 +18,10 @@ use holdfast_service::Handed;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Full, combinators::UnsyncBoxBody};
 use metrics::counter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 use super::BodyError;
 
@@ -128,15 +132,31 @@ fn under<T>(passes: &[Held], step: &mut dyn FnMut() -> T) -> Option<T> {
     }
 }
 
-/// A connection that writes by leave of the passes in its hand.
+/// A connection that writes by leave of the passes in its hand, and that ends when its client reads nothing for long: nobody keeps others out by
+/// holding connections with answers that he does not want.
 pub(super) struct HandingOver<S> {
     stream: S,
     hand: Arc<Hand>,
+    /// How long a client may read nothing.
+    stall_max: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> HandingOver<S> {
-    pub(super) fn new(stream: S, hand: &Arc<Hand>) -> Self {
-        Self { stream, hand: Arc::clone(hand) }
+    pub(super) fn new(stream: S, hand: &Arc<Hand>, stall_max: Duration) -> Self {
+        Self { stream, hand: Arc::clone(hand), stall_max, stalled: None }
+    }
+
+    /// What came of writing, if it did not stall for too long.
+    fn in_time<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall_max)));
+        ready!(stalled.as_mut().poll(context));
+        counter!("holdfast_answers_not_read_total").increment(1);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
     }
 
     fn by_leave<T>(
@@ -144,7 +164,7 @@ impl<S> HandingOver<S> {
         mut step: impl FnMut(&mut S) -> Poll<io::Result<T>>,
         done: impl FnOnce(&mut Vec<Held>),
     ) -> Poll<io::Result<T>> {
-        let Self { stream, hand } = self;
+        let Self { stream, hand, .. } = self;
         let mut passes = hand.lock();
         let Some(polled) = under(&passes, &mut || step(stream)) else {
             counter!("holdfast_answers_cut_total").increment(1);
@@ -159,18 +179,22 @@ impl<S> HandingOver<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for HandingOver<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buf)
+        // TLS writes when it reads, too: what it has in its buffer goes before an alert.
+        self.by_leave(|stream| Pin::new(stream).poll_read(context, buf), |_| {})
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.by_leave(|stream| Pin::new(stream).poll_write(context, bytes), |_| {})
+        let polled = self.by_leave(|stream| Pin::new(stream).poll_write(context, bytes), |_| {});
+        self.in_time(context, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Everything that was written is with the socket now.
-        self.by_leave(|stream| Pin::new(stream).poll_flush(context), |passes| passes.retain(|held| !held.is_written))
+        let polled = self
+            .by_leave(|stream| Pin::new(stream).poll_flush(context), |passes| passes.retain(|held| !held.is_written));
+        self.in_time(context, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -182,7 +206,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.by_leave(|stream| Pin::new(stream).poll_write_vectored(context, slices), |_| {})
+        let polled = self.by_leave(|stream| Pin::new(stream).poll_write_vectored(context, slices), |_| {});
+        self.in_time(context, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -192,13 +217,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use holdfast_core::Gate;
     use http_body_util::BodyExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+
+    const STALL_MAX: Duration = Duration::from_secs(60);
 
     fn answer(gate: &Arc<Gate>, hand: &Arc<Hand>) -> AnswerBody {
         let mut body = AnswerBody::from(Full::new(Bytes::from_static(b"secret")));
@@ -218,7 +243,7 @@ mod tests {
     async fn a_pass_is_back_when_the_last_byte_is_with_the_socket() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand);
+        let mut near = HandingOver::new(near, &hand, STALL_MAX);
         let body = answer(&gate, &hand);
         near.write_all(b"head").await.unwrap();
         near.flush().await.unwrap();
@@ -236,7 +261,7 @@ mod tests {
     async fn nothing_leaves_once_the_pass_is_revoked() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand);
+        let mut near = HandingOver::new(near, &hand, STALL_MAX);
         let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
         assert!(revokes(&gate).await, "it is still on its way");
         assert!(near.write_all(&bytes).await.is_err() && near.flush().await.is_err() && near.shutdown().await.is_err());
@@ -247,10 +272,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_reads_nothing_for_long_is_left() {
+        let (near, mut far) = duplex(4);
+        let mut near = HandingOver::new(near, &Arc::default(), Duration::from_millis(20));
+        for _ in 0..3 {
+            near.write_all(b"read").await.unwrap();
+            let mut read = [0; 4];
+            far.read_exact(&mut read).await.unwrap();
+        }
+        near.write_all(b"left").await.unwrap();
+        assert_eq!(near.write_all(b"!").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// A stream that writes what it has kept back when it is read from, as TLS does before an alert.
+    struct WritesWhenRead(Vec<u8>, DuplexStream);
+
+    impl AsyncRead for WritesWhenRead {
+        fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let Self(kept, stream) = &mut *self;
+            Pin::new(stream).poll_write(context, kept).map(|_| Err(io::Error::other("an alert")))
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_by_reading_either() {
+        for is_revoked in [false, true] {
+            let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
+            let (near, mut far) = duplex(64);
+            let body = answer(&gate, &hand);
+            if is_revoked {
+                assert!(revokes(&gate).await);
+            }
+            let mut near = HandingOver::new(WritesWhenRead(b"secret".to_vec(), near), &hand, STALL_MAX);
+            assert!(near.read_u8().await.is_err());
+            drop((near, body));
+            let mut read = Vec::new();
+            far.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read.is_empty(), is_revoked);
+        }
+    }
+
+    #[tokio::test]
     async fn several_answers_on_one_connection() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand);
+        let mut near = HandingOver::new(near, &hand, STALL_MAX);
         for _ in 0..3 {
             let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
             near.write_all(&bytes).await.unwrap();

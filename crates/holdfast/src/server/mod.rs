@@ -37,6 +37,8 @@ pub(crate) struct ConnectionLimits {
     pub handshake_timeout: Duration,
     /// Time for the header to arrive; also how long an idle connection is kept.
     pub header_timeout: Duration,
+    /// Time that a client may read nothing of what is there for it.
+    pub stall_max: Duration,
     /// Bytes of all header lines together.
     pub header_bytes_max: usize,
     /// Header lines.
@@ -51,6 +53,8 @@ impl Default for ConnectionLimits {
             connections_max: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(60),
+            // Longer than any pause of a client that still wants its answer.
+            stall_max: Duration::from_secs(60),
             header_bytes_max: 32 * 1024,
             headers_max: 100,
             drain_timeout: Duration::from_secs(10),
@@ -188,7 +192,7 @@ impl Connection {
     {
         let (peer, place) = (self.peer, &self.place);
         let hand = Arc::<Hand>::default();
-        let io = TokioIo::new(HandingOver::new(stream, &hand));
+        let io = TokioIo::new(HandingOver::new(stream, &hand, self.limits.stall_max));
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(Arc::clone(client));
