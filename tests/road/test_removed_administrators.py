@@ -1,7 +1,9 @@
 """A removed administrator finishes nothing that he had half sent: his rights are judged when the body is there.
 
 Each is sent once whole and slowly, while nobody is removed: that is carried out, so that the refusal is the removal's.
+Nor does what he sent before wait out his removal, for a lock or for the disk.
 """
+import contextlib
 import json
 import ssl
 import uuid
@@ -63,3 +65,44 @@ def test_a_removed_administrator(hsm, what, removed):
         assert not hsm("GET", f"/keys/{name}").get("tags")
     elif what != "setting":
         assert name not in json.dumps([hsm("GET", "/keys"), hsm("GET", "/providers/Microsoft.Authorization/roleDefinitions")])
+
+
+def test_no_change_of_his_comes_after_his_removal(hsm):
+    """He sends more than can be done at once; his removal is sent among them. By the numbers of the changes his end with it."""
+    door = Door(hsm.port, ssl.create_default_context(cafile=hsm.data_dir / "ca.pem"), "127.0.0.1")
+
+    def request(who: str, method: str, path: str, body=None) -> Request:
+        headers = {"Host": f"127.0.0.1:{hsm.port}", "Authorization": f"Bearer {hsm.token(who)}", "Content-Type": "application/json"}
+        return Request.http(method, f"{path}?api-version=7.5", headers, json.dumps(body).encode() if body else b"")
+
+    def assign(principal: str) -> tuple[str, dict]:
+        definition = f"Microsoft.KeyVault/providers/Microsoft.Authorization/roleDefinitions/{CRYPTO_OFFICER}"
+        return f"{ROLES}/{uuid.uuid4()}", {"properties": {"roleDefinitionId": definition, "principalId": principal}}
+    for item in hsm("GET", ROLES)["value"]:
+        if item["properties"]["principalId"] == KMS[1]:
+            hsm("DELETE", f"{ROLES}/{item['name']}")
+    removals = set()
+    for _ in range(5):
+        role = hsm.grant(ADMINISTRATOR, KMS[1])
+        removals.add(role)
+        his = [request("kms", "PUT", *assign(str(uuid.uuid4()))) for _ in range(16)]
+        removal = request("admin", "DELETE", f"{ROLES}/{role}")
+        with contextlib.ExitStack() as open_streams:
+            streams = [open_streams.enter_context(door.connect()) for _ in range(len(his) + 1)]
+            sent = his[:6] + [removal] + his[6:]
+            for stream, each in zip(streams, sent):
+                stream.sendall(each.head + each.body)
+            answers = [stream.recv(65536) for stream in streams]
+        assert answers[6].startswith(b"HTTP/1.1 200"), answers[6]
+        assert any(b" 201 " in answer[:16] for answer in answers), "some came before"
+    events = [json.loads(line) for path in sorted((hsm.data_dir / "audit").glob("*.jsonl")) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    changes = sorted((event for event in events if event.get("revision") and event.get("outcome") == "allowed"), key=lambda event: event["revision"])
+    rights = 0
+    late = []
+    for event in changes:
+        who, operation = event["caller"].get("oid"), event["operation"]
+        removed = operation == "RoleAssignmentDelete" and any(role in event["path"] for role in removals)
+        if who == KMS[1] and not rights:
+            late.append(event)
+        rights = 0 if removed else 1 if operation == "RoleAssignmentCreate" and who == ADMIN[1] else rights
+    assert not late, f"{len(late)} changes of somebody who was removed before, such as {late[0]}"

@@ -5,6 +5,7 @@ refusal. A run by hand with more: `--trials 1000`. The control of the checks the
 `crates/service/src/tests.rs` and `crates/core/src/gate.rs`; here without a revocation each use is given.
 """
 import base64
+import contextlib
 import itertools
 import json
 import pathlib
@@ -123,6 +124,46 @@ def test_a_key_of_the_kms(management, trials, seed, way, kind):
     race_often(it.door, trials, seed, WAIT, lambda: it.uses(user, key), revoke, restore)
     if way.startswith("grant"):
         it.kms.revoke_grant(KeyId=key, GrantId=it.made)
+
+
+@pytest.mark.parametrize("way", ["disabled", "policy"])
+def test_that_a_ciphertext_is_not_valid_is_a_result(management, trials, seed, way):
+    it, key = management, management.external
+    blob = it.kms.encrypt(KeyId=key, Plaintext=b"secret", EncryptionContext={"of": "another"})["CiphertextBlob"]
+    refused = it.request("admin", "Decrypt", CiphertextBlob=base64.b64encode(blob).decode())
+    deny = {"Effect": "Deny", "Principal": {"AWS": iam("user/admin")}, "Action": "kms:Decrypt", "Resource": "*"}
+    revoke, restore = {"disabled": (lambda: it.kms.disable_key(KeyId=key), lambda: it.enable(key)),
+                       "policy": (lambda: it.put(key, deny), lambda: it.put(key))}[way]
+    race_often(it.door, trials, seed, WAIT, lambda: itertools.repeat(refused), revoke, restore,
+               lambda status, body: b"InvalidCiphertextException" in body)
+
+
+def test_no_grant_is_made_by_one_that_was_revoked(management, seed):
+    """More are asked for than can be made at once, and the grant that allows it is revoked among them: by the numbers of the changes they end with it."""
+    it, key, revoked = management, management.hosted, {}
+    for trial in range(5):
+        made = it.kms.create_grant(KeyId=key, GranteePrincipal=iam("user/bob"), Operations=["CreateGrant", "Sign"], Name=f"of bob {trial}".replace(" ", "-"))["GrantId"]
+        asked = [it.request("bob", "CreateGrant", KeyId=key, GranteePrincipal=iam("user/alice"), Operations=["Sign"], Name=f"late-{trial}-{n}") for n in range(16)]
+        sent = asked[:6] + [it.request("admin", "RevokeGrant", KeyId=key, GrantId=made)] + asked[6:]
+        with contextlib.ExitStack() as open_streams:
+            streams = [open_streams.enter_context(it.door.connect()) for _ in sent]
+            for stream, each in zip(streams, sent):
+                stream.sendall(each.head + each.body)
+            answers = [stream.recv(65536) for stream in streams]
+        assert answers[6].startswith(b"HTTP/1.1 200"), answers[6]
+        for grant in it.kms.list_grants(KeyId=key)["Grants"]:
+            it.kms.revoke_grant(KeyId=key, GrantId=grant["GrantId"])
+    changes = sorted((event for event in it.service.events() if event.get("revision") and event["operation"] in ("CreateGrant", "RevokeGrant")),
+                     key=lambda event: event["revision"])
+    rights, late = False, []
+    for event in changes:
+        if event["caller"]["oid"] == iam("user/bob"):
+            late += [] if rights else [event]
+        elif event["operation"] == "CreateGrant":
+            rights = True
+        else:
+            rights = False
+    assert not late, f"{len(late)} grants by one that was revoked, such as {late[0]}"
 
 
 def test_an_alias_that_is_given_to_another_key(management, trials, seed):

@@ -55,4 +55,6 @@ pub use key::{
 pub use open_keys::{OpenKeyError, OpenKeys};
 pub use principal::{Principal, PrincipalKind};
 pub use sealer::{SealError, Sealer};
-pub use store::{Change, Changed, Committed, Projection, Record, RecordKey, Revision, Store, StoreError, Write};
+pub use store::{
+    Change, Changed, Committed, Decided, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
+};

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 
-use crate::{AuditEvent, Gate};
+use crate::{AuditEvent, Gate, Pass};
 
 /// Names a record: its kind and, within the kind, its id. Neither is visible in the engine's files.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -56,12 +56,28 @@ impl std::fmt::Display for Revision {
 }
 
 /// What is to happen as one: these rows are written, and the log tells this event. Neither is without the other.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Change {
     /// The rows.
     pub writes: Vec<Write>,
     /// What the log tells of it.
+    pub event: Decided,
+}
+
+/// The event of a change that somebody was looked at for, and the pass that he was looked at under: a change that ends what he was allowed by
+/// waits until this one is in memory, as long as it waits for anybody. Nobody waits for anything between the look and the commit: locks are taken before.
+#[derive(Debug)]
+pub struct Decided {
+    /// What the log tells of it.
     pub event: AuditEvent,
+    /// None: the instance does it by itself.
+    pub leave: Option<Pass>,
+}
+
+impl From<AuditEvent> for Decided {
+    fn from(event: AuditEvent) -> Self {
+        Self { event, leave: None }
+    }
 }
 
 /// Proof that a change happened: its rows and its event are durable, every projection of this process has applied it, and nothing goes on in it
@@ -175,7 +191,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
     /// [`StoreError::Failed`].
-    async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError>;
+    async fn write(&self, writes: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError>;
 
     /// Makes a change: one revision more.
     ///

@@ -7,7 +7,7 @@ use std::{
 };
 
 use holdfast_core::{
-    AuditEvent, Change, Changed, Committed, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write,
+    Change, Changed, Committed, Decided, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
@@ -169,7 +169,7 @@ impl Aliases {
         name: AliasName,
         target: KeyId,
         now: Timestamp,
-        event: AuditEvent,
+        event: impl Into<Decided>,
     ) -> Result<Committed, ApiError> {
         let old = self.get(&name);
         let old = old.as_deref();
@@ -191,7 +191,7 @@ impl Aliases {
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
-        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
     }
 
     pub(crate) async fn remove(
@@ -199,10 +199,10 @@ impl Aliases {
         _changing: &Changing<'_>,
         name: &AliasName,
         old: &Alias,
-        event: AuditEvent,
+        event: impl Into<Decided>,
     ) -> Result<Committed, ApiError> {
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
-        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
     }
 
     /// Writes that remove a key's aliases, to go with the key.

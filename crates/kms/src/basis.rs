@@ -38,7 +38,7 @@ struct Asked {
     action: KmsAction,
     /// The key that it is about, as it was then; or the ARN of something else.
     about: Result<Arc<KeyEntry>, String>,
-    /// Whether the key is used, and must be enabled.
+    /// Whether the key is used, or told of as if it were, and must be enabled.
     uses: bool,
     alias: Option<String>,
     context: Option<EncryptionContext>,

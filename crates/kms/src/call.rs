@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use holdfast_core::{AuditEvent, KeyName, Permit, Resource, Spent, Timestamp};
+use holdfast_core::{Decided, KeyName, Permit, Resource, Spent, Timestamp};
 use holdfast_service::Trace;
 use http::{StatusCode, request::Parts};
 use serde::Deserialize;
@@ -41,6 +41,8 @@ pub(crate) struct Told {
     pub context: Vec<(&'static str, String)>,
     /// Keys that the request uses, if it succeeds.
     pub used: Vec<KeyRef>,
+    /// What a refusal rests on that was met after something was allowed.
+    pub refused_on: Option<Arc<Basis>>,
 }
 
 /// An authenticated request.
@@ -87,9 +89,11 @@ pub(crate) struct With<'a> {
 impl<'a> Call<'a> {
     /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
     /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
-    pub(crate) fn event(&self) -> Result<AuditEvent, ApiError> {
+    pub(crate) fn event(&self) -> Result<Decided, ApiError> {
+        // First the pass, then the look: a change that it does not see waits for it.
+        let leave = Some(self.kms.store.gate().enter());
         self.basis.confirm(self.kms, self.identity, self.region)?;
-        Ok(self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK))
+        Ok(Decided { event: self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK), leave })
     }
 
     /// Reads the body. Members of a wrong type come first, then those that are missing, and then whatever else an operation looks at.
@@ -194,7 +198,7 @@ impl<'a> Call<'a> {
         self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
         let permit = permit?;
         let uses = self.operation.is_use();
-        self.basis.rests_on(action, Ok(Arc::clone(key)), uses, with);
+        self.basis.rests_on(action, Ok(Arc::clone(key)), uses || self.operation == Operation::GetPublicKey, with);
         if uses {
             self.told.used.push(key.key_ref());
         }

@@ -173,19 +173,38 @@ impl Dialect for AwsKms<'_> {
         let done = loop {
             let result = ops::dispatch(&mut call).await;
             if attempts == ATTEMPTS_MAX || !result.as_ref().is_err_and(ApiError::is_stale) {
-                break result?;
+                break result;
             }
             attempts += 1;
             *call.told = Told::on_behalf_of(source_arn);
             call.basis = basis();
         };
         let Call { told, basis, .. } = call;
-        let used = std::mem::take(&mut told.used);
-        Ok(done.map(|body| Reply { body, basis, operation, used }))
+        match done {
+            Ok(done) => {
+                let used = std::mem::take(&mut told.used);
+                Ok(done.map(|body| Reply { body, basis, operation, used }))
+            }
+            Err(error) => {
+                told.refused_on = error.tells_of_a_use().then(|| Arc::new(basis));
+                Err(error)
+            }
+        }
     }
 
     fn confirm(&self, caller: &Caller, _: &Operation, reply: &Reply) -> Result<(), ApiError> {
         reply.basis.confirm(self.0, &caller.identity, &caller.region)
+    }
+
+    fn confirm_refusal(
+        &self,
+        caller: &Caller,
+        _: &Operation,
+        told: &Told,
+        _: &ApiError,
+    ) -> Option<Result<(), ApiError>> {
+        let basis = told.refused_on.as_ref()?;
+        Some(basis.confirm(self.0, &caller.identity, &caller.region))
     }
 
     fn status(_: &Reply) -> StatusCode {

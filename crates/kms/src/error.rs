@@ -69,6 +69,18 @@ impl ApiError {
         Self { stale: true, ..Self::internal(reason).caused_by(Cause::Busy) }
     }
 
+    /// Whether it tells what only those may know who may use the key: what is valid under it, or that a use would have succeeded.
+    pub(crate) fn tells_of_a_use(&self) -> bool {
+        matches!(
+            self.code,
+            "DryRunOperationException"
+                | "IncorrectKeyException"
+                | "InvalidCiphertextException"
+                | "KMSInvalidMacException"
+                | "KMSInvalidSignatureException"
+        )
+    }
+
     pub(crate) fn is_stale(&self) -> bool {
         self.stale
     }

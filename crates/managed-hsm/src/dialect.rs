@@ -164,6 +164,12 @@ impl Dialect for KeyVault<'_> {
         reply.used.as_ref().map_or(Ok(()), |used| used.still_usable(self.0))
     }
 
+    fn confirm_refusal(&self, caller: &Caller, act: &Act, told: &Facts, _: &ApiError) -> Option<Result<(), ApiError>> {
+        let used = told.rests_on.as_ref()?;
+        let allowed = self.0.still_allowed(Asked { caller, route: &act.route });
+        Some(allowed.and_then(|()| used.still_usable(self.0)))
+    }
+
     fn status(reply: &Reply) -> StatusCode {
         reply.status
     }

@@ -65,7 +65,7 @@ pub(crate) async fn open(
         for assignment in first_assignments {
             batch.push(rbac::assignment_write(assignment, 0).map_err(|error| OpenError::Record(error.message))?);
         }
-        let founded = store.commit(Change { writes: batch, event: event("InstanceFound") }).await?;
+        let founded = store.commit(Change { writes: batch, event: event("InstanceFound").into() }).await?;
         tracing::debug!(revision = %founded.revision(), "what is fixed for ever is written");
         return Ok(wanted);
     };
@@ -85,7 +85,7 @@ pub(crate) async fn open(
         retention.purge_protection = true;
         let value = Some(encode(retention, stored.created)?);
         let writes = vec![Write { key: record_key(), expected_version: record.version, value }];
-        let changed = store.commit(Change { writes, event: event("PurgeProtectionOn") }).await?;
+        let changed = store.commit(Change { writes, event: event("PurgeProtectionOn").into() }).await?;
         tracing::info!(revision = %changed.revision(), "purge protection is on from now on");
     }
     Ok(retention)

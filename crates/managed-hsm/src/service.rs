@@ -58,7 +58,7 @@ impl ManagedHsm {
             let trace = Trace::automatic(self.new_guid(), "KeyRotateAutomatic", "/");
             let event = |version| {
                 let facts = Facts { version: Some(version), ..system_facts(&name) };
-                Ok(trace.event(self.ambient.now(), &facts, StatusCode::OK))
+                Ok(trace.event(self.ambient.now(), &facts, StatusCode::OK).into())
             };
             let result = match self.system_permit(Action::KeyRotate, &name) {
                 Ok(permit) => ops::rotate_by_itself(self, permit, &name, event).await,
@@ -74,7 +74,7 @@ impl ManagedHsm {
             if deletion.purge <= now {
                 let trace = Trace::automatic(self.new_guid(), "KeyPurgeAutomatic", "/");
                 let event = trace.event(self.ambient.now(), &system_facts(&name), StatusCode::OK);
-                if let Err(error) = ops::purge_for_good(self, &lock, &entry, event).await {
+                if let Err(error) = ops::purge_for_good(self, &lock, &entry, || Ok(event.into())).await {
                     self.record_failure(&trace, &name, error).await;
                 }
             }

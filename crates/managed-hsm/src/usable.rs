@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use holdfast_core::{
-    AtThisMoment, Gate, HsmError, KeyName, KeyVersion, KeyVersionId, Need, Operation, Outcome, Pass, Permit,
+    AtThisMoment, Gate, HsmError, KeyName, KeyOperation, KeyVersion, KeyVersionId, Need, Operation, Outcome, Pass,
+    Permit,
 };
 
 use crate::{
@@ -32,22 +33,51 @@ impl<'l> Usable<'l> {
     /// What the answer will rest on.
     pub(crate) fn used(&self) -> Used {
         let version = self.located.version();
-        Used { name: self.located.entry.name.clone(), version: version.id, need: self.operation.need() }
+        Used { name: self.located.entry.name.clone(), version: version.id, how: How::By(self.operation.need()) }
     }
 }
 
 /// A key version that was used: what the answer rests on besides the caller's roles.
+#[derive(Clone)]
 pub(crate) struct Used {
     name: KeyName,
     version: KeyVersionId,
-    need: Need,
+    how: How,
+}
+
+#[derive(Clone, Copy)]
+enum How {
+    /// By an operation.
+    By(Need),
+    /// To take in a key that was wrapped for it.
+    ToImport,
+    /// It is told of: it must be there.
+    Told,
 }
 
 impl Used {
+    /// What is told of a key version, or a copy of it.
+    pub(crate) fn told(name: &KeyName, version: KeyVersionId) -> Self {
+        Self { name: name.clone(), version, how: How::Told }
+    }
+
+    /// A key that another was wrapped for.
+    pub(crate) fn to_import(located: &Located) -> Self {
+        Self { name: located.entry.name.clone(), version: located.version().id, how: How::ToImport }
+    }
+
     /// Whether it could still be used so.
     pub(crate) fn still_usable(&self, hsm: &ManagedHsm) -> Result<(), ApiError> {
         let located = hsm.keys.locate(&self.name, Some(self.version))?;
-        Ok(located.version().attributes.allow(hsm.keys.now(), self.need)?)
+        let attributes = &located.version().attributes;
+        match self.how {
+            How::By(need) => Ok(attributes.allow(hsm.keys.now(), need)?),
+            How::ToImport if !attributes.enabled => Err(HsmError::Disabled.into()),
+            How::ToImport if !attributes.operations.contains(KeyOperation::Import) => {
+                Err(HsmError::OperationNotAllowed.into())
+            }
+            How::ToImport | How::Told => Ok(()),
+        }
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Failure {
 /// One dialect at one door of a role.
 pub trait Dialect: Sync {
     /// What the log is told.
-    type Told: Told;
+    type Told: Told + Sync;
     /// What the head names.
     type Route: Send + Sync;
     /// What was learnt from the head alone. It allows nothing.
@@ -156,6 +156,18 @@ pub trait Dialect: Sync {
     /// # Errors
     /// The dialect's: what a request that came now would be told.
     fn confirm(&self, caller: &Self::Caller, act: &Self::Act, reply: &Self::Reply) -> Result<(), Self::Error>;
+
+    /// The same for a refusal that tells what only those may know who may use the key: that a signature or a ciphertext is not valid under it, that
+    /// a use would have succeeded. `None`: it tells nothing of the kind.
+    fn confirm_refusal(
+        &self,
+        _caller: &Self::Caller,
+        _act: &Self::Act,
+        _told: &Self::Told,
+        _error: &Self::Error,
+    ) -> Option<Result<(), Self::Error>> {
+        None
+    }
 
     /// Status of a success.
     fn status(reply: &Self::Reply) -> StatusCode;

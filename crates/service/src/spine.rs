@@ -82,7 +82,7 @@ impl Spine {
         let mut at_work = AtWork { caller: None, act: None };
         let result = self.serve(dialect, &head, body, &mut trace, &mut told, &mut at_work).await;
         let (recorded, mut end) = self.record(dialect, &mut trace, &mut told, result).await;
-        let (outcome, pass) = self.confirm(dialect, &trace, &at_work, recorded, &mut end).await;
+        let (outcome, pass) = self.confirm(dialect, &trace, &at_work, &told, recorded, &mut end).await;
         let success = outcome.as_ref().ok().map(D::status).unwrap_or_default();
         dialect.measure(&Ended {
             request_id: trace.request_id(),
@@ -182,18 +182,27 @@ impl Spine {
         dialect: &D,
         trace: &Trace,
         at_work: &AtWork<D>,
+        told: &D::Told,
         recorded: Recorded<D::Reply, D::Error>,
         end: &mut End,
     ) -> (Result<D::Reply, D::Error>, Option<Pass>) {
-        let reply = match recorded.0 {
-            Err(error) => return (Err(error), None),
+        let result = match recorded.0 {
+            Err(error) => Err(error),
             Ok(Done::Changed(_, reply)) => return (Ok(reply), None),
-            Ok(Done::Told(reply)) => reply,
+            Ok(Done::Told(reply)) => Ok(reply),
         };
         // First the pass, then the look: a change that it does not see waits for it.
         let pass = self.gate.enter();
-        let AtWork { caller: Some(caller), act: Some(act) } = at_work else { return (Ok(reply), Some(pass)) };
-        let Err(error) = dialect.confirm(caller, act, &reply) else { return (Ok(reply), Some(pass)) };
+        let AtWork { caller: Some(caller), act: Some(act) } = at_work else { return (result, None) };
+        let confirmed = match &result {
+            Ok(reply) => dialect.confirm(caller, act, reply),
+            Err(error) => match dialect.confirm_refusal(caller, act, told, error) {
+                Some(confirmed) => confirmed,
+                // Nobody waits for an answer that anybody may have.
+                None => return (result, None),
+            },
+        };
+        let Err(error) = confirmed else { return (result, Some(pass)) };
         drop(pass);
         let failure = dialect.failure(&error);
         let event = trace.withheld(self.ambient.now(), &failure);

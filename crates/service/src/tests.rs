@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::{
-    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Gate, Principal, PrincipalKind, Projection,
-    Record, RecordKey, Revision, Store, StoreError, Timestamp, Write,
+    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Decided, Gate, Principal, PrincipalKind,
+    Projection, Record, RecordKey, Revision, Store, StoreError, Timestamp, Write,
 };
 use holdfast_wire::body::BodyLimits;
 use http::{Request as HttpRequest, Response, StatusCode};
@@ -52,8 +52,8 @@ impl Store for Rows {
         Ok(())
     }
 
-    async fn write(&self, _: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
-        self.0.lock().unwrap().extend(event);
+    async fn write(&self, _: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
+        self.0.lock().unwrap().extend(event.map(|decided| decided.event));
         Ok(Revision(1))
     }
 
@@ -118,6 +118,7 @@ enum Error {
     Busy,
     Denied,
     Log,
+    No,
     Unknown,
 }
 
@@ -128,6 +129,8 @@ struct Toy {
     judges_early: bool,
     /// The weakened build: nobody looks again when the event is durable.
     confirms: bool,
+    /// What is done says no: that something is not valid, which is an answer, too.
+    says_no: bool,
     gate: Arc<Gate>,
     places: Option<usize>,
     /// Where a change goes, if it is one.
@@ -143,6 +146,7 @@ impl Toy {
             allowed: AtomicBool::new(true),
             judges_early: false,
             confirms: true,
+            says_no: false,
             gate: Gate::new(),
             places: None,
             rows: None,
@@ -242,15 +246,23 @@ impl Dialect for Toy {
         told: &mut Facts,
     ) -> Result<Done<()>, Error> {
         self.at("perform");
+        if self.says_no {
+            return Err(Error::No);
+        }
         let Some(rows) = &self.rows else { return Ok(Done::Told(())) };
         let event = trace.event(Clock.now(), told, StatusCode::OK);
-        let committed = rows.commit(Change { writes: Vec::new(), event }).await.map_err(|_| Error::Log)?;
+        let committed =
+            rows.commit(Change { writes: Vec::new(), event: event.into() }).await.map_err(|_| Error::Log)?;
         Ok(Done::Changed(committed, ()))
     }
 
     fn confirm(&self, _: &Principal, (): &(), (): &()) -> Result<(), Error> {
         self.at("confirm");
         if self.confirms { self.may() } else { Ok(()) }
+    }
+
+    fn confirm_refusal(&self, _: &Principal, (): &(), _: &Facts, error: &Error) -> Option<Result<(), Error>> {
+        (*error == Error::No && self.confirms).then(|| self.may())
     }
 
     fn status((): &()) -> StatusCode {
@@ -262,6 +274,7 @@ impl Dialect for Toy {
             Error::Body => (StatusCode::BAD_REQUEST, "Body", AuditOutcome::Failed),
             Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Busy", AuditOutcome::Failed),
             Error::Denied => (StatusCode::FORBIDDEN, "Denied", AuditOutcome::Denied),
+            Error::No => (StatusCode::CONFLICT, "No", AuditOutcome::Failed),
             Error::Log => (StatusCode::SERVICE_UNAVAILABLE, "Log", AuditOutcome::Failed),
             Error::Unknown => (StatusCode::UNAUTHORIZED, "Unknown", AuditOutcome::Denied),
         };
@@ -359,8 +372,8 @@ async fn what_counts_is_judged_when_the_body_is_there() {
 }
 
 /// What was allowed is taken away while the log is written: its event is told, its answer is not, and that is told, too.
-async fn revoked_while_recorded(confirms: bool) -> (StatusCode, Vec<AuditOutcome>) {
-    let toy = Toy { confirms, ..Toy::new() };
+async fn revoked_while_recorded(confirms: bool, says_no: bool) -> (StatusCode, Vec<AuditOutcome>) {
+    let toy = Toy { confirms, says_no, ..Toy::new() };
     toy.log.open.forget_permits(Semaphore::MAX_PERMITS);
     let revoked = async {
         while !toy.stages.lock().unwrap().contains(&"perform") {
@@ -375,10 +388,14 @@ async fn revoked_while_recorded(confirms: bool) -> (StatusCode, Vec<AuditOutcome
 
 #[tokio::test]
 async fn what_ended_before_the_answer_is_withheld() {
-    let (status, told) = revoked_while_recorded(true).await;
-    assert_eq!((status, told), (StatusCode::FORBIDDEN, vec![AuditOutcome::Allowed, AuditOutcome::Withheld]));
-    let (status, told) = revoked_while_recorded(false).await;
-    assert_eq!((status, told), (StatusCode::OK, vec![AuditOutcome::Allowed]), "the attack works where it may");
+    for (says_no, first, outcome) in
+        [(false, StatusCode::OK, AuditOutcome::Allowed), (true, StatusCode::CONFLICT, AuditOutcome::Failed)]
+    {
+        let (status, told) = revoked_while_recorded(true, says_no).await;
+        assert_eq!((status, told), (StatusCode::FORBIDDEN, vec![outcome, AuditOutcome::Withheld]));
+        let (status, told) = revoked_while_recorded(false, says_no).await;
+        assert_eq!((status, told), (first, vec![outcome]), "the attack works where it may");
+    }
 }
 
 #[tokio::test]

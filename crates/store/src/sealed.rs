@@ -7,7 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Ambient, AuditEvent, CLEAR_WAIT_MAX, Changed, Gate, PartitionId, Projection, Record, RecordKey, Revision, Store,
+    Ambient, CLEAR_WAIT_MAX, Changed, Decided, Gate, PartitionId, Pass, Projection, Record, RecordKey, Revision, Store,
     StoreError, Write,
 };
 use holdfast_crypto::{HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
@@ -163,7 +163,7 @@ impl<E: Engine> SealedStore<E> {
     fn batch(
         &self,
         writes: Vec<Write>,
-        event: Option<(String, Place)>,
+        event: Option<(String, Place, Option<Pass>)>,
         dropped: &[Revision],
     ) -> Result<Batch, StoreError> {
         let mut rows = Vec::with_capacity(writes.len());
@@ -178,7 +178,7 @@ impl<E: Engine> SealedStore<E> {
         }
         let dropped = dropped.iter().map(|revision| self.rows.name(&event_key(*revision))).collect();
         let (memory, row_set) = (Arc::clone(&self.memory), self.row_set.clone());
-        let Some((body, place)) = event else {
+        let Some((body, place, leave)) = event else {
             let applied = Box::new(move |revision| memory.apply(revision, &changes));
             return Ok(Batch { rows, dropped, event: None, row_set, applied });
         };
@@ -189,6 +189,7 @@ impl<E: Engine> SealedStore<E> {
         let applied = Box::new(move |revision| {
             memory.apply(revision, &changes);
             place.fill(StoredEvent { revision, body: told });
+            drop(leave);
         });
         Ok(Batch { rows, dropped, event: Some(event), row_set, applied })
     }
@@ -314,13 +315,13 @@ impl<E: Engine> Store for SealedStore<E> {
             .await
     }
 
-    async fn write(&self, writes: Vec<Write>, event: Option<AuditEvent>) -> Result<Revision, StoreError> {
+    async fn write(&self, writes: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
         // The rows of events go with what is nobody's change: there is such a commit each second, and no change waits for more than its own rows.
         let dropped = if event.is_none() { self.outbox.take_recorded() } else { Vec::new() };
         let is_change = event.is_some();
         let event = match event {
             None => None,
-            Some(event) => Some((audit::event_body(&event)?, self.outbox.reserve()?)),
+            Some(Decided { event, leave }) => Some((audit::event_body(&event)?, self.outbox.reserve()?, leave)),
         };
         let result = match self.batch(writes, event, &dropped) {
             Ok(batch) => self.engine.commit(batch).await,

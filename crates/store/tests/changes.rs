@@ -20,7 +20,7 @@ use std::{
 };
 
 use common::{Fixed, event, keys};
-use holdfast_core::{Change, Changed, PartitionId, Projection, RecordKey, Revision, Store, StoreError, Write};
+use holdfast_core::{Change, Changed, Decided, PartitionId, Projection, RecordKey, Revision, Store, StoreError, Write};
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{
     EmbeddedEngine, Engine, MemoryEngine, SealedStore, SharedEngine,
@@ -39,7 +39,7 @@ fn write(id: &str, expected_version: u64, value: Option<&str>) -> Write {
 }
 
 fn change(id: &str, expected_version: u64, value: Option<&str>) -> Change {
-    Change { writes: vec![write(id, expected_version, value)], event: event("KeyCreate", id) }
+    Change { writes: vec![write(id, expected_version, value)], event: event("KeyCreate", id).into() }
 }
 
 /// Versions by id, and all that was told.
@@ -92,6 +92,11 @@ async fn contract<E: Engine + 'static>(engine: E) {
     assert_eq!((store.revision(), store.outbox().waiting()), (Revision(1), 1), "nor is what is kept without an event");
     let removed = store.commit(change("a", 1, None)).await.unwrap();
     assert_eq!(removed.revision(), Revision(2));
+    // The leave that a change is made by is given back when it is in memory: nobody waits for it any more, the change itself least of all.
+    let Change { writes, event } = change("c", 0, Some("by leave"));
+    let event = Decided { leave: Some(store.gate().enter()), ..event };
+    assert_eq!(store.commit(Change { writes, event }).await.unwrap().revision(), Revision(3));
+    store.gate().clear(std::future::pending()).await;
     let disk = on_disk(&store).await;
     assert_eq!(seen.0.lock().unwrap().0, disk);
 }

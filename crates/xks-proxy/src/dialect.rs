@@ -363,6 +363,16 @@ impl<P: Protocol> Dialect for ProxyDoor<'_, P> {
         Err(Refusal::Internal("what it was judged by was changed while it was at work".into()))
     }
 
+    fn confirm_refusal(
+        &self,
+        caller: &Caller,
+        act: &Target<P::Operation>,
+        _: &Facts,
+        error: &Refusal,
+    ) -> Option<Result<(), Refusal>> {
+        matches!(error, Refusal::InvalidCiphertext).then(|| self.confirm(caller, act, &Bytes::new()))
+    }
+
     fn status(_: &Bytes) -> StatusCode {
         StatusCode::OK
     }

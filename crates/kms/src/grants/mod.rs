@@ -8,9 +8,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::{
-    AuditEvent, Change, Changed, Committed, Projection, RecordKey, Store, StoreError, Timestamp, Write,
-};
+use holdfast_core::{Change, Changed, Committed, Decided, Projection, RecordKey, Store, StoreError, Timestamp, Write};
 use holdfast_wire::hex::{hex, unhex};
 use record::StoredGrant;
 use tokio::sync::{Mutex, MutexGuard};
@@ -314,7 +312,7 @@ impl Grants {
         id: GrantId,
         new: GrantTerms,
         now: Timestamp,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
     ) -> Result<(GrantId, Option<Committed>), ApiError> {
         let _changing = self.changing.lock().await;
         if let Some(name) = &new.name {
@@ -337,14 +335,18 @@ impl Grants {
         let value =
             serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
         let writes = vec![Write { key: record(id), expected_version: 0, value: Some(value) }];
-        let committed = self.store.commit(Change { writes, event }).await?;
+        let committed = self.store.commit(Change { writes, event: event()? }).await?;
         Ok((id, Some(committed)))
     }
 
     /// Ends one.
-    pub(crate) async fn remove(&self, grant: &Grant, event: AuditEvent) -> Result<Committed, ApiError> {
+    pub(crate) async fn remove(
+        &self,
+        grant: &Grant,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
+    ) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
-        Ok(self.store.commit(Change { writes: vec![removal(grant)], event }).await?)
+        Ok(self.store.commit(Change { writes: vec![removal(grant)], event: event()? }).await?)
     }
 
     /// Begins to end those of a key, to go with it.

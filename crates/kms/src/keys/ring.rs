@@ -8,7 +8,7 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, Ambient, AuditEvent, Change, Changed, Committed, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError,
+    Action, Ambient, Change, Changed, Committed, Decided, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError,
     OpenKeys, Permit, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
@@ -208,7 +208,7 @@ impl KeyRing {
         _lock: &KeyLock<'_>,
         permit: Permit,
         draft: Draft,
-        event: AuditEvent,
+        event: impl Into<Decided>,
     ) -> Result<(Vec<Arc<KeyEntry>>, Committed), ApiError> {
         let Draft { entries, removed, blobs, others: mut batch } = draft;
         let names = entries.iter().map(|entry| &entry.name).chain(removed.iter().map(|entry| &entry.name));
@@ -228,7 +228,7 @@ impl KeyRing {
             let value = masked.map(|masked| masked.0.to_vec());
             batch.push(Write { key: records::material(id), expected_version, value });
         }
-        let committed = self.store.commit(Change { writes: batch, event }).await?;
+        let committed = self.store.commit(Change { writes: batch, event: event.into() }).await?;
         let changed = entries.into_iter().map(|mut entry| {
             entry.record_version += 1;
             Arc::new(entry)

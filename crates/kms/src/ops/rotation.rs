@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::{AuditEvent, Committed, KeyVersionId, NewKey, Permit, Timestamp};
+use holdfast_core::{AuditEvent, Committed, Decided, KeyVersionId, NewKey, Permit, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ async fn new_material(
     permits: (Permit, Permit),
     why: Why<'_>,
     still_wanted: impl FnOnce(&KeyEntry) -> bool,
-    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError>,
+    event: impl FnOnce(KeyVersionId) -> Result<Decided, ApiError>,
 ) -> Result<Option<Committed>, ApiError> {
     let (key, kind): (&KeyEntry, _) = match why {
         Why::Asked(key) => (key, RotationKind::OnDemand),
@@ -125,7 +125,7 @@ pub(crate) async fn rotate_by_itself(
     event: AuditEvent,
 ) -> Result<Option<Committed>, ApiError> {
     let now = kms.keys.now();
-    let event = |version: KeyVersionId| Ok(AuditEvent { key_version: Some(version.to_string()), ..event });
+    let event = |version: KeyVersionId| Ok(AuditEvent { key_version: Some(version.to_string()), ..event }.into());
     new_material(kms, permits, Why::Due(key), |entry| is_due(entry, now), event).await
 }
 

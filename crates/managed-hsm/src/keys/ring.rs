@@ -8,7 +8,7 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, AuditEvent, Change, Changed, Committed, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
+    Ambient, Change, Changed, Committed, Decided, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
     OpenKeyError, OpenKeys, Projection, RecordKey, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
@@ -223,7 +223,7 @@ impl KeyRing {
         &self,
         _lock: &NameLock<'_>,
         draft: Draft,
-        event: AuditEvent,
+        event: impl Into<Decided>,
     ) -> Result<(Committed, Arc<KeyEntry>), ApiError> {
         let Draft { mut entry, blobs } = draft;
         let value =
@@ -233,7 +233,7 @@ impl KeyRing {
         for (id, expected_version, masked) in blobs {
             batch.push(Write { key: records::blob(id), expected_version, value: Some(masked.0.to_vec()) });
         }
-        let committed = self.store.commit(Change { writes: batch, event }).await?;
+        let committed = self.store.commit(Change { writes: batch, event: event.into() }).await?;
         entry.record_version += 1;
         Ok((committed, Arc::new(entry)))
     }
@@ -244,13 +244,13 @@ impl KeyRing {
         _lock: &NameLock<'_>,
         entry: &KeyEntry,
         more: Vec<Write>,
-        event: AuditEvent,
+        event: impl Into<Decided>,
     ) -> Result<Committed, ApiError> {
         let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
         let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
         batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
         batch.extend(more);
-        Ok(self.store.commit(Change { writes: batch, event }).await?)
+        Ok(self.store.commit(Change { writes: batch, event: event.into() }).await?)
     }
 
     /// The masked blob of a version.

@@ -11,6 +11,7 @@ use super::{Call, Reply};
 use crate::{
     error::ApiError,
     keys::{Draft, StoredKey},
+    usable::Used,
     wire::{self, Value},
 };
 
@@ -37,7 +38,11 @@ pub(super) async fn backup(call: &Call<'_>, permit: Permit, name: &KeyName) -> R
     let content = Content { v: FORMAT, key: StoredKey::from_entry(&entry), blobs };
     let content = serde_json::to_vec(&content).map_err(|error| ApiError::internal(error.to_string()))?;
     let sealed = call.hsm.admin.seal_backup(permit, &entry.name, &content).await?;
-    Reply::ok(&Value { value: wire::encode(&sealed) })
+    let reply = Reply::ok(&Value { value: wire::encode(&sealed) })?;
+    Ok(match entry.current() {
+        Some(version) => reply.resting_on(Used::told(name, version.id)),
+        None => reply,
+    })
 }
 
 pub(super) async fn restore(call: &mut Call<'_>) -> Result<Done<Reply>, ApiError> {

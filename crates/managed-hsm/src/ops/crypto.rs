@@ -2,6 +2,7 @@
 
 use holdfast_core::{CiphertextParts, EncryptionScheme, KeyName, KeyVersionId, Operation, Outcome, Permit};
 use holdfast_crypto::KeySpec;
+use http::StatusCode;
 
 use super::{Call, Reply, bundle::key_id};
 use crate::{
@@ -29,7 +30,12 @@ pub(super) async fn perform(
     let operation = to_operation(operation, &request, located.version().attributes.spec)?;
     let usable = Usable::check(call.hsm, &located, operation)?;
     let used = usable.used();
-    let outcome = usable::perform(call.hsm, permit, usable).await?;
+    let outcome = usable::perform(call.hsm, permit, usable).await;
+    if outcome.as_ref().is_err_and(|error| error.status == StatusCode::BAD_REQUEST) {
+        // Under this key it is not valid: only those may know who may use it.
+        call.facts.rests_on = Some(used.clone());
+    }
+    let outcome = outcome?;
     Ok(reply(call, &located, request.alg.clone(), outcome)?.resting_on(used))
 }
 

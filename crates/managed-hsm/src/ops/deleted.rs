@@ -1,6 +1,6 @@
 //! Soft delete: delete, see, recover, purge.
 
-use holdfast_core::{AuditEvent, Committed, KeyName};
+use holdfast_core::{Committed, Decided, KeyName};
 use holdfast_service::Done;
 use http::StatusCode;
 
@@ -51,7 +51,7 @@ pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>
             "Operation purge is not allowed: purge protection is on, and keys stay until their retention ends";
         return Err(ApiError::not_permitted(message));
     }
-    let committed = purge_for_good(call.hsm, &lock, &entry, call.event(StatusCode::NO_CONTENT)?).await?;
+    let committed = purge_for_good(call.hsm, &lock, &entry, || call.event(StatusCode::NO_CONTENT)).await?;
     Ok(Done::Changed(committed, Reply::no_content()))
 }
 
@@ -61,8 +61,8 @@ pub(crate) async fn purge_for_good(
     hsm: &ManagedHsm,
     lock: &NameLock<'_>,
     entry: &KeyEntry,
-    event: AuditEvent,
+    event: impl FnOnce() -> Result<Decided, ApiError>,
 ) -> Result<Committed, ApiError> {
     let ending = hsm.rbac.end_assignments_on(&entry.name).await;
-    hsm.keys.purge(lock, entry, ending.writes, event).await
+    hsm.keys.purge(lock, entry, ending.writes, event()?).await
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, VersionEntry, policy_digest},
+    usable::Used,
     wire::{self, CreateRequest, ImportRequest, KeyType, TransferBlob, UpdateRequest},
 };
 
@@ -94,7 +95,12 @@ pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
 }
 
 /// BYOK: the blob names the exchange key that it was wrapped under.
-async fn import_wrapped(call: &Call<'_>, permit: Permit, target: &KeyVersion, blob: &str) -> Result<NewKey, ApiError> {
+async fn import_wrapped(
+    call: &mut Call<'_>,
+    permit: Permit,
+    target: &KeyVersion,
+    blob: &str,
+) -> Result<NewKey, ApiError> {
     let json = wire::decode("key_hsm", blob)?;
     let blob: TransferBlob = wire::parse(&json)?;
     if blob.header.enc != "CKM_RSA_AES_KEY_WRAP" {
@@ -102,6 +108,7 @@ async fn import_wrapped(call: &Call<'_>, permit: Permit, target: &KeyVersion, bl
     }
     let exchange_key = exchange_key_reference(&blob.header.kid)?;
     let located = call.hsm.keys.locate(&exchange_key.0, Some(exchange_key.1))?;
+    call.facts.rests_on = Some(Used::to_import(&located));
     let exchange_version = located.entry.bound(located.version());
     if !exchange_version.attributes.operations.contains(KeyOperation::Import) {
         return Err(ApiError::bad_parameter("The key exchange key does not have the operation import"));
@@ -124,7 +131,8 @@ pub(super) async fn get(call: &mut Call<'_>, name: &KeyName, version: Option<Key
     let located = call.hsm.keys.locate(name, version)?;
     call.facts.version = Some(located.version().id);
     let public = call.hsm.keys.public(&located.entry, located.version()).await?;
-    Reply::ok(&call.bundle(&located.entry, located.version(), &public))
+    let used = Used::told(name, located.version().id);
+    Ok(Reply::ok(&call.bundle(&located.entry, located.version(), &public))?.resting_on(used))
 }
 
 /// Unsent members stay; tags are replaced whole.

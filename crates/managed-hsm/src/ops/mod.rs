@@ -14,7 +14,7 @@ mod settings;
 
 use bytes::Bytes;
 pub(crate) use deleted::purge_for_good;
-use holdfast_core::{AuditEvent, KeyVersionId, Permit, Spent};
+use holdfast_core::{AuditEvent, Decided, KeyVersionId, Permit, Spent};
 use holdfast_service::{Done, Told, Trace};
 use http::StatusCode;
 pub(crate) use rotate::rotate_by_itself;
@@ -39,9 +39,12 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
     /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
-    pub(crate) fn event(&self, status: StatusCode) -> Result<AuditEvent, ApiError> {
+    pub(crate) fn event(&self, status: StatusCode) -> Result<Decided, ApiError> {
+        // First the pass, then the look: a change that it does not see waits for it.
+        let leave = Some(self.hsm.store.gate().enter());
         self.hsm.still_allowed(self.asked)?;
-        Ok(self.trace.event(self.hsm.ambient.now(), self.facts, status))
+        self.facts.rests_on.as_ref().map_or(Ok(()), |used| used.still_usable(self.hsm))?;
+        Ok(Decided { event: self.trace.event(self.hsm.ambient.now(), self.facts, status), leave })
     }
 }
 
@@ -52,6 +55,8 @@ pub(crate) struct Facts {
     pub version: Option<KeyVersionId>,
     pub algorithm: Option<String>,
     pub rule: Option<String>,
+    /// The key version that a change rests on besides the caller's roles, or by which something is not valid, which may be told only while it holds.
+    pub rests_on: Option<Used>,
 }
 
 impl Told for Facts {

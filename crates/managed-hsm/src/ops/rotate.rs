@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holdfast_core::{AuditEvent, Committed, KeyName, KeyVersionId, Permit};
+use holdfast_core::{Committed, Decided, KeyName, KeyVersionId, Permit};
 use holdfast_crypto::PublicKey;
 use holdfast_service::Done;
 use http::StatusCode;
@@ -32,7 +32,7 @@ async fn new_version(
     permit: Permit,
     name: &KeyName,
     still_wanted: impl FnOnce(&KeyEntry) -> bool + Send,
-    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError> + Send,
+    event: impl FnOnce(KeyVersionId) -> Result<Decided, ApiError> + Send,
 ) -> Result<Option<Rotated>, ApiError> {
     let keys = &hsm.keys;
     let lock = keys.lock(name).await;
@@ -72,7 +72,7 @@ pub(crate) async fn rotate_by_itself(
     hsm: &ManagedHsm,
     permit: Permit,
     name: &KeyName,
-    event: impl FnOnce(KeyVersionId) -> Result<AuditEvent, ApiError> + Send,
+    event: impl FnOnce(KeyVersionId) -> Result<Decided, ApiError> + Send,
 ) -> Result<Option<Committed>, ApiError> {
     let now = hsm.keys.now();
     let rotated = new_version(hsm, permit, name, |entry| rotation::is_due(entry, now), event).await?;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use holdfast_core::{AuditEvent, Change, Changed, Committed, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{Change, Changed, Committed, Decided, Projection, RecordKey, Store, StoreError, Write};
 use holdfast_service::Done;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -54,12 +54,17 @@ impl Settings {
         Ok(Self { held, changing: Mutex::default() })
     }
 
-    async fn set(&self, store: &dyn Store, value: bool, event: AuditEvent) -> Result<Committed, ApiError> {
+    async fn set(
+        &self,
+        store: &dyn Store,
+        value: bool,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
+    ) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
         let text = if value { "true" } else { "false" };
         let expected_version = self.held.version.load(Ordering::Acquire);
         let writes = vec![Write { key: record_key(), expected_version, value: Some(text.into()) }];
-        Ok(store.commit(Change { writes, event }).await?)
+        Ok(store.commit(Change { writes, event: event()? }).await?)
     }
 }
 
@@ -107,6 +112,6 @@ pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Done<Reply>, Ap
         "false" => false,
         _ => return Err(ApiError::bad_parameter("Property value must be \"true\" or \"false\"")),
     };
-    let committed = call.hsm.settings.set(call.hsm.store.as_ref(), value, call.event(StatusCode::OK)?).await?;
+    let committed = call.hsm.settings.set(call.hsm.store.as_ref(), value, || call.event(StatusCode::OK)).await?;
     Ok(Done::Changed(committed, Reply::ok(&current(call))?))
 }

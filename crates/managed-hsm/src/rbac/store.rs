@@ -6,7 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use holdfast_core::{AuditEvent, Change, Changed, Committed, KeyName, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{Change, Changed, Committed, Decided, KeyName, Projection, RecordKey, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -155,7 +155,7 @@ impl Rbac {
     async fn change(
         &self,
         store: &dyn Store,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
         key: RecordKey,
         decide: impl FnOnce(&RbacState) -> Result<Option<Vec<u8>>, ApiError>,
     ) -> Result<Committed, ApiError> {
@@ -163,13 +163,13 @@ impl Rbac {
         let value = decide(&self.state())?;
         let expected_version = self.held.version(&key);
         let writes = vec![Write { key, expected_version, value }];
-        Ok(store.commit(Change { writes, event }).await?)
+        Ok(store.commit(Change { writes, event: event()? }).await?)
     }
 
     pub(crate) async fn put_definition(
         &self,
         store: &dyn Store,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
         definition: RoleDefinition,
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
     ) -> Result<Committed, ApiError> {
@@ -193,7 +193,7 @@ impl Rbac {
     pub(crate) async fn remove_definition(
         &self,
         store: &dyn Store,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
         id: &str,
     ) -> Result<(Committed, RoleDefinition), ApiError> {
         let mut removed = None;
@@ -213,7 +213,7 @@ impl Rbac {
     pub(crate) async fn put_assignment(
         &self,
         store: &dyn Store,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
         assignment: RoleAssignment,
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
     ) -> Result<Committed, ApiError> {
@@ -241,7 +241,7 @@ impl Rbac {
     pub(crate) async fn remove_assignment(
         &self,
         store: &dyn Store,
-        event: AuditEvent,
+        event: impl FnOnce() -> Result<Decided, ApiError>,
         id: &str,
         scope: &Scope,
     ) -> Result<(Committed, RoleAssignment), ApiError> {

@@ -109,7 +109,7 @@ impl Bench {
 
     /// One change of one record, named like it.
     fn change(&self, id: &str) -> Result<(), StoreError> {
-        let change = Change { writes: vec![write(id, 0, id.as_bytes())], event: event(id) };
+        let change = Change { writes: vec![write(id, 0, id.as_bytes())], event: event(id).into() };
         self.runtime.block_on(self.store.commit(change)).map(drop)
     }
 
