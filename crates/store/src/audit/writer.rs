@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::{
     AuditKeys, AuditLogConfig,
+    company::Company,
     line::{self, Checkpoint},
     segment::segment_path,
     tail::Tail,
@@ -85,6 +86,7 @@ pub(super) struct Writer {
     broken: bool,
     outbox: Arc<Outbox>,
     status: Arc<Mutex<Status>>,
+    company: Arc<Company>,
 }
 
 /// What others see of the writer.
@@ -106,7 +108,7 @@ impl Writer {
         keys: AuditKeys,
         ambient: Arc<dyn Ambient>,
         tail: &Tail,
-        (outbox, status): (Arc<Outbox>, Arc<Mutex<Status>>),
+        (outbox, status, company): (Arc<Outbox>, Arc<Mutex<Status>>, Arc<Company>),
         notes: &[String],
     ) -> io::Result<Self> {
         let reached = Reached { end: tail.end, bytes: 0 };
@@ -125,6 +127,7 @@ impl Writer {
             broken: false,
             outbox,
             status,
+            company,
         };
         let version = format!("holdfast {}", env!("CARGO_PKG_VERSION"));
         let detail = notes.iter().fold(version, |all, note| all + "; " + note);
@@ -138,6 +141,9 @@ impl Writer {
         loop {
             match queue.recv_timeout(self.patience()) {
                 Ok(first) => {
+                    if matches!(first, Job::Write { .. }) {
+                        self.company.wait();
+                    }
                     let mut group = vec![first];
                     while group.len() < GROUP_EVENTS
                         && let Ok(next) = queue.try_recv()
