@@ -1,6 +1,13 @@
 //! Running programs.
 
-use std::{path::PathBuf, process::Command, time::Instant};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
 
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -24,6 +31,40 @@ pub(crate) fn step(title: &str, mut command: Command) -> Result<(), String> {
         return Err(format!("{title}: {status}"));
     }
     eprintln!("    {title}: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Steps that belong together, in their order.
+pub(crate) type Lane = Vec<(&'static str, Command)>;
+
+/// Runs lanes side by side. What a step prints comes in one piece, when it has ended; after a failure no step begins any more.
+pub(crate) fn side_by_side(lanes: Vec<Lane>) -> Result<(), String> {
+    let failed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let running: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(|| run_lane(lane, &failed))).collect();
+        let results = running.into_iter().map(|lane| lane.join().unwrap_or_else(|_| Err("a lane panicked".into())));
+        results.collect::<Vec<_>>().into_iter().collect()
+    })
+}
+
+fn run_lane(lane: Lane, failed: &AtomicBool) -> Result<(), String> {
+    for (title, mut command) in lane {
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        eprintln!("==> {title}, beside others");
+        let start = Instant::now();
+        let out = command.output().map_err(|error| format!("{title}: {:?}: {error}", command.get_program()))?;
+        let told = [out.stdout, out.stderr].concat();
+        let end = format!("    {title}: {:.0} s\n", start.elapsed().as_secs_f64());
+        // In one piece: a lock is held meanwhile.
+        let mut screen = io::stderr().lock();
+        let _ = screen.write_all(&told).and_then(|()| screen.write_all(end.as_bytes()));
+        if !out.status.success() {
+            failed.store(true, Ordering::Relaxed);
+            return Err(format!("{title}: {}", out.status));
+        }
+    }
     Ok(())
 }
 
