@@ -49,6 +49,11 @@ pub(crate) trait Target: Send + 'static {
     /// Whether the database works, as far as can be seen without a job.
     fn look(&self) -> Result<(), StoreError>;
 
+    /// Whether [`Target::mend`] can do anything.
+    fn mends(&self) -> bool {
+        true
+    }
+
     /// Opens the database anew, and sees that it is the one that was there before the failure. If a group failed, and what became of it was not
     /// known: finds out, tells memory and outbox if it did happen, and gives how its jobs fared. `None`: nothing of it was written.
     fn mend(&mut self) -> Result<Mended<Self::Done>, StoreError>;
@@ -63,8 +68,6 @@ pub(crate) enum Mended<D> {
     Happened(Vec<Result<D, StoreError>>),
     /// Nothing of it was written.
     Nothing,
-    /// It cannot be told: it left no trace that is looked at.
-    Unknown,
 }
 
 /// What the thread is asked.
@@ -78,19 +81,28 @@ enum Ask<J, D> {
 }
 
 /// The queue to a writer thread.
-pub(crate) struct GroupWriter<J, D>(SyncSender<Ask<J, D>>);
+pub(crate) struct GroupWriter<J, D> {
+    queue: SyncSender<Ask<J, D>>,
+    condition: Condition,
+}
 
 impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// Starts the thread.
     pub(crate) fn over<T: Target<Job = J, Done = D>>(target: T, condition: Condition) -> Result<Self, StoreError> {
         let (queue, asked) = sync_channel(QUEUE_JOBS);
         let name = target.name();
-        let writer = Writer { target, name, condition, illness: None, attempts: 0, mended: None };
+        let told = condition.clone();
+        let writer = Writer { target, name, condition: told, illness: None, attempts: 0, mended: None };
         thread::Builder::new().name(name.into()).spawn(move || writer.run(&asked)).map_err(failed)?;
-        Ok(Self(queue))
+        Ok(Self { queue, condition })
     }
 
-    /// Starts the thread for what is not mended: each group is tried.
+    /// Whether jobs are done.
+    pub(crate) fn condition(&self) -> Condition {
+        self.condition.clone()
+    }
+
+    /// Starts the thread for what is not mended: each group is tried, and what became of the last is told.
     pub(crate) fn start(
         name: &'static str,
         write: impl FnMut(Vec<J>) -> Fared<D> + Send + 'static,
@@ -104,7 +116,7 @@ impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// What the job gave; [`StoreError::Busy`] if the queue is full; [`StoreError::Unavailable`], [`StoreError::Failed`].
     pub(crate) async fn write(&self, job: J) -> Result<D, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(Ask::Write { job, reply }).map_err(|error| match error {
+        self.queue.try_send(Ask::Write { job, reply }).map_err(|error| match error {
             TrySendError::Full(_) => StoreError::Busy,
             TrySendError::Disconnected(_) => failed("the writer has stopped"),
         })?;
@@ -114,7 +126,7 @@ impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// What a reader saw makes it doubt the database.
     pub(crate) fn look(&self) {
         // A full queue needs none: its jobs find out.
-        let _ = self.0.try_send(Ask::Look);
+        let _ = self.queue.try_send(Ask::Look);
     }
 }
 
@@ -153,8 +165,12 @@ impl<W: FnMut(Vec<J>) -> Fared<D> + Send + 'static, J: Send + 'static, D: Send +
         Ok(())
     }
 
+    fn mends(&self) -> bool {
+        false
+    }
+
     fn mend(&mut self) -> Result<Mended<D>, StoreError> {
-        Ok(Mended::Unknown)
+        Err(failed("a restart mends it"))
     }
 }
 
@@ -223,13 +239,21 @@ impl<T: Target> Writer<T> {
         let written = catch_unwind(AssertUnwindSafe(|| target.write(jobs)));
         let why = match written.unwrap_or_else(|_| Err(failed("the database gave up"))) {
             Err(StoreError::Failed(why)) => why,
+            Ok(results) => {
+                self.condition.well(self.name);
+                return Ok(results);
+            }
             other => return other,
         };
+        if !self.target.mends() {
+            self.condition.ill(self.name, &format!("{why}; if that stays so, a restart mends it"));
+            return Err(StoreError::Failed(why));
+        }
         // At once, before those who wait are answered: it may be well again, and what became of the group is known then.
         match self.fail(&why) {
             Some(Mended::Happened(results)) => Ok(results),
             Some(Mended::Nothing) => Err(StoreError::Unavailable(why)),
-            Some(Mended::Unknown) | None => Err(StoreError::Failed(why)),
+            None => Err(StoreError::Failed(why)),
         }
     }
 

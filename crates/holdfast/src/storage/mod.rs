@@ -161,6 +161,7 @@ pub(crate) async fn start(
         accepted: index.notes().to_vec(),
         floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
+    let of_index = index.condition();
     let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
     index.keep_accepted().map_err(Fault::new)?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
@@ -197,7 +198,7 @@ pub(crate) async fn start(
     let log = AuditDoor::new(source, "storage", move || asked.latest().revision, Arc::clone(&ambient));
     let log = Arc::new((log, readers));
     let health = Health::new(
-        StorageTold { role: Arc::clone(&storage), ground: Ground::new(&audit, [condition]) },
+        StorageTold { role: Arc::clone(&storage), ground: Ground::new(&audit, [condition, of_index]) },
         setup.metrics,
     );
     let on_main = setup.metrics_socket.is_none();

@@ -28,6 +28,7 @@ use writer::{Job, Work, Writer};
 
 use super::seals::Seals;
 use crate::{
+    condition::Condition,
     database::{has_room, open_or_make},
     group::{GroupWriter, failed},
     outbox::{Outbox, StoredEvent},
@@ -138,6 +139,12 @@ impl EmbeddedIndex {
     /// [`StoreError::Failed`].
     pub fn keep_accepted(&self) -> Result<(), StoreError> {
         if self.accepted { opening::keep_accepted(&self.database, &self.seals, self.sets) } else { Ok(()) }
+    }
+
+    /// Whether it takes changes.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        self.commits.condition()
     }
 
     /// Events of changes on their way to the log, which takes them from here.
