@@ -17,7 +17,7 @@ from proxy import Kms, Proxy
 from test_log import OfKeyVault, OfKms, OfS3
 
 TABLE = pathlib.Path(__file__).resolve().parents[2] / "docs/proof/history.md"
-EMBEDDED = ["instance.sealed", "records.redb", "audit", "ca.pem"]
+EMBEDDED = ["instance.sealed", "records.redb", "watermark.slots", "audit", "ca.pem"]
 
 
 POLICY = "version = 1\n" + KEY.format("data") + STORE.format("blue", '["data"]')
@@ -88,9 +88,9 @@ class Storage(OfS3):
 ROLES = {
     "managed-hsm": (Hsm, EMBEDDED),
     "kms": (KeyService, EMBEDDED),
-    "storage": (Storage, ["instance.sealed", "records.redb", "index.redb", "audit", "blobs"]),
+    "storage": (Storage, ["instance.sealed", "records.redb", "index.redb", "watermark.slots", "audit", "blobs"]),
     "xks-proxy": (OfProxy, ["instance.sealed", "rows.shared", "processes/a/rows.shared", "processes/a/mark.slots", "processes/a/kills.slots",
-                            "processes/a/audit"]),
+                            "processes/a/watermark.slots", "processes/a/audit"]),
 }
 
 

@@ -3,6 +3,8 @@
 //! The floors lie in `instance.sealed`. They are set when an instance is founded, or once the upgrade of an older one has been told; from then on
 //! what an earlier version would have left is no excuse for what is missing.
 
+mod watermark;
+
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
@@ -16,6 +18,7 @@ use crate::{
     fault::Fault,
     instance::{AuditMarks, Opened},
 };
+pub(crate) use watermark::Watermark;
 
 /// Formats that have a floor (`docs/formats/instance-state.md`): shared rows...
 pub(crate) const SHARED_ROWS: u8 = 1;
@@ -23,9 +26,10 @@ pub(crate) const SHARED_ROWS_VERSION: u8 = 2;
 /// ...lines of the audit log, which have a MAC since version 2...
 pub(crate) const AUDIT_LINES: u8 = 2;
 pub(crate) const AUDIT_LINES_VERSION: u8 = 2;
-/// ...and what `records.redb` keeps of itself: row set, number of changes, mark of the log.
+/// ...and what `records.redb` keeps of itself: row set, number of changes, mark of the log; since version 2 there is a watermark beside it.
 pub(crate) const KEPT_ROWS: u8 = 3;
 const KEPT_ROWS_VERSION: u8 = 1;
+const WATERMARK_VERSION: u8 = 2;
 /// Beside these: 4, the storage's index, whose rows have MACs since version 2.
 pub(crate) const STORAGE_INDEX: u8 = 4;
 pub(crate) const STORAGE_INDEX_VERSION: u8 = 2;
@@ -59,8 +63,11 @@ const MARK_1_BYTES: usize = 8 + 32;
 
 /// The write that puts a mark in the place of the one that has `version`.
 pub(crate) fn mark(reached: &Checkpoint, version: u64) -> Write {
-    let value = [reached.seq.to_be_bytes().as_slice(), &reached.head, &reached.revision.0.to_be_bytes()].concat();
-    Write { key: mark_key(), expected_version: version, value: Some(value) }
+    Write { key: mark_key(), expected_version: version, value: Some(encode_mark(reached)) }
+}
+
+fn encode_mark(reached: &Checkpoint) -> Vec<u8> {
+    [reached.seq.to_be_bytes().as_slice(), &reached.head, &reached.revision.0.to_be_bytes()].concat()
 }
 
 /// The same, at the end of a log whose lines have no MAC yet.
@@ -106,6 +113,10 @@ pub(crate) struct LogPlace<'a> {
     pub store: Arc<dyn Store>,
     /// Whether it is known to have one.
     pub marked: bool,
+    /// The same, apart from it.
+    pub watermark: Watermark,
+    /// Whether it is known to say something.
+    pub watermarked: bool,
     /// Events of changes on their way to the log.
     pub outbox: Arc<Outbox>,
     /// What was found when the store was opened.
@@ -146,22 +157,31 @@ pub(crate) struct History {
 impl Opened {
     /// Opens the audit log, and marks how far it has come.
     pub(crate) async fn open_log(&self, place: LogPlace<'_>) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
-        let LogPlace { config, directory, store, marked, outbox, notes, mut accepted } = place;
+        let LogPlace { config, directory, store, marked, watermark, watermarked, outbox, notes, mut accepted } = place;
         if config.accept_loss {
             tracing::warn!(
                 "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
             );
         }
-        let Mark { version, reached, has_macs } = Mark::read(store.as_ref()).await?;
-        if marked && reached.is_none() {
-            let what = "the mark of the audit log";
-            if !config.accept_loss {
-                return Err(Fault::new(format!(
-                    "{what} is gone from the store, which had one: rows were removed, or the store was replaced"
-                ))
-                .hint(ACCEPT));
+        let Mark { version, mut reached, mut has_macs } = Mark::read(store.as_ref()).await?;
+        for (known, found, what) in [
+            (marked, reached.is_some(), "the mark of the audit log is gone from the store, which had one"),
+            (
+                watermarked,
+                watermark.reached.is_some(),
+                "the watermark of the audit log (watermark.slots) is gone, and was there",
+            ),
+        ] {
+            if known && !found && !config.accept_loss {
+                return Err(Fault::new(format!("{what}: something was removed or replaced")).hint(ACCEPT));
             }
-            accepted.push(format!("{what} is gone; that its end is not known was accepted"));
+            if known && !found {
+                accepted.push(format!("{what}; this was accepted"));
+            }
+        }
+        // The later of the two: whoever puts the store back, and the log with it, has not put back the other.
+        if let Some(mark) = watermark.reached.filter(|mark| reached.is_none_or(|reached| reached.seq < mark.seq)) {
+            (reached, has_macs) = (Some(mark), true);
         }
         for note in notes.iter().chain(&accepted) {
             tracing::warn!("{note}");
@@ -185,7 +205,7 @@ impl Opened {
             let event = event(self.ambient.as_ref(), "AcceptLoss", None, log.accepted().join("; "), Vec::new());
             log.append(event).await.map_err(Fault::new)?;
         }
-        Ok((Arc::clone(&log), AuditMarks::new(store, log, version)))
+        Ok((Arc::clone(&log), AuditMarks::new(store, log, version, watermark)))
     }
 
     /// Opens `records.redb`, and sees that the instance's secrets are not older than it.
@@ -226,11 +246,14 @@ impl Opened {
                 own.outbox
             }
         };
+        let (instance, key) = (self.instance, &self.secrets.database_key);
         let place = LogPlace {
             config,
             directory: self.data_dir.join("audit"),
             store: Arc::clone(&store),
             marked: kept,
+            watermark: Watermark::open(&self.data_dir, instance, key, "records", &self.ambient).map_err(Fault::new)?,
+            watermarked: in_force(&self.secrets.floors, KEPT_ROWS, WATERMARK_VERSION),
             outbox,
             notes,
             accepted,
@@ -272,7 +295,7 @@ impl Opened {
                 .await
                 .map_err(Fault::new)?;
         }
-        let marked = marks.write().await;
+        let (marked, watermarked) = (marks.write().await, marks.write_watermark());
         if !marked && !in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION) {
             // Served without this floor, it would be taken with a store that was robbed at the next start.
             return Err(Fault::unavailable(
@@ -284,7 +307,9 @@ impl Opened {
         floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
         floors.extend(own);
         if marked {
-            floors.insert(KEPT_ROWS, KEPT_ROWS_VERSION);
+            let version = if watermarked { WATERMARK_VERSION } else { KEPT_ROWS_VERSION };
+            let floor = floors.entry(KEPT_ROWS).or_default();
+            *floor = (*floor).max(version);
         }
         self.seal_floors(floors)?;
         let record = store.read(&floors_key()).await.map_err(Fault::new)?;

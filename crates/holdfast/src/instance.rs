@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use crate::{
     ambient::OsAmbient,
     fault::Fault,
-    history,
+    history::{self, Watermark},
     server::tls::{self, TlsIdentity},
     telemetry,
 };
@@ -166,17 +166,26 @@ pub(crate) struct AuditMarks {
     written: u64,
     /// Whether it was said that they cannot be written.
     complained: bool,
+    watermark: Watermark,
 }
 
 impl AuditMarks {
     /// `version`: of the mark that is there; 0 if there is none.
-    pub(crate) fn new(store: Arc<dyn Store>, audit: Arc<AuditLog>, version: u64) -> Self {
-        Self { store, audit, version, written: 0, complained: false }
+    pub(crate) fn new(store: Arc<dyn Store>, audit: Arc<AuditLog>, version: u64, watermark: Watermark) -> Self {
+        Self { store, audit, version, written: 0, complained: false, watermark }
+    }
+
+    /// Whether what is marked is remembered a second time, apart from the store.
+    pub(crate) fn write_watermark(&mut self) -> bool {
+        self.watermark.write(&self.audit.latest())
     }
 
     pub(crate) async fn keep(mut self, mut stopped: watch::Receiver<bool>) -> Self {
         while tokio::time::timeout(AUDIT_MARK_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
             let _ = self.write().await;
+            if self.watermark.is_due() {
+                let _ = self.write_watermark();
+            }
         }
         self
     }
@@ -215,6 +224,7 @@ pub(crate) async fn close_audit(audit: Arc<AuditLog>, marks: JoinHandle<AuditMar
     let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     if let Ok(mut marks) = marks.await {
         let _ = marks.write().await;
+        let _ = marks.write_watermark();
     }
 }
 

@@ -133,7 +133,7 @@ async fn without_process(config: &Config, scope: &KillScope, reason: &str) -> Re
     let result = proxy.kill(scope.clone(), &by, reason).await.map_err(Fault::new);
     if let Ok((log, mut marks)) = log {
         let _ = tokio::task::spawn_blocking(move || log.close()).await;
-        let _ = marks.write().await;
+        let _ = (marks.write().await, marks.write_watermark());
     }
     result
 }

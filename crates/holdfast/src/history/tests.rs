@@ -180,7 +180,7 @@ async fn founded() -> Place {
 async fn a_founded_instance_is_under_the_floors() {
     let place = founded().await;
     let live = place.open().await.unwrap();
-    let floors = Floors::from([(AUDIT_LINES, AUDIT_LINES_VERSION), (KEPT_ROWS, KEPT_ROWS_VERSION)]);
+    let floors = Floors::from([(AUDIT_LINES, AUDIT_LINES_VERSION), (KEPT_ROWS, WATERMARK_VERSION)]);
     assert_eq!(live.opened.secrets.floors, floors);
     assert_eq!(live.content().await.len(), 2);
     live.stop().await;
@@ -194,6 +194,7 @@ async fn a_store_that_is_gone_excuses_no_log_of_the_first_format() {
     fs::remove_file(place.file("records.redb")).unwrap();
     place.plant_log();
     let weak = place.copy();
+    fs::remove_file(weak.file("watermark.slots")).unwrap();
     let live = weak.open_as(false, Floors::clear).await.expect("control: without the floors it is taken");
     live.stop().await;
     place.refused("all that the store held is gone").await;
@@ -223,6 +224,7 @@ async fn a_store_that_is_stripped_is_not_one_of_before() {
         fs::remove_dir_all(robbed.file("audit")).unwrap();
         if row_set && revision && mark {
             let weak = robbed.copy();
+            fs::remove_file(weak.file("watermark.slots")).unwrap();
             weak.open_as(false, Floors::clear).await.expect("control: without the floors it is taken").stop().await;
         }
         robbed.refused(why).await;
@@ -247,6 +249,30 @@ async fn a_mark_that_is_gone_from_a_whole_store_is_missed() {
     place.open_as(true, |_| ()).await.unwrap().stop().await;
     assert_eq!(place.told("AcceptLoss"), 1);
     place.open().await.unwrap().stop().await;
+}
+
+/// Store and log of one moment, both authentic, without the uses since.
+#[tokio::test]
+async fn store_and_log_put_back_as_a_pair_are_behind_the_watermark() {
+    let place = founded().await;
+    place.closed().await;
+    let yesterday = place.copy();
+    let live = place.open().await.unwrap();
+    live.uses().await;
+    live.stop().await;
+    place.closed().await;
+    fs::copy(yesterday.file("records.redb"), place.file("records.redb")).unwrap();
+    fs::remove_dir_all(place.file("audit")).unwrap();
+    copy(&yesterday.file("audit"), &place.file("audit"));
+    let (weak, gone) = (place.copy(), place.copy());
+    place.refused("lines were removed or replaced").await;
+    place.open_as(true, |_| ()).await.unwrap().stop().await;
+    assert_eq!(place.told("AcceptLoss"), 1);
+    place.open().await.expect("accepted once").stop().await;
+    fs::remove_file(gone.file("watermark.slots")).unwrap();
+    gone.refused("the watermark of the audit log (watermark.slots) is gone").await;
+    fs::copy(yesterday.file("watermark.slots"), weak.file("watermark.slots")).unwrap();
+    weak.open().await.expect("control: with the watermark put back, too, it is not seen").stop().await;
 }
 
 /// What each write of a first start leaves, if nothing comes after it.
@@ -295,6 +321,7 @@ async fn of_before() -> (Place, Vec<u8>) {
     let place = founded().await;
     place.strip_store(true, true, true).await;
     place.plant_log();
+    fs::remove_file(place.file("watermark.slots")).unwrap();
     let mut opened = instance::open(&place.data(), &place.0.path().join("silicon"), "records.redb").unwrap();
     opened.seal_floors(Floors::new()).unwrap();
     let sealed = fs::read(place.file("instance.sealed")).unwrap();
@@ -337,7 +364,13 @@ async fn what_is_no_regular_file_is_refused_by_name() {
     let place = founded().await;
     place.closed().await;
     let segment = holdfast_store::audit::list_segments(&place.file("audit")).unwrap().pop().unwrap().1;
-    for path in [place.file("instance.sealed"), place.0.path().join("silicon"), place.file("records.redb"), segment] {
+    for path in [
+        place.file("watermark.slots"),
+        place.file("instance.sealed"),
+        place.0.path().join("silicon"),
+        place.file("records.redb"),
+        segment,
+    ] {
         let kept = fs::read(&path).unwrap();
         for kind in [rustix::fs::FileType::Fifo, rustix::fs::FileType::Socket, rustix::fs::FileType::Directory] {
             fs::remove_file(&path).unwrap();

@@ -1,6 +1,6 @@
 //! Which processes the shared state knows: what one of them has seen cannot be taken away unnoticed with its directory.
 //!
-//! A process is enrolled once its mark and the mark of its log lie on disk, by itself or by another that starts. Whoever opens the state looks for
+//! A process is enrolled once its mark, the mark of its log and the watermark lie on disk, by itself or by another that starts. Whoever opens the state looks for
 //! the marks of all that are enrolled.
 
 use holdfast_core::{RecordKey, Store, StoreError, Write};
@@ -35,7 +35,8 @@ pub(super) async fn enrol(store: &dyn Store, places: &Places) -> Result<(), Stor
     let enrolled = enrolled(store).await?;
     let mut writes = Vec::new();
     for process in places.processes()?.into_iter().filter(|process| !enrolled.contains(process)) {
-        if places.has_mark(&process)? && places.log_is_marked(&process).await? {
+        let watermarked = places.watermark(&process)?.reached.is_some();
+        if watermarked && places.has_mark(&process)? && places.log_is_marked(&process).await? {
             let value = Some(MEMBER_VERSION.to_vec());
             writes.push(Write { key: RecordKey::new(MEMBER, process), expected_version: 0, value });
         }

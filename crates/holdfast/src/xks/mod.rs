@@ -167,14 +167,15 @@ impl State {
         let rows = self.places.process_rows(&config.process).map_err(Fault::new)?;
         let conditions = [self.engine.condition(), rows.condition()];
         let tried = vec![self.engine.clone(), rows.clone()];
-        let (audit, mut marks) = open_process_log(&self, config, rows, &directory, enrolled).await?;
+        let own = (config.process.as_str(), rows);
+        let (audit, mut marks) = open_process_log(&self, config, own, &directory, enrolled).await?;
         self.conclude_upgrade(audit.as_ref()).await?;
         let mut pins = HashMap::new();
         let proxy =
             self.open_proxy(config, &config.process, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
         found(&proxy, config).await?;
         proxy.tell_start().await.map_err(Fault::new)?;
-        let _ = marks.write().await;
+        let _ = (marks.write().await, marks.write_watermark());
         if let Err(error) = members::enrol(self.store.as_ref(), &self.places).await {
             tracing::warn!(%error, "the shared state could not be told of this process; the next start tries again");
         }
@@ -365,7 +366,7 @@ pub(crate) fn take_command_name(config: &Config) -> Result<(&'static str, PathBu
 async fn open_process_log(
     state: &State,
     config: &Config,
-    rows: SharedEngine,
+    (process, rows): (&str, SharedEngine),
     directory: &Path,
     marked: bool,
 ) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
@@ -378,6 +379,8 @@ async fn open_process_log(
         directory: directory.join("audit"),
         store: Arc::new(store),
         marked,
+        watermark: state.places.watermark(process).map_err(Fault::new)?,
+        watermarked: marked,
         outbox,
         notes,
         accepted: Vec::new(),
@@ -395,7 +398,7 @@ pub(crate) async fn open_command_audit(
     let enrolled = members::enrolled(state.store.as_ref()).await.map_err(Fault::new)?;
     let enrolled = enrolled.iter().any(|name| name == process);
     let rows = state.places.process_rows(process).map_err(Fault::new)?;
-    let (audit, mut marks) = open_process_log(state, config, rows, directory, enrolled).await?;
-    let _ = marks.write().await;
+    let (audit, mut marks) = open_process_log(state, config, (process, rows), directory, enrolled).await?;
+    let _ = (marks.write().await, marks.write_watermark());
     Ok((audit, marks))
 }

@@ -109,7 +109,7 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
         Ok(()) => carry_out(&engine, &store, &known, &found, heard, &restore, &pulled).await,
     };
     let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-    let _ = marks.write().await;
+    let _ = (marks.write().await, marks.write_watermark());
     done?;
     let _ = fs::remove_file(&path);
     Ok(Heeded { restore, accepted_by, threshold, done: true })

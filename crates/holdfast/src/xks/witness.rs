@@ -23,7 +23,10 @@ use holdfast_xks_proxy::{
 use serde::{Deserialize, Serialize};
 
 use super::{logged, process_dir, watch_state};
-use crate::{fault::Fault, history};
+use crate::{
+    fault::Fault,
+    history::{self, Watermark},
+};
 
 /// Two, written in turn: a crash tears one of them at most.
 const MARKS: SlotLayout = SlotLayout { purpose: "holdfast state marks v1", slots: 2, slot_bytes: 32 * 1024 };
@@ -133,6 +136,12 @@ impl Places {
     /// Whether a process's mark lies there.
     pub(super) fn has_mark(&self, process: &str) -> Result<bool, StoreError> {
         Ok(self.mark(process)?.is_some())
+    }
+
+    /// What a process keeps of how far its log has come, apart from the mark.
+    pub(super) fn watermark(&self, process: &str) -> Result<Watermark, StoreError> {
+        let directory = process_dir(&self.state_dir, process);
+        Watermark::open(&directory, self.instance, &self.database_key, process, &self.ambient)
     }
 
     async fn log_marks(&self, process: &str) -> Result<SealedStore<SharedEngine>, StoreError> {

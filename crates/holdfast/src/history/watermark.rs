@@ -1,0 +1,65 @@
+//! How far the audit log had come, kept a second time: apart from the store that has the mark, so that store and log cannot be put back as a pair.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use holdfast_core::{Ambient, PartitionId, StoreError};
+use holdfast_crypto::SecretBytes;
+use holdfast_store::{SlotFile, SlotLayout, audit::Checkpoint};
+
+use super::{decode_mark, encode_mark};
+
+/// Two records, written in turn: a crash tears one of them at most.
+const LAYOUT: SlotLayout = SlotLayout { purpose: "holdfast watermarks v1", slots: 2, slot_bytes: 512 };
+const FILE: &str = "watermark.slots";
+/// How often it is written. The mark in the store is newer: this one is for the case that the store is put back.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// The file of one log.
+pub(crate) struct Watermark {
+    slots: SlotFile,
+    number: u64,
+    /// What it says.
+    pub reached: Option<Checkpoint>,
+    written: Instant,
+}
+
+impl Watermark {
+    /// Reads what is in `directory`; `place` tells apart the logs of an instance.
+    pub(crate) fn open(
+        directory: &Path,
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        place: &str,
+        ambient: &Arc<dyn Ambient>,
+    ) -> Result<Self, StoreError> {
+        let path = directory.join(FILE);
+        let slots = SlotFile::new(&path, LAYOUT, database_key, instance, place, Arc::clone(ambient))
+            .map_err(|error| StoreError::Failed(error.to_string()))?;
+        let last = slots.read()?.pop();
+        let number = last.as_ref().map_or(0, |record| record.number);
+        Ok(Self { slots, number, reached: last.and_then(|record| decode_mark(&record.value)), written: Instant::now() })
+    }
+
+    /// Writes how far the log has come; whether that is durable. A disk without room for it stops nothing.
+    pub(crate) fn write(&mut self, reached: &Checkpoint) -> bool {
+        self.written = Instant::now();
+        if self.reached.as_ref() == Some(reached) {
+            return true;
+        }
+        let (number, value) = (self.number + 1, encode_mark(reached));
+        let written = self.slots.prepare().and_then(|()| self.slots.write(number, &value));
+        match written {
+            Ok(()) => (self.number, self.reached) = (number, Some(*reached)),
+            Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered a second time"),
+        }
+        self.reached.as_ref() == Some(reached)
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.written.elapsed() >= INTERVAL
+    }
+}
