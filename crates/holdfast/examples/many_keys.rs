@@ -33,8 +33,11 @@ fn bytes(hex: &str) -> Result<Vec<u8>, Fault> {
     (0..hex.len()).step_by(2).map(|place| Ok(u8::from_str_radix(at(place)?, 16)?)).collect()
 }
 
-/// A copy of a key under another name, and those of its materials: old id, new id.
-fn copy(template: &Record, ambient: &dyn Ambient) -> Result<(Write, Vec<(String, [u8; 16])>), Fault> {
+/// Materials of a copied key: old id, new id.
+type Materials = Vec<(String, [u8; 16])>;
+
+/// A copy of a key under another name, and its materials.
+fn copy(template: &Record, ambient: &dyn Ambient) -> Result<(Write, Materials), Fault> {
     let mut key: Value = serde_json::from_slice(&template.value)?;
     let fresh = hex(&ambient.random::<16>());
     let hosted = key.get("region").and_then(Value::as_str).map(str::to_owned);
