@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Action, Ambient, AuditError, AuditEvent, AuditSink, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey, NewKey, OpenKey,
-    Operation, Outcome, PartitionId, Permit, Projection, Record, RecordKey, Resource, Revision, Store, StoreError, Timestamp, Write,
+    Action, Ambient, AtThisMoment, AuditError, AuditEvent, AuditSink, Decided, Gate, Hsm, HsmAdmin, HsmError, KeyName, KeyVersion, MaskedKey,
+    NewKey, OpenKey, Operation, Outcome, PartitionId, Permit, Projection, Record, RecordKey, Resource, Revision, Store, StoreError, Timestamp,
+    Write,
 };
 use holdfast_crypto::{CryptoError, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer};
 use holdfast_engine::{BlobError, Keyed, Partition, PartitionPolicy};
@@ -59,11 +60,12 @@ fn blob(_: BlobError) -> HsmError {
 
 #[async_trait]
 impl OpenKey for Open {
-    async fn perform(&self, permit: Permit, as_told: &KeyVersion, operation: Operation) -> Result<Outcome, HsmError> {
+    async fn perform(&self, permit: Permit, key: Arc<dyn AtThisMoment>, operation: Operation) -> Result<Outcome, HsmError> {
         permit.spend(operation.action(), &self.0)?;
+        let (_pass, as_told) = key.look()?;
         let mut random = [0; 28];
         Fixed.fill(&mut random);
-        self.1.perform(Fixed.now(), as_told, random, operation)
+        self.1.perform(Fixed.now(), &as_told, random, operation)
     }
 
     fn public(&self) -> &PublicKey {
@@ -151,8 +153,12 @@ impl Store for Unlogged {
         self.0.scan(kind, visit).await
     }
 
-    async fn write(&self, writes: Vec<Write>, _: Option<AuditEvent>) -> Result<Revision, StoreError> {
+    async fn write(&self, writes: Vec<Write>, _: Option<Decided>) -> Result<Revision, StoreError> {
         self.0.write(writes, None).await
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        self.0.gate()
     }
 
     fn revision(&self) -> Revision {

@@ -2,6 +2,7 @@
 
 use crate::{
     Kms,
+    basis::{Asker, Basis},
     blob::Blob,
     call::{Call, Told},
     context::EncryptionContext,
@@ -56,6 +57,8 @@ pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
     let body = bytes::Bytes::copy_from_slice(body);
     let mut told = Told::default();
     let trace = holdfast_service::Trace::automatic("fuzz".into(), operation.name(), "/");
+    let now = kms.ambient.now();
+    let asker = Asker { identity: &identity, region, source: None, source_arn: None, now };
     let mut call = Call {
         kms,
         operation,
@@ -67,8 +70,9 @@ pub async fn request(kms: &Kms, operation: u8, body: &[u8]) {
         source_arn: None,
         request_id: trace.request_id(),
         trace: &trace,
-        now: kms.ambient.now(),
+        now,
         told: &mut told,
+        basis: Basis::new(kms, asker),
     };
     if let Err(error) = ops::dispatch(&mut call).await {
         assert!(!error.status().is_server_error(), "{operation:?}: {error:?}");
