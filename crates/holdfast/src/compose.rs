@@ -82,9 +82,7 @@ impl Opened {
         write_public(&data_dir.join("tls.csr"), identity.signing_request()?.as_bytes())?;
         let policy = PartitionPolicy { rsa1_5: config.hsm.rsa1_5 };
         let partition = Partition::new(instance, &masking_key, policy).map_err(Fault::new)?;
-        let hsm = Arc::new(
-            SoftHsm::new(partition, Arc::clone(&ambient), config.threads, &audit.company()).map_err(Fault::new)?,
-        );
+        let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), config.threads).map_err(Fault::new)?);
         let hosts = HostNames::new(
             config.listen.host_names.clone(),
             config.identity.audience.clone(),

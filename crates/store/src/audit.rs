@@ -4,7 +4,6 @@
 //! line carries a signature, by a key born in the instance, over its place in the chain.
 
 mod chain;
-mod company;
 mod line;
 mod log;
 mod reader;
@@ -14,7 +13,6 @@ mod verify;
 mod writer;
 
 pub use chain::{ChainChecker, LogKey, line_hash};
-pub use company::{Announced, Company};
 use holdfast_core::{AuditEvent, StoreError};
 pub use line::{Checkpoint, LineError, LineMac, ParsedLine, parse_line};
 pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError};

@@ -15,7 +15,6 @@ use holdfast_crypto::{
     CryptoError, Curve, ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer,
 };
 use holdfast_engine::{BlobError, Keyed, Partition, Work};
-use holdfast_store::audit::Company;
 pub(crate) use pool::CryptoPool;
 
 /// Threads and queues of the HSM.
@@ -38,18 +37,12 @@ pub(crate) struct SoftHsm {
 }
 
 impl SoftHsm {
-    /// Work with private keys announces itself to `company`: each ends with an event.
-    pub(crate) fn new(
-        partition: Partition,
-        ambient: Arc<dyn Ambient>,
-        threads: HsmThreads,
-        company: &Arc<Company>,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(partition: Partition, ambient: Arc<dyn Ambient>, threads: HsmThreads) -> std::io::Result<Self> {
         Ok(Self {
             partition: Arc::new(partition),
             ambient,
-            private_key: Arc::new(CryptoPool::start("private-key", threads.private_key, threads.queue_max, company)?),
-            generation: Arc::new(CryptoPool::start("key-generation", 1, 64, &Arc::default())?),
+            private_key: Arc::new(CryptoPool::start("private-key", threads.private_key, threads.queue_max)?),
+            generation: Arc::new(CryptoPool::start("key-generation", 1, 64)?),
         })
     }
 

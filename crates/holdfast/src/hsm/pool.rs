@@ -11,7 +11,6 @@ use std::{
 };
 
 use holdfast_core::HsmError;
-use holdfast_store::audit::Company;
 use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 
@@ -38,23 +37,17 @@ pub(crate) struct CryptoPool {
     name: &'static str,
     shared: Arc<Shared>,
     queue_max: usize,
-    company: Arc<Company>,
 }
 
 impl CryptoPool {
-    pub(crate) fn start(
-        name: &'static str,
-        threads: usize,
-        queue_max: usize,
-        company: &Arc<Company>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(name: &'static str, threads: usize, queue_max: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue { jobs: VecDeque::with_capacity(queue_max), closed: false });
         let shared = Arc::new(Shared { queue, arrived: Condvar::new() });
         for _ in 0..threads {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name(name.into()).spawn(move || work(&shared))?;
         }
-        Ok(Self { name, shared, queue_max, company: Arc::clone(company) })
+        Ok(Self { name, shared, queue_max })
     }
 
     /// Runs `job` on the pool.
@@ -69,9 +62,7 @@ impl CryptoPool {
                 counter!("holdfast_crypto_pool_refused_total", "pool" => self.name).increment(1);
                 return Err(HsmError::Busy);
             }
-            let announced = self.company.announce();
             queue.jobs.push_back(Box::new(move || {
-                let _announced = announced;
                 // A caller that went away no longer needs the work done.
                 if !reply.is_closed() {
                     let _ = reply.send(job());
@@ -121,7 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_refuses_at_once() {
-        let pool = Arc::new(CryptoPool::start("test", 1, 1, &Arc::default()).unwrap());
+        let pool = Arc::new(CryptoPool::start("test", 1, 1).unwrap());
         let (started, running) = mpsc::channel();
         let (release, held) = mpsc::channel::<()>();
         let first = tokio::spawn({

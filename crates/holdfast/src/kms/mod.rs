@@ -84,8 +84,7 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
-    let hsm =
-        Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), setup.threads, &audit.company()).map_err(Fault::new)?);
+    let hsm = Arc::new(SoftHsm::new(partition, Arc::clone(&ambient), setup.threads).map_err(Fault::new)?);
     let seams = Seams {
         hsm: Arc::clone(&hsm) as _,
         admin: hsm,

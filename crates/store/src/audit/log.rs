@@ -19,7 +19,6 @@ use holdfast_core::{
 use holdfast_crypto::{EcKey, SecretBytes};
 
 use super::{
-    company::Company,
     line::{self, Checkpoint, LineMac},
     reader::Reader,
     tail::Tail,
@@ -152,7 +151,6 @@ pub struct AuditLog {
     writer: Mutex<Option<JoinHandle<()>>>,
     status: Arc<Mutex<Status>>,
     outbox: Arc<Outbox>,
-    company: Arc<Company>,
     reader: Arc<Reader>,
     accepted: Vec<String>,
 }
@@ -198,8 +196,7 @@ impl AuditLog {
         let status = Arc::new(Mutex::new(found));
         let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);
         let (jobs, queue) = sync_channel(QUEUE_EVENTS);
-        let company = Arc::<Company>::default();
-        let told = (Arc::clone(&outbox), Arc::clone(&status), Arc::clone(&company));
+        let told = (Arc::clone(&outbox), Arc::clone(&status));
         let writer = Writer::begin(config, instance, keys, ambient, &tail, told, &notes).map_err(failed)?;
         let writer =
             thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run(&queue)).map_err(failed)?;
@@ -212,14 +209,7 @@ impl AuditLog {
                 let _ = jobs.try_send(Job::Look);
             }
         });
-        let (writer, reader) = (Mutex::new(Some(writer)), Arc::new(reader));
-        Ok(Self { jobs, writer, status, outbox, company, accepted, reader })
-    }
-
-    /// Where work announces itself that ends with an event, and is worth waiting for.
-    #[must_use]
-    pub fn company(&self) -> Arc<Company> {
-        Arc::clone(&self.company)
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, reader: Arc::new(reader) })
     }
 
     /// What was accepted at opening although log and store are not as they were left.

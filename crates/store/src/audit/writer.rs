@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 
 use super::{
     AuditKeys, AuditLogConfig,
-    company::Company,
     line::{self, Checkpoint},
     segment::segment_path,
     tail::Tail,
@@ -86,7 +85,6 @@ pub(super) struct Writer {
     broken: bool,
     outbox: Arc<Outbox>,
     status: Arc<Mutex<Status>>,
-    company: Arc<Company>,
 }
 
 /// What others see of the writer.
@@ -108,7 +106,7 @@ impl Writer {
         keys: AuditKeys,
         ambient: Arc<dyn Ambient>,
         tail: &Tail,
-        (outbox, status, company): (Arc<Outbox>, Arc<Mutex<Status>>, Arc<Company>),
+        (outbox, status): (Arc<Outbox>, Arc<Mutex<Status>>),
         notes: &[String],
     ) -> io::Result<Self> {
         let reached = Reached { end: tail.end, bytes: 0 };
@@ -127,7 +125,6 @@ impl Writer {
             broken: false,
             outbox,
             status,
-            company,
         };
         let version = format!("holdfast {}", env!("CARGO_PKG_VERSION"));
         let detail = notes.iter().fold(version, |all, note| all + "; " + note);
@@ -141,9 +138,6 @@ impl Writer {
         loop {
             match queue.recv_timeout(self.patience()) {
                 Ok(first) => {
-                    if matches!(first, Job::Write { .. }) {
-                        self.company.wait();
-                    }
                     let mut group = vec![first];
                     while group.len() < GROUP_EVENTS
                         && let Ok(next) = queue.try_recv()
