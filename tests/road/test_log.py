@@ -7,9 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import pathlib
-import shutil
 import ssl
-import subprocess
 import time
 
 import pytest
@@ -20,59 +18,12 @@ from of_kms import KeyManagement
 from of_s3 import BUCKET, SMALL, S3
 from process import b64
 from service import Service, iam
+from taken_away import Full, Immutable
 
 THREADS = 16
 WAITING_MAX = 4096
 """Events of changes that may wait for the log."""
 SECONDS_TO_MEND = 30
-
-
-class Immutable:
-    """Files and directory take no byte more, whoever has them open."""
-
-    def __init__(self, directory: pathlib.Path):
-        self.directory = directory
-
-    def prepare(self) -> None:
-        pass
-
-    def each(self, flag: str) -> None:
-        subprocess.run(["chattr", flag, self.directory, *self.directory.iterdir()], check=True)
-
-    def take(self) -> None:
-        self.each("+i")
-
-    def mend(self) -> None:
-        self.each("-i")
-
-    def close(self) -> None:
-        self.mend()
-
-
-class Full:
-    """A file system of its own, with something else that fills it."""
-
-    def __init__(self, directory: pathlib.Path):
-        self.directory, self.filler = directory, directory / "filler"
-
-    def prepare(self) -> None:
-        before = self.directory.with_name("audit-before")
-        self.directory.rename(before)
-        self.directory.mkdir(mode=0o700)
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs", self.directory], capture_output=True, text=True)
-        assert made.returncode == 0, f"this test mounts a file system, as root: {made.stderr}"
-        shutil.copytree(before, self.directory, dirs_exist_ok=True)
-
-    def take(self) -> None:
-        with contextlib.suppress(OSError), open(self.filler, "wb", buffering=0) as out:
-            while True:
-                out.write(bytes(4096))
-
-    def mend(self) -> None:
-        self.filler.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", self.directory], check=True)
 
 
 class OfKeyVault(KeyVault):

@@ -3,7 +3,8 @@ import pathlib
 
 import pytest
 from of_xks import Xks
-from test_log import Full, Immutable, until_refused, until_used, without_log
+from taken_away import Full, Immutable
+from test_log import until_refused, until_used, without_log
 
 
 @pytest.mark.parametrize("how", [Immutable, Full])

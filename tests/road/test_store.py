@@ -6,12 +6,11 @@ directory is full, log and all.
 import concurrent.futures
 import contextlib
 import pathlib
-import shutil
-import subprocess
 import time
 
 import pytest
 import requests
+from taken_away import Full, Immutable
 from test_log import SECONDS_TO_MEND, THREADS, OfKeyVault, OfKms, check_changes, until_used
 
 CHANGES = 200
@@ -20,49 +19,18 @@ LINES_MAX = 20
 """The log of the process tells of each change of state, and not of each attempt."""
 
 
-class ImmutableStore:
+class ImmutableStore(Immutable):
     """The database takes no byte more; the log does."""
 
-    def __init__(self, directory: pathlib.Path):
-        self.files = [directory / "records.redb"]
-
-    def prepare(self) -> None:
-        pass
-
-    def take(self) -> None:
-        subprocess.run(["chattr", "+i", *self.files], check=True)
-
-    def mend(self) -> None:
-        subprocess.run(["chattr", "-i", *self.files], check=True)
-
-    def close(self) -> None:
-        self.mend()
+    @property
+    def files(self) -> list[pathlib.Path]:
+        return [self.directory / "records.redb"]
 
 
-class FullDisk:
-    """The data directory is a file system of its own, with something else that fills it."""
+class FullDisk(Full):
+    """The whole data directory is full."""
 
-    def __init__(self, directory: pathlib.Path):
-        self.directory, self.filler = directory, directory / "filler"
-
-    def prepare(self) -> None:
-        before = self.directory.with_name("data-before")
-        self.directory.rename(before)
-        self.directory.mkdir(mode=0o700)
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m,mode=700", "tmpfs", self.directory], capture_output=True, text=True)
-        assert made.returncode == 0, f"this test mounts a file system, as root: {made.stderr}"
-        shutil.copytree(before, self.directory, dirs_exist_ok=True)
-
-    def take(self) -> None:
-        with contextlib.suppress(OSError), open(self.filler, "wb", buffering=0) as out:
-            while True:
-                out.write(bytes(4096))
-
-    def mend(self) -> None:
-        self.filler.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", self.directory], check=True)
+    size = "128m"
 
 
 class KeyVaultStore(OfKeyVault):
