@@ -33,11 +33,18 @@ pub(crate) struct Asker<'a> {
     pub now: Timestamp,
 }
 
+/// What a question is about.
+pub(crate) enum About {
+    /// A key, as it was then.
+    Key(Arc<KeyEntry>),
+    /// ARN of something else, or `*`.
+    Resource(String),
+}
+
 /// A question that was answered with yes.
 struct Asked {
     action: KmsAction,
-    /// The key that it is about, as it was then; or the ARN of something else.
-    about: Result<Arc<KeyEntry>, String>,
+    about: About,
     /// Whether the key is used, or told of as if it were, and must be enabled.
     uses: bool,
     alias: Option<String>,
@@ -91,13 +98,7 @@ impl Basis {
     }
 
     /// Keeps what was answered with yes.
-    pub(crate) fn rests_on(
-        &mut self,
-        action: KmsAction,
-        about: Result<Arc<KeyEntry>, String>,
-        uses: bool,
-        with: With<'_>,
-    ) {
+    pub(crate) fn rests_on(&mut self, action: KmsAction, about: About, uses: bool, with: With<'_>) {
         self.asked.push(Asked {
             action,
             about,
@@ -118,7 +119,8 @@ impl Basis {
     pub(crate) fn confirm(&self, kms: &Kms, identity: &Identity, region: &Arc<str>) -> Result<(), ApiError> {
         let by_time = || {
             let own = identity.policies.iter().any(|(_, policy)| policy.looks_at_time());
-            own || self.asked.iter().any(|asked| asked.about.as_ref().is_ok_and(|key| key.ends_by_itself()))
+            let by_key = |asked: &Asked| matches!(&asked.about, About::Key(key) if key.ends_by_itself());
+            own || self.asked.iter().any(by_key)
         };
         if kms.store.revision() == self.seen && !by_time() {
             return Ok(());
@@ -140,10 +142,10 @@ impl Asked {
             new_grant: self.new_grant.as_ref(),
         };
         let key = match &self.about {
-            Err(resource) => {
+            About::Resource(resource) => {
                 return ask(kms, asker, (self.action, resource, None), with, |ask, _| ask.permit().map(drop));
             }
-            Ok(key) => key,
+            About::Key(key) => key,
         };
         let gone = || ApiError::not_found(format!("Key '{}' does not exist", key.arn));
         let key = kms.keys.entry(&key.key_ref()).ok_or_else(gone)?;

@@ -13,7 +13,7 @@ use crate::{
     action::KmsAction,
     aliases::AliasName,
     authn::Identity,
-    basis::{Asker, Basis, ask},
+    basis::{About, Asker, Basis, ask},
     context::EncryptionContext,
     error::ApiError,
     facts::Attested,
@@ -198,7 +198,12 @@ impl<'a> Call<'a> {
         self.told.context_sha256 = with.context.filter(|context| !context.is_empty()).map(EncryptionContext::sha256);
         let permit = permit?;
         let uses = self.operation.is_use();
-        self.basis.rests_on(action, Ok(Arc::clone(key)), uses || self.operation == Operation::GetPublicKey, with);
+        self.basis.rests_on(
+            action,
+            About::Key(Arc::clone(key)),
+            uses || self.operation == Operation::GetPublicKey,
+            with,
+        );
         if uses {
             self.told.used.push(key.key_ref());
         }
@@ -214,7 +219,7 @@ impl<'a> Call<'a> {
         with: With<'_>,
     ) -> Result<Permit, ApiError> {
         let permit = ask(self.kms, self.asker(), (action, resource, None), with, |ask, _| ask.permit())?;
-        self.basis.rests_on(action, Err(resource.to_owned()), false, with);
+        self.basis.rests_on(action, About::Resource(resource.to_owned()), false, with);
         self.told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
@@ -234,7 +239,7 @@ impl<'a> Call<'a> {
     pub(crate) fn permit_new(&mut self, action: KmsAction, name: &KeyName, with: With<'_>) -> Result<Permit, ApiError> {
         let resource = Resource::Key(name.clone());
         let permit = ask(self.kms, self.asker(), (action, "*", None), with, |ask, _| ask.permit_on(resource))?;
-        self.basis.rests_on(action, Err("*".to_owned()), false, with);
+        self.basis.rests_on(action, About::Resource("*".to_owned()), false, with);
         self.told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
