@@ -89,7 +89,7 @@ pub(crate) struct With<'a> {
 impl<'a> Call<'a> {
     /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
     /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
-    pub(crate) fn event(&self) -> Result<Decided, ApiError> {
+    pub(crate) fn decided(&self) -> Result<Decided, ApiError> {
         // First the pass, then the look: a change that it does not see waits for it.
         let leave = Some(self.kms.store.gate().enter());
         self.basis.confirm(self.kms, self.identity, self.region)?;

@@ -84,7 +84,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
         let message = format!("An alias with the name {arn} already exists");
         return Err(ApiError::new("AlreadyExistsException", message));
     }
-    let committed = aliases.put(&changing, name, key.id, call.now, call.event()?).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.decided()?).await?;
     changed(committed, nothing())
 }
 
@@ -109,7 +109,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
         }
     }
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    let committed = aliases.put(&changing, name, key.id, call.now, call.event()?).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.decided()?).await?;
     changed(committed, nothing())
 }
 
@@ -136,7 +136,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         }
         None => drop(call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?),
     }
-    let committed = aliases.remove(&changing, &name, &alias, call.event()?).await?;
+    let committed = aliases.remove(&changing, &name, &alias, call.decided()?).await?;
     changed(committed, nothing())
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn change(
     let lock = kms.keys.lock(key.id).await;
     let mut entry = current(call, &key)?;
     change(call, &mut entry)?;
-    let (changed, committed) = kms.keys.commit(&lock, permit, Draft::of(entry), call.event()?).await?;
+    let (changed, committed) = kms.keys.commit(&lock, permit, Draft::of(entry), call.decided()?).await?;
     let key = changed.into_iter().next().ok_or_else(|| ApiError::internal("nothing was changed"))?;
     Ok((key, committed))
 }

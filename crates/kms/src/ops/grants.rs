@@ -262,7 +262,7 @@ async fn make(
     if new.key != key.0.key_ref() || *spent.resource() != key.0.resource() {
         return Err(ApiError::internal("a grant of another key"));
     }
-    call.kms.grants.create(id, new, call.now, || call.event()).await
+    call.kms.grants.create(id, new, call.now, || call.decided()).await
 }
 
 pub(super) async fn create(call: &mut Call<'_>) -> Answer {
@@ -443,7 +443,7 @@ pub(super) async fn revoke(call: &mut Call<'_>) -> Answer {
     let grant = of_key(call, parse_id(id)?, &key.key_ref())?;
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    let committed = call.kms.grants.remove(&grant, || call.event()).await?;
+    let committed = call.kms.grants.remove(&grant, || call.decided()).await?;
     changed(committed, nothing())
 }
 
@@ -479,6 +479,6 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Answer {
     }
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    let committed = call.kms.grants.remove(&grant, || call.event()).await?;
+    let committed = call.kms.grants.remove(&grant, || call.decided()).await?;
     changed(committed, nothing())
 }

@@ -331,7 +331,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     }
     call.told.material = Some(material.id.to_string());
     let draft = Draft { entries, blobs: vec![blob], ..Draft::default() };
-    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.event()?).await?;
+    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }
 
@@ -373,6 +373,6 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         return wire::answer(&json!({"KeyId": key.arn})).map(Done::Told);
     };
     let entries = family(kms, &Arc::new(entry));
-    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.event()?).await?;
+    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.decided()?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }

@@ -174,7 +174,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     }
     let lock = call.kms.keys.lock(id).await;
     let draft = Draft { blobs, ..Draft::of(entry) };
-    let (made, committed) = call.kms.keys.commit(&lock, to_store, draft, call.event()?).await?;
+    let (made, committed) = call.kms.keys.commit(&lock, to_store, draft, call.decided()?).await?;
     let entry = made.first().ok_or_else(|| ApiError::internal("nothing was made"))?;
     changed(committed, wire::answer(&json!({"KeyMetadata": metadata(call, entry)})))
 }

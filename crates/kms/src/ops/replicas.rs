@@ -99,7 +99,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     }
     entries.push(replica);
     let draft = Draft { entries, ..Draft::default() };
-    let (made, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()?).await?;
+    let (made, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
     let replica = made.iter().find(|entry| entry.region == region);
     let replica = replica.ok_or_else(|| ApiError::internal("no replica was made"))?;
     let tags: Vec<_> = replica.tags.iter().map(|(name, value)| json!({"TagKey": name, "TagValue": value})).collect();
@@ -146,6 +146,6 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Answer {
         entry.rotation = rotation.filter(|_| entry.region == region);
     }
     let draft = Draft { entries, ..Draft::default() };
-    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()?).await?;
+    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
     changed(committed, nothing())
 }

@@ -222,7 +222,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
         let kms = call.kms;
         let event = |version: KeyVersionId| {
             call.told.material = Some(version.to_string());
-            call.event()
+            call.decided()
         };
         let committed = new_material(kms, permits, Why::Asked(&enabled), still_wanted, event).await?;
         committed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?
@@ -247,7 +247,7 @@ async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &Enabled<'_>) -
         entry.rotations_on_demand += 1;
     }
     let draft = Draft { entries, ..Draft::default() };
-    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.event()?).await?;
+    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
     Ok(committed)
 }
 

@@ -236,7 +236,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     // Not before the other side has answered: a disconnection waits for nobody's network.
     let _changing = stores.changing.lock().await;
     check_place(call, &store)?;
-    let committed = stores.put(&store, call.event()?).await?;
+    let committed = stores.put(&store, call.decided()?).await?;
     super::changed(committed, wire::answer(&json!({"CustomKeyStoreId": id})))
 }
 
@@ -320,7 +320,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     {
         return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
-    let committed = stores.put(&store, call.event()?).await?;
+    let committed = stores.put(&store, call.decided()?).await?;
     super::changed(committed, nothing())
 }
 
@@ -343,7 +343,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         let message = format!("The custom key store holds {} keys", keys.len());
         return Err(ApiError::new("CustomKeyStoreHasCMKsException", message));
     }
-    let committed = stores.remove(&store, call.event()?).await?;
+    let committed = stores.remove(&store, call.decided()?).await?;
     super::changed(committed, nothing())
 }
 
@@ -494,6 +494,6 @@ pub(super) async fn disconnect(call: &mut Call<'_>) -> Answer {
         return nothing().map(Done::Told);
     }
     let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&store) };
-    let committed = stores.put(&disconnected, call.event()?).await?;
+    let committed = stores.put(&disconnected, call.decided()?).await?;
     super::changed(committed, nothing())
 }

@@ -80,6 +80,6 @@ pub(super) async fn restore(call: &mut Call<'_>) -> Result<Done<Reply>, ApiError
         call.hsm.hsm.open(&entry.bound(version), masked).await.map_err(not_ours)?;
     }
     call.facts.version = entry.current().map(|version| version.id);
-    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs }, call.event(StatusCode::OK)?).await?;
+    let (committed, entry) = keys.commit(&lock, Draft { entry, blobs }, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, Reply::ok(&call.current_bundle(&entry).await?)?))
 }

@@ -38,7 +38,7 @@ pub(super) async fn recover(call: &Call<'_>, name: &KeyName) -> Result<Done<Repl
 async fn change(call: &Call<'_>, lock: &NameLock<'_>, entry: KeyEntry) -> Result<Done<Reply>, ApiError> {
     let reply = Reply::ok(&call.current_bundle(&entry).await?)?;
     let draft = Draft { entry, blobs: Vec::new() };
-    let (committed, _) = call.hsm.keys.commit(lock, draft, call.event(StatusCode::OK)?).await?;
+    let (committed, _) = call.hsm.keys.commit(lock, draft, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn purge(call: &Call<'_>, name: &KeyName) -> Result<Done<Reply>
             "Operation purge is not allowed: purge protection is on, and keys stay until their retention ends";
         return Err(ApiError::not_permitted(message));
     }
-    let committed = purge_for_good(call.hsm, &lock, &entry, || call.event(StatusCode::NO_CONTENT)).await?;
+    let committed = purge_for_good(call.hsm, &lock, &entry, || call.decided(StatusCode::NO_CONTENT)).await?;
     Ok(Done::Changed(committed, Reply::no_content()))
 }
 

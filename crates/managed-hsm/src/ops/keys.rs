@@ -60,7 +60,7 @@ pub(super) async fn create(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     let draft = append(name, old.as_deref(), version, new);
     let current = draft.entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
     let reply = Reply::ok(&call.bundle(&draft.entry, current, &public))?;
-    let (committed, _) = keys.commit(&lock, draft, call.event(StatusCode::OK)?).await?;
+    let (committed, _) = keys.commit(&lock, draft, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn import(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     let draft = append(name, old.as_deref(), version, new);
     let current = draft.entry.current().ok_or_else(|| ApiError::internal("a key without versions"))?;
     let reply = Reply::ok(&call.bundle(&draft.entry, current, &public))?;
-    let (committed, _) = keys.commit(&lock, draft, call.event(StatusCode::OK)?).await?;
+    let (committed, _) = keys.commit(&lock, draft, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }
 
@@ -162,7 +162,7 @@ pub(super) async fn update(
     }
     let public = keys.public(&located.entry, old).await?;
     let reply = Reply::ok(&call.bundle(&entry, &new, &public))?;
-    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: vec![blob] }, call.event(StatusCode::OK)?).await?;
+    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: vec![blob] }, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
     /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
-    pub(crate) fn event(&self, status: StatusCode) -> Result<Decided, ApiError> {
+    pub(crate) fn decided(&self, status: StatusCode) -> Result<Decided, ApiError> {
         // First the pass, then the look: a change that it does not see waits for it.
         let leave = Some(self.hsm.store.gate().enter());
         self.hsm.still_allowed(self.asked)?;

@@ -199,7 +199,7 @@ pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> 
     check_definition(&definition)?;
     let (rbac, store) = (&call.hsm.rbac, call.hsm.store.as_ref());
     let check = |state: &RbacState| room_for_definition(state, &definition);
-    let committed = rbac.put_definition(store, || call.event(StatusCode::CREATED), definition.clone(), check).await?;
+    let committed = rbac.put_definition(store, || call.decided(StatusCode::CREATED), definition.clone(), check).await?;
     Ok(Done::Changed(committed, Reply::created(&definition_out(&definition))?))
 }
 
@@ -237,7 +237,7 @@ fn room_for_definition(state: &RbacState, definition: &RoleDefinition) -> Result
 }
 
 pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Done<Reply>, ApiError> {
-    let event = || call.event(StatusCode::OK);
+    let event = || call.decided(StatusCode::OK);
     let (committed, removed) = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), event, id).await?;
     Ok(Done::Changed(committed, Reply::ok(&definition_out(&removed))?))
 }
@@ -297,7 +297,7 @@ pub(super) async fn put_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> 
     };
     let (rbac, store) = (&call.hsm.rbac, call.hsm.store.as_ref());
     let check = |state: &RbacState| room_for_assignment(state, &assignment);
-    let committed = rbac.put_assignment(store, || call.event(StatusCode::CREATED), assignment.clone(), check).await?;
+    let committed = rbac.put_assignment(store, || call.decided(StatusCode::CREATED), assignment.clone(), check).await?;
     Ok(Done::Changed(committed, Reply::created(&assignment_out(&assignment))?))
 }
 
@@ -323,7 +323,7 @@ fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result
 }
 
 pub(super) async fn delete_assignment(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
-    let event = || call.event(StatusCode::OK);
+    let event = || call.decided(StatusCode::OK);
     let (committed, removed) = call.hsm.rbac.remove_assignment(call.hsm.store.as_ref(), event, id, scope).await?;
     Ok(Done::Changed(committed, Reply::ok(&assignment_out(&removed))?))
 }

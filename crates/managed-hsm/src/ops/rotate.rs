@@ -58,7 +58,7 @@ pub(super) async fn rotate(call: &mut Call<'_>, permit: Permit, name: &KeyName) 
     let hsm = call.hsm;
     let event = |version| {
         call.facts.version = Some(version);
-        call.event(StatusCode::OK)
+        call.decided(StatusCode::OK)
     };
     let rotated = new_version(hsm, permit, name, |_| true, event).await?;
     let rotated = rotated.ok_or_else(|| ApiError::internal("a rotation on demand was not wanted"))?;
@@ -107,6 +107,6 @@ pub(super) async fn put_policy(call: &Call<'_>, name: &KeyName) -> Result<Done<R
     let mut entry = (*keys.active(name)?).clone();
     entry.rotation = rotation::check(body, entry.rotation.as_deref(), keys.now())?.map(Box::new);
     let reply = Reply::ok(&policy_body(call, &entry))?;
-    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.event(StatusCode::OK)?).await?;
+    let (committed, _) = keys.commit(&lock, Draft { entry, blobs: Vec::new() }, call.decided(StatusCode::OK)?).await?;
     Ok(Done::Changed(committed, reply))
 }

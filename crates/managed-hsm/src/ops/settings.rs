@@ -112,6 +112,6 @@ pub(super) async fn patch(call: &Call<'_>, name: &str) -> Result<Done<Reply>, Ap
         "false" => false,
         _ => return Err(ApiError::bad_parameter("Property value must be \"true\" or \"false\"")),
     };
-    let committed = call.hsm.settings.set(call.hsm.store.as_ref(), value, || call.event(StatusCode::OK)).await?;
+    let committed = call.hsm.settings.set(call.hsm.store.as_ref(), value, || call.decided(StatusCode::OK)).await?;
     Ok(Done::Changed(committed, Reply::ok(&current(call))?))
 }
