@@ -18,6 +18,8 @@ mod outbox;
 mod row_set;
 mod sealed;
 mod slots;
+#[cfg(test)]
+mod twins;
 
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;

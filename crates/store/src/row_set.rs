@@ -151,16 +151,7 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Fixed;
-    impl Ambient for Fixed {
-        fn now(&self) -> holdfast_core::Timestamp {
-            holdfast_core::Timestamp::default()
-        }
-        fn fill(&self, out: &mut [u8]) {
-            out.fill(0x5a);
-        }
-    }
+    use crate::twins::Fixed;
 
     fn set() -> Arc<RowSet> {
         let key = SecretBytes::copy_of(&[2; 32]);

@@ -197,20 +197,8 @@ impl SlotFile {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_core::Timestamp;
-
     use super::*;
-
-    /// Same bytes each time: what a golden file needs.
-    struct Fixed;
-    impl Ambient for Fixed {
-        fn now(&self) -> Timestamp {
-            Timestamp::default()
-        }
-        fn fill(&self, out: &mut [u8]) {
-            out.fill(0x5a);
-        }
-    }
+    use crate::twins::Fixed;
 
     const LAYOUT: SlotLayout = SlotLayout { purpose: "holdfast test slots v1", slots: 2, slot_bytes: 128 };
 

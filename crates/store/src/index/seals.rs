@@ -157,16 +157,7 @@ impl Seals {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Fixed;
-    impl Ambient for Fixed {
-        fn now(&self) -> holdfast_core::Timestamp {
-            holdfast_core::Timestamp::default()
-        }
-        fn fill(&self, out: &mut [u8]) {
-            out.fill(0x5a);
-        }
-    }
+    use crate::twins::Fixed;
 
     fn seals() -> Seals {
         Seals::new(PartitionId::from_bytes([1; 16]), &SecretBytes::copy_of(&[2; 32]), Arc::new(Fixed)).unwrap()
