@@ -152,6 +152,12 @@ pub enum StoreError {
         /// What is missing.
         what: &'static str,
     },
+    /// The rows do not stand in the order of their names.
+    #[error(
+        "the rows of the store do not stand in the order of their names: whoever asks for one would not see what is there; no program of ours \
+         leaves such a file; restore the store of one moment"
+    )]
+    Disordered,
     /// The engine failed; whether the batch was written is not known.
     #[error("the store failed: {0}")]
     Failed(String),

@@ -142,9 +142,11 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
             StoreError::Conflict => Self::stale(error.to_string()),
-            StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
-                Self::internal(error.to_string())
-            }
+            StoreError::Damaged
+            | StoreError::Disordered
+            | StoreError::Forged { .. }
+            | StoreError::Gone { .. }
+            | StoreError::NotWhole { .. } => Self::internal(error.to_string()),
             StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {
                 Self::internal(error.to_string()).caused_by(Cause::Outage)
             }

@@ -205,9 +205,11 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::Busy => Self::throttled(),
             StoreError::Conflict => Self::conflict("Conflict", "The object was changed by another request; try again"),
-            StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
-                Self::internal(error.to_string())
-            }
+            StoreError::Damaged
+            | StoreError::Disordered
+            | StoreError::Forged { .. }
+            | StoreError::Gone { .. }
+            | StoreError::NotWhole { .. } => Self::internal(error.to_string()),
             StoreError::Unrecorded { .. } => {
                 let message = "The audit log cannot be written; nothing is changed without it";
                 Self::unavailable("AuditUnavailable", message, error.to_string())

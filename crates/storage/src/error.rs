@@ -449,7 +449,11 @@ fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, 
         StoreError::Conflict => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
-        StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. } | StoreError::NotWhole { .. } => {
+        StoreError::Damaged
+        | StoreError::Disordered
+        | StoreError::Forged { .. }
+        | StoreError::Gone { .. }
+        | StoreError::NotWhole { .. } => {
             ("InternalError", StatusCode::INTERNAL_SERVER_ERROR, "The stored data failed its integrity check".into())
         }
         StoreError::Failed(_) | StoreError::Unavailable(_) => {
@@ -535,7 +539,7 @@ pub(crate) fn from_kek(error: KekError) -> Error {
 
 pub(crate) fn from_store(error: StoreError) -> Error {
     match &error {
-        StoreError::Damaged | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
+        StoreError::Damaged | StoreError::Disordered | StoreError::NotWhole { .. } | StoreError::Gone { .. } => {
             return damaged("a blob", "missing");
         }
         StoreError::Forged { row } => return forged(row),

@@ -14,6 +14,7 @@ mod engine;
 mod files;
 mod group;
 mod index;
+mod order;
 mod outbox;
 mod row_set;
 mod sealed;

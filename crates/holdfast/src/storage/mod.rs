@@ -119,7 +119,7 @@ fn open_index(opened: &Opened, adopts: bool, accept_loss: bool) -> Result<Embedd
     EmbeddedIndex::open(&path, opening).map_err(|error| {
         let fault = Fault::new(format!("{}: {error}", path.display()));
         match error {
-            StoreError::NotWhole { .. } | StoreError::Damaged => fault,
+            StoreError::NotWhole { .. } | StoreError::Damaged | StoreError::Disordered => fault,
             _ => fault.hint("does another process use this data directory, or was the file put here from elsewhere?"),
         }
     })

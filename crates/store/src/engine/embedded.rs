@@ -8,6 +8,8 @@
 //! who follow the commits are told of it then: nothing else may lie there.
 
 #[cfg(test)]
+mod disorder;
+#[cfg(test)]
 mod failures;
 
 use std::{path::Path, sync::Arc};
@@ -21,6 +23,7 @@ use crate::{
     condition::Condition,
     database::{DatabaseFile, open_or_make},
     group::{Fared, GroupWriter, Mended, Target, failed},
+    order,
     row_set::{Fold, RowSet},
 };
 
@@ -232,13 +235,12 @@ fn visit_all(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     visit: &mut RowVisitor<'_>,
 ) -> Result<(), StoreError> {
-    for entry in table.iter().map_err(failed)? {
-        let (name, value) = entry.map_err(failed)?;
-        let name: &RowName = name.value().try_into().map_err(|_| StoreError::Damaged)?;
-        let (version, sealed) = decode(value.value())?;
+    order::visit_all(table, |name, value| {
+        let name: &RowName = name.try_into().map_err(|_| StoreError::Damaged)?;
+        let (version, sealed) = decode(value)?;
         visit(name, version, sealed);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn stored_revision(meta: &impl ReadableTable<&'static str, u64>) -> Result<Revision, StoreError> {
@@ -308,7 +310,7 @@ impl EmbeddedEngine {
     ) -> Result<(), StoreError> {
         let transaction = self.file.begin_read()?;
         let table = transaction.open_table(ROWS).map_err(failed)?;
-        for entry in table.range([kind].as_slice()..).map_err(failed)? {
+        for entry in order::from(&table, &[kind])? {
             let (name, value) = entry.map_err(failed)?;
             if name.value().first() != Some(&kind) {
                 break;

@@ -273,9 +273,12 @@ impl SharedEngine {
         match &done {
             Ok(_) | Err(StoreError::Conflict) => self.0.condition.well(ENGINE),
             Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => self.0.condition.ill(ENGINE, why),
-            Err(error @ (StoreError::Damaged | StoreError::Forged { .. } | StoreError::Gone { .. })) => {
-                self.0.condition.ill(ENGINE, &error.to_string())
-            }
+            Err(
+                error @ (StoreError::Damaged
+                | StoreError::Disordered
+                | StoreError::Forged { .. }
+                | StoreError::Gone { .. }),
+            ) => self.0.condition.ill(ENGINE, &error.to_string()),
             Err(StoreError::Busy | StoreError::NotWhole { .. } | StoreError::Unrecorded { .. }) => {}
         }
         done
