@@ -42,7 +42,12 @@ pub struct Pass {
     gate: Arc<Gate>,
     number: u64,
     state: Arc<Revocable>,
+    /// What ends by itself, and not by a change.
+    holds: Option<Holds>,
 }
+
+/// Whether something that ends by itself still holds: the time of a credential.
+pub type Holds = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl std::fmt::Debug for Pass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -69,7 +74,7 @@ impl Gate {
         inside.next += 1;
         inside.passes.insert(number, Arc::clone(&state));
         drop(inside);
-        Pass { gate: Arc::clone(self), number, state }
+        Pass { gate: Arc::clone(self), number, state, holds: None }
     }
 
     /// Waits until every pass that was given before is back, or until `bound` ends (a timer of [`CLEAR_WAIT_MAX`]); then revokes those that are not.
@@ -143,8 +148,17 @@ impl Inside {
 }
 
 impl Pass {
-    /// Does one step by leave of the pass: while it runs the pass is not revoked. `None`: it was.
+    /// The same for as long as `holds` says so: it is asked before each step.
+    pub fn as_long_as(mut self, holds: Option<Holds>) -> Self {
+        self.holds = holds;
+        self
+    }
+
+    /// Does one step by leave of the pass: while it runs the pass is not revoked. `None`: it was, or does not hold any more.
     pub fn step<T>(&self, step: impl FnOnce() -> T) -> Option<T> {
+        if self.holds.as_ref().is_some_and(|holds| !holds()) {
+            return None;
+        }
         let revoked = self.state.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *revoked { None } else { Some(step()) }
     }
@@ -183,6 +197,17 @@ mod tests {
         while future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
             thread::park();
         }
+    }
+
+    #[test]
+    fn a_pass_holds_no_longer_than_what_it_rests_on() {
+        let gate = Gate::new();
+        let holds = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&holds);
+        let (timed, other) = (gate.enter().as_long_as(Some(Box::new(move || asked.load(SeqCst)))), gate.enter());
+        assert_eq!((timed.step(|| 1), other.step(|| 1)), (Some(1), Some(1)));
+        holds.store(false, SeqCst);
+        assert_eq!((timed.step(|| 1), other.step(|| 1)), (None, Some(1)));
     }
 
     #[test]

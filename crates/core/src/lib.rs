@@ -40,7 +40,7 @@ pub use external::{
     ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,
     HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,
 };
-pub use gate::{CLEAR_WAIT_MAX, Gate, Pass};
+pub use gate::{CLEAR_WAIT_MAX, Gate, Holds, Pass};
 pub use hsm::{
     AtThisMoment, CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, Need, NewKey, OpenKey,
     Operation, Outcome, WrapScheme,

@@ -1,6 +1,6 @@
 //! Who may take a copy of the audit log: a token's principal, by local roles, like everything else here.
 
-use holdfast_core::{Denial, Permit, Principal, authorize};
+use holdfast_core::{Denial, Holds, Permit, Principal, authorize};
 use holdfast_service::{Head, Readers, Request, Stranger, Trace, pull_intent};
 use http::{HeaderMap, HeaderValue, header};
 
@@ -14,6 +14,7 @@ pub(crate) struct RoleReaders<'a>(pub &'a ManagedHsm);
 
 impl Readers for RoleReaders<'_> {
     type Early = Presented;
+    type Caller = Presented;
 
     async fn early(&self, head: &Head, trace: &mut Trace) -> Result<Presented, Stranger> {
         let header = single(head.headers())?;
@@ -22,10 +23,21 @@ impl Readers for RoleReaders<'_> {
         Ok(presented)
     }
 
-    async fn caller(&self, request: &Request<'_>, early: Presented) -> Result<Principal, Stranger> {
+    async fn caller(&self, request: &Request<'_>, early: Presented) -> Result<Presented, Stranger> {
         let header = single(request.head().headers())?;
-        let presented = self.0.authenticator.confirm(early, header).await.map_err(stranger)?;
-        Ok(presented.principal().clone())
+        self.0.authenticator.confirm(early, header).await.map_err(stranger)
+    }
+
+    fn principal(caller: &Presented) -> &Principal {
+        caller.principal()
+    }
+
+    fn still_known(&self, caller: &Presented) -> Result<(), Stranger> {
+        self.0.authenticator.still_valid(caller).map_err(stranger)
+    }
+
+    fn holds(&self, caller: &Presented) -> Option<Holds> {
+        Some(self.0.authenticator.validity(caller))
     }
 
     fn permit(&self, caller: &Principal) -> Result<Permit, Denial> {

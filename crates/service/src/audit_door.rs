@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use holdfast_core::{
     Action, Ambient, AuditAsk, AuditEvent, AuditOutcome, AuditPlace, AuditPulled, AuditSource, AuditVerdict, Decision,
-    Denial, Intent, Permit, Policy, Principal, Resource, Revision, authorize,
+    Denial, Holds, Intent, Permit, Policy, Principal, Resource, Revision, authorize,
 };
 use holdfast_wire::{
     audit_pull::{
@@ -55,6 +55,8 @@ pub enum Stranger {
 pub trait Readers: Sync {
     /// What was learnt from the head alone. It allows nothing.
     type Early: Send;
+    /// Somebody who has proved who he is, with what may end of the proof.
+    type Caller: Send + Sync;
 
     /// A first look, before the body is waited for. Whoever is recognized here is told to the trace.
     ///
@@ -70,7 +72,23 @@ pub trait Readers: Sync {
         &self,
         request: &Request<'_>,
         early: Self::Early,
-    ) -> impl Future<Output = Result<Principal, Stranger>> + Send;
+    ) -> impl Future<Output = Result<Self::Caller, Stranger>> + Send;
+
+    /// Who he is.
+    fn principal(caller: &Self::Caller) -> &Principal;
+
+    /// Whether what he proved it with is still good at this moment.
+    ///
+    /// # Errors
+    /// [`Stranger`].
+    fn still_known(&self, _caller: &Self::Caller) -> Result<(), Stranger> {
+        Ok(())
+    }
+
+    /// The same, to be asked again while an answer is written. `None`: it does not end by itself.
+    fn holds(&self, _caller: &Self::Caller) -> Option<Holds> {
+        None
+    }
 
     /// The permit to take a copy of the log ([`Action::AuditLogPull`] on [`Resource::Instance`]), by the rules in force now.
     ///
@@ -128,6 +146,7 @@ impl Policy for SigningReaders {
 
 impl Readers for SigningReaders {
     type Early = ();
+    type Caller = Principal;
 
     /// The signature is over the body, too: nothing is known before it is there.
     async fn early(&self, _: &Head, _: &mut Trace) -> Result<(), Stranger> {
@@ -150,6 +169,10 @@ impl Readers for SigningReaders {
         // A signature was verified, so there is a credential.
         let found = found.ok_or_else(|| Stranger::Unproved("it is not signed".into()))?;
         Ok(found.1.clone())
+    }
+
+    fn principal(caller: &Principal) -> &Principal {
+        caller
     }
 
     fn permit(&self, caller: &Principal) -> Result<Permit, Denial> {
@@ -357,7 +380,7 @@ impl<R: Readers> Dialect for Pull<'_, R> {
     type Told = Facts;
     type Route = ();
     type Early = R::Early;
-    type Caller = Principal;
+    type Caller = R::Caller;
     type Act = Asked;
     type Leave = Permit;
     type Reply = Box<AuditPulled>;
@@ -404,29 +427,29 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         (): &(),
         early: R::Early,
         _: &mut Facts,
-    ) -> Result<Principal, PullError> {
+    ) -> Result<R::Caller, PullError> {
         self.readers.caller(request, early).await.map_err(PullError::Stranger)
     }
 
-    fn principal(caller: &Principal) -> &Principal {
-        caller
+    fn principal(caller: &R::Caller) -> &Principal {
+        R::principal(caller)
     }
 
     fn act(
         &self,
         request: &Request<'_>,
         (): (),
-        caller: &Principal,
+        caller: &R::Caller,
         _: &mut Facts,
         _: &mut Client,
     ) -> Result<Asked, PullError> {
         // Who may not read it does not hear which log this is.
-        self.readers.permit(caller).map_err(PullError::Denied).map(drop)?;
+        self.permit(caller).map(drop)?;
         Asked::read(request.body(), &self.door.log)
     }
 
-    fn judge(&self, _: &Request<'_>, caller: &Principal, _: &Asked, told: &mut Facts) -> Result<Permit, PullError> {
-        let permit = self.readers.permit(caller).map_err(PullError::Denied)?;
+    fn judge(&self, _: &Request<'_>, caller: &R::Caller, _: &Asked, told: &mut Facts) -> Result<Permit, PullError> {
+        let permit = self.permit(caller)?;
         told.rule = Some(permit.rule().to_owned());
         Ok(permit)
     }
@@ -434,7 +457,7 @@ impl<R: Readers> Dialect for Pull<'_, R> {
     async fn perform(
         &self,
         _: &Request<'_>,
-        caller: &Principal,
+        caller: &R::Caller,
         act: &Asked,
         leave: Permit,
         _: &Trace,
@@ -451,7 +474,7 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         let pulled = self.door.source.pull(ask).await.map_err(|error| PullError::Unreadable(error.to_string()))?;
         told.context.push(("head", pulled.head.head.seq.to_string()));
         // Reading takes its time, and he may have lost the right meanwhile.
-        self.readers.permit(caller).map_err(PullError::Denied).map(drop)?;
+        self.permit(caller).map(drop)?;
         if pulled.head.verdict != AuditVerdict::Continues {
             return Err(PullError::Parted(Box::new(pulled)));
         }
@@ -459,8 +482,12 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         Ok(Done::Told(Box::new(pulled)))
     }
 
-    fn confirm(&self, caller: &Principal, _: &Asked, _: &Box<AuditPulled>) -> Result<(), PullError> {
-        self.readers.permit(caller).map_err(PullError::Denied).map(drop)
+    fn confirm(&self, caller: &R::Caller, _: &Asked, _: &Box<AuditPulled>) -> Result<(), PullError> {
+        self.permit(caller).map(drop)
+    }
+
+    fn holds(&self, caller: &R::Caller) -> Option<Holds> {
+        self.readers.holds(caller)
     }
 
     fn status(_: &Box<AuditPulled>) -> StatusCode {
@@ -514,6 +541,12 @@ impl<R: Readers> Dialect for Pull<'_, R> {
 }
 
 impl<R: Readers> Pull<'_, R> {
+    /// By who he is and what he may at this moment, each time that it is asked.
+    fn permit(&self, caller: &R::Caller) -> Result<Permit, PullError> {
+        self.readers.still_known(caller).map_err(PullError::Stranger)?;
+        self.readers.permit(R::principal(caller)).map_err(PullError::Denied)
+    }
+
     fn refusal(&self, head: &Head, error: &PullError) -> (Response<Full<Bytes>>, StatusCode) {
         let signed = match error {
             PullError::Parted(pulled) => Some(HeadJson::new(&pulled.head, &pulled.signature)),
@@ -551,3 +584,6 @@ fn answer_of(pulled: AuditPulled) -> Bytes {
     body.extend_from_slice(&lines);
     body.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_core::{AuditError, AuditOutcome, Principal};
+use holdfast_core::{AuditError, AuditOutcome, Holds, Principal};
 use holdfast_wire::body::{BodyFault, BodyLimits};
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -166,6 +166,11 @@ pub trait Dialect: Sync {
         _told: &Self::Told,
         _error: &Self::Error,
     ) -> Option<Result<(), Self::Error>> {
+        None
+    }
+
+    /// What ends by itself while a long answer is written: looked at before each of its pieces. `None`: nothing does, or answers are short.
+    fn holds(&self, _caller: &Self::Caller) -> Option<Holds> {
         None
     }
 

@@ -202,7 +202,7 @@ impl Spine {
                 None => return (result, None),
             },
         };
-        let Err(error) = confirmed else { return (result, Some(pass)) };
+        let Err(error) = confirmed else { return (result, Some(pass.as_long_as(dialect.holds(caller)))) };
         drop(pass);
         let failure = dialect.failure(&error);
         let event = trace.withheld(self.ambient.now(), &failure);

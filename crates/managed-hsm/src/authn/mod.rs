@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use challenge::{HostNames, HostPort};
-use holdfast_core::{Ambient, Principal, Timestamp};
+use holdfast_core::{Ambient, Holds, Principal, Timestamp};
 use holdfast_crypto::kdf;
 pub use issuer::IssuerConfig;
 use issuer::{Issuer, IssuerError};
@@ -113,6 +113,12 @@ impl Authenticator {
     /// Refuses a token that has expired since it was verified.
     pub(crate) fn still_valid(&self, presented: &Presented) -> Result<(), Rejection> {
         token::check_times(presented.0.not_before, presented.0.expires, self.ambient.now())
+    }
+
+    /// The same, to be asked again by whoever does not have this authenticator at hand.
+    pub(crate) fn validity(&self, presented: &Presented) -> Holds {
+        let (verified, ambient) = (Arc::clone(&presented.0), Arc::clone(&self.ambient));
+        Box::new(move || token::check_times(verified.not_before, verified.expires, ambient.now()).is_ok())
     }
 
     /// Verifies the value of an `Authorization` header.
