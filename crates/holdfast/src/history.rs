@@ -23,9 +23,10 @@ pub(crate) use watermark::Watermark;
 /// Formats that have a floor (`docs/formats/instance-state.md`): shared rows...
 pub(crate) const SHARED_ROWS: u8 = 1;
 pub(crate) const SHARED_ROWS_VERSION: u8 = 2;
-/// ...lines of the audit log, which have a MAC since version 2...
+/// ...lines of the audit log, which have a MAC since version 2, and since version 3 one of their log where an instance has several...
 pub(crate) const AUDIT_LINES: u8 = 2;
 pub(crate) const AUDIT_LINES_VERSION: u8 = 2;
+pub(crate) const AUDIT_LINES_OF_PROCESSES: u8 = 3;
 /// ...and what `records.redb` keeps of itself: row set, number of changes, mark of the log; since version 2 there is a watermark beside it.
 pub(crate) const KEPT_ROWS: u8 = 3;
 const KEPT_ROWS_VERSION: u8 = 1;
@@ -108,6 +109,8 @@ impl Mark {
 /// What an audit log is opened with.
 pub(crate) struct LogPlace<'a> {
     pub config: &'a Audit,
+    /// Which of the instance's logs it is, if there are several.
+    pub process: Option<&'a str>,
     pub directory: PathBuf,
     /// Has the mark.
     pub store: Arc<dyn Store>,
@@ -157,7 +160,8 @@ pub(crate) struct History {
 impl Opened {
     /// Opens the audit log, and marks how far it has come.
     pub(crate) async fn open_log(&self, place: LogPlace<'_>) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
-        let LogPlace { config, directory, store, marked, watermark, watermarked, outbox, notes, mut accepted } = place;
+        let LogPlace { config, process, directory, store, marked, watermark, watermarked, outbox, notes, mut accepted } =
+            place;
         if config.accept_loss {
             tracing::warn!(
                 "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
@@ -193,17 +197,22 @@ impl Opened {
             checkpoint_interval: std::time::Duration::from_secs(1),
             expected: reached,
             expected_has_macs: has_macs,
-            floor: in_force(&self.secrets.floors, AUDIT_LINES, AUDIT_LINES_VERSION),
+            floor: self.secrets.floors.get(&AUDIT_LINES).copied().unwrap_or_default(),
             accept_loss: config.accept_loss,
             notes,
             accepted,
         };
-        let keys = AuditKeys::new(&self.secrets.audit_key).map_err(Fault::new)?;
+        let keys = match process {
+            None => AuditKeys::new(&self.secrets.audit_key),
+            Some(process) => AuditKeys::of_log(&self.secrets.audit_key, process),
+        };
+        let keys = keys.map_err(Fault::new)?;
         let log = AuditLog::open(log, self.instance, keys, Arc::clone(&self.ambient), outbox).map_err(Fault::new)?;
         let log = Arc::new(log);
         if !log.accepted().is_empty() {
             let event = event(self.ambient.as_ref(), "AcceptLoss", None, log.accepted().join("; "), Vec::new());
             log.append(event).await.map_err(Fault::new)?;
+            log.accepted_is_told().map_err(Fault::new)?;
         }
         Ok((Arc::clone(&log), AuditMarks::new(store, log, version, watermark)))
     }
@@ -249,6 +258,7 @@ impl Opened {
         let (instance, key) = (self.instance, &self.secrets.database_key);
         let place = LogPlace {
             config,
+            process: None,
             directory: self.data_dir.join("audit"),
             store: Arc::clone(&store),
             marked: kept,

@@ -3,6 +3,7 @@
 //! Each line ends with `"prev"`, the SHA-256 of the line before; so a line is proof of all lines before it. A checkpoint
 //! line carries a signature, by a key born in the instance, over its place in the chain.
 
+mod aside;
 mod chain;
 mod line;
 mod log;
@@ -17,7 +18,7 @@ use holdfast_core::{AuditEvent, StoreError};
 pub use line::{Checkpoint, LineError, LineMac, ParsedLine, parse_line};
 pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError};
 pub use segment::{list_segments, read_lines};
-pub use tail::end_without_macs;
+pub use tail::end_of_earlier_format;
 pub use verify::{Finding, Report, verify, verify_with};
 
 /// What the line of an event says, without its place in the chain: what an outbox keeps.

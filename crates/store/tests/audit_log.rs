@@ -17,10 +17,10 @@ use std::{
     time::Duration,
 };
 
-use common::{Fixed, keys};
+use common::{Fixed, keys, keys_of};
 use holdfast_core::{AuditEvent, AuditSink, PartitionId, Revision};
 use holdfast_store::audit::{
-    AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, end_without_macs, list_segments, verify,
+    AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, end_of_earlier_format, list_segments, verify,
 };
 use proptest::prelude::*;
 
@@ -32,7 +32,7 @@ fn config(directory: &Path) -> AuditLogConfig {
         checkpoint_interval: Duration::from_millis(1),
         expected: None,
         expected_has_macs: false,
-        floor: false,
+        floor: 0,
         accept_loss: false,
         notes: Vec::new(),
         accepted: Vec::new(),
@@ -220,9 +220,85 @@ fn lines_of_somebody_without_the_key_keep_the_log_shut() {
     assert!(matches!(opened, Err(AuditOpenError::Forged { .. })), "{:?}", opened.err());
     open(AuditLogConfig { accept_loss: true, ..config(directory.path()) }).unwrap().close();
     assert_eq!(fs::read(&path).unwrap(), found.concat(), "what was ours stays");
-    assert!(path.with_extension("jsonl.forged").exists(), "what was not is kept aside");
+    assert_eq!(fs::read(path.with_extension("jsonl.aside")).unwrap(), whole, "all of it is kept aside");
     assert_eq!(verify(directory.path(), None, None).unwrap().finding, None);
-    open(config(directory.path())).unwrap().close();
+    // That start ended before it told of it: so does the next one, and the one after that, until one has.
+    for tells in [false, true] {
+        let log = open(config(directory.path())).unwrap();
+        let accepted = log.accepted().concat();
+        assert!(
+            accepted.contains("1 files were set aside by a start that ended before it told so: audit-"),
+            "{accepted}"
+        );
+        if tells {
+            log.accepted_is_told().unwrap();
+        }
+        log.close();
+    }
+    assert!(path.with_extension("jsonl.forged").exists() && !path.with_extension("jsonl.aside").exists());
+    let log = open(config(directory.path())).unwrap();
+    assert!(log.accepted().is_empty(), "{:?}", log.accepted());
+    log.close();
+}
+
+/// A file that is longer than any log, and takes no room: whoever reads it through has a long time to wait.
+#[test]
+fn a_segment_made_as_long_as_a_disk_is_not_read_through() {
+    let directory = tempfile::tempdir().unwrap();
+    write_log(directory.path(), 3);
+    let (path, found) = lines(directory.path()).pop().unwrap();
+    let length = |bytes: u64| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+    let good = found.concat().len() as u64;
+    length(good + (1 << 20));
+    open(config(copy_of(directory.path()).path())).expect("control: a torn end is cut").close();
+    length(good + (4 << 40));
+    let opened = open(config(directory.path()));
+    assert!(matches!(opened, Err(AuditOpenError::Damaged { .. })), "{:?}", opened.err());
+    open(AuditLogConfig { accept_loss: true, ..config(directory.path()) }).unwrap().close();
+    assert_eq!(fs::read(&path).unwrap(), found.concat());
+    assert_eq!(path.with_extension("jsonl.aside").metadata().unwrap().len(), good + (4 << 40), "it was not copied");
+}
+
+fn open_log(name: &str, config: AuditLogConfig) -> Result<AuditLog, AuditOpenError> {
+    AuditLog::open(config, PartitionId::from_bytes([7; 16]), keys_of(name), Arc::new(Fixed), Arc::default())
+}
+
+#[test]
+fn the_log_of_one_process_is_not_the_past_of_another() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let write = |log: AuditLog| {
+        runtime.block_on(log.append(event(1))).unwrap();
+        log.close();
+    };
+    let under = |directory: &Path, floor| AuditLogConfig { floor, ..config(directory) };
+    // Of before: the logs of all processes have the instance's MACs.
+    let before = tempfile::tempdir().unwrap();
+    write_log(before.path(), 3);
+    let stolen = copy_of(before.path());
+    open_log("b", under(stolen.path(), 2)).expect("control: without the floor it is taken for anybody's").close();
+    let stolen = copy_of(before.path());
+    let refused = open_log("b", under(stolen.path(), 3));
+    assert!(matches!(refused, Err(AuditOpenError::Forged { seq: 1, .. })), "{:?}", refused.err());
+    // It is marked at the upgrade, and gone on with.
+    let lines_of = |name: &str| keys_of(name).lines;
+    let (end, has_macs) = end_of_earlier_format(before.path(), &lines_of("a"), None).unwrap().unwrap();
+    assert!(has_macs && end.head == head_of(before.path(), end.seq));
+    let marked =
+        |directory: &Path| AuditLogConfig { expected: Some(end), expected_has_macs: true, ..under(directory, 3) };
+    write(open_log("a", marked(before.path())).expect("the mark proves it"));
+    assert_eq!(end_of_earlier_format(before.path(), &lines_of("a"), None).unwrap(), None, "it is of today by now");
+    write(open_log("a", under(before.path(), 3)).expect("its own lines prove it, too"));
+    let header = String::from_utf8(lines(before.path()).pop().unwrap().1.swap_remove(0)).unwrap();
+    assert!(header.contains("holdfast-audit-3"), "{header}");
+    let report = verify(before.path(), None, None).unwrap();
+    assert_eq!((report.finding, report.events), (None, 5));
+    // Of today: another process's lines are nobody's here, and neither are the instance's.
+    for name in ["b", ""] {
+        let refused = open_log(name, under(copy_of(before.path()).path(), 3));
+        assert!(matches!(refused, Err(AuditOpenError::Forged { .. })), "{:?}", refused.err());
+    }
+    let refused = open(config(before.path()));
+    assert!(matches!(refused, Err(AuditOpenError::Forged { .. })), "a format that is not its own: {:?}", refused.err());
 }
 
 #[test]
@@ -259,7 +335,7 @@ fn upgraded_log() -> (tempfile::TempDir, Checkpoint) {
 
 #[test]
 fn lines_of_the_first_version_are_taken_under_the_floor_only_where_something_proves_them() {
-    let under = |directory: &Path, expected| AuditLogConfig { expected, floor: true, ..config(directory) };
+    let under = |directory: &Path, expected| AuditLogConfig { expected, floor: 2, ..config(directory) };
     // Nothing behind them: as planted by anybody.
     let (planted, _) = upgraded_log();
     let refused = open(under(planted.path(), None));
@@ -316,20 +392,28 @@ fn head_of(directory: &Path, seq: u64) -> [u8; 32] {
 fn the_end_of_a_log_without_macs_is_found_for_its_upgrade() {
     let keys = keys();
     let (log, end) = upgraded_log();
-    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), Some(end));
+    assert_eq!(end_of_earlier_format(log.path(), &keys.lines, None).unwrap(), Some((end, false)));
     let short = Checkpoint { seq: end.seq - 1, head: head_of(log.path(), end.seq - 1), revision: Revision(0) };
-    assert_eq!(end_without_macs(log.path(), &keys.lines, Some(short)).unwrap(), Some(end));
+    assert_eq!(end_of_earlier_format(log.path(), &keys.lines, Some(short)).unwrap(), Some((end, false)));
     let other = Checkpoint { head: [1; 32], ..short };
-    assert_eq!(end_without_macs(log.path(), &keys.lines, Some(other)).unwrap(), None, "it is not the log of that mark");
+    assert_eq!(
+        end_of_earlier_format(log.path(), &keys.lines, Some(other)).unwrap(),
+        None,
+        "it is not the log of that mark"
+    );
     let (path, _) = lines(log.path()).pop().unwrap();
     let whole = fs::read(&path).unwrap();
     fs::write(&path, [whole.as_slice(), br#"{"seq":100"#].concat()).unwrap();
-    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), Some(end), "a torn line is no line");
+    assert_eq!(
+        end_of_earlier_format(log.path(), &keys.lines, None).unwrap(),
+        Some((end, false)),
+        "a torn line is no line"
+    );
     assert_eq!(fs::read(&path).unwrap().len(), whole.len() + 10, "and is left to whoever opens the log");
     fs::write(&path, whole).unwrap();
     open(config(log.path())).unwrap().close();
-    assert_eq!(end_without_macs(log.path(), &keys.lines, None).unwrap(), None, "it has MACs by now");
-    assert_eq!(end_without_macs(&log.path().join("none"), &keys.lines, None).unwrap(), None);
+    assert_eq!(end_of_earlier_format(log.path(), &keys.lines, None).unwrap(), None, "it has MACs by now");
+    assert_eq!(end_of_earlier_format(&log.path().join("none"), &keys.lines, None).unwrap(), None);
 }
 
 proptest! {

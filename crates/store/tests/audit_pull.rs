@@ -22,7 +22,7 @@ fn open(directory: &Path, accept_loss: bool) -> AuditLog {
         checkpoint_interval: Duration::from_millis(1),
         expected: None,
         expected_has_macs: false,
-        floor: false,
+        floor: 0,
         accept_loss,
         notes: Vec::new(),
         accepted: Vec::new(),

@@ -178,7 +178,7 @@ impl Instance {
             checkpoint_interval: Duration::from_millis(10),
             expected,
             expected_has_macs: expected.is_some(),
-            floor: true,
+            floor: 2,
             accept_loss,
             notes: Vec::new(),
             accepted: Vec::new(),

@@ -57,7 +57,7 @@ fn last_generation(bytes: &[u8], mac: &LineMac) -> Option<u64> {
     bytes.rsplit(|byte| *byte == b'\n').find_map(|text| {
         let line: Line = serde_json::from_slice(text).ok()?;
         let generation = line.context.generation?.parse().ok()?;
-        mac.holds(text).then_some(generation)
+        mac.holds_in_some_format(text).then_some(generation)
     })
 }
 

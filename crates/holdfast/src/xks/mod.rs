@@ -376,6 +376,7 @@ async fn open_process_log(
     let (outbox, notes) = (store.outbox(), store.notes().to_vec());
     let place = LogPlace {
         config: &config.audit,
+        process: Some(process),
         directory: directory.join("audit"),
         store: Arc::new(store),
         marked,

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     fault::Fault,
-    history::{self, AUDIT_LINES, AUDIT_LINES_VERSION, SHARED_ROWS, SHARED_ROWS_VERSION, event},
+    history::{self, AUDIT_LINES, AUDIT_LINES_OF_PROCESSES, SHARED_ROWS, SHARED_ROWS_VERSION, event},
     instance::{self, Opened},
 };
 
@@ -43,8 +43,8 @@ pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
     if !gone.is_empty() {
         return Err(Fault::new(members::lost_members(&gone)).hint(ACCEPT));
     }
-    let enrolled = members::enrolled(state.store.as_ref()).await.map_err(Fault::new)?;
-    if state.upgrade.is_some() && !enrolled.is_empty() {
+    let known = members::formats_known(state.store.as_ref()).await.map_err(Fault::new)?;
+    if known.iter().any(|[format, version]| !history::in_force(&state.opened.secrets.floors, *format, *version)) {
         let path = config.state_dir.join("instance.sealed");
         let why =
             "it is older than the shared state, which knows of formats that it does not ask for yet: it was put back";
@@ -60,7 +60,7 @@ pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(S
     let open = || instance::open(state_dir, &config.silicon_root, RECORDS);
     let in_force = |opened: &Opened| {
         let floors = &opened.secrets.floors;
-        let lines = history::in_force(floors, AUDIT_LINES, AUDIT_LINES_VERSION);
+        let lines = history::in_force(floors, AUDIT_LINES, AUDIT_LINES_OF_PROCESSES);
         lines && history::in_force(floors, SHARED_ROWS, SHARED_ROWS_VERSION)
     };
     let places = |opened: &Opened| {
@@ -164,7 +164,7 @@ async fn upgrade(
             places.rows("upgrade").and_then(|rows| rows.upgrade()).map_err(|error| Fault::file(state_dir, error))?;
     }
     for process in &processes {
-        places.mark_log_without_macs(process).await?;
+        places.mark_log_of_before(process).await?;
     }
     let had_rows = upgraded || state_dir.join(RECORDS).exists();
     Ok(Upgrade { _lock: lock, had_rows })
@@ -176,15 +176,15 @@ impl State {
     pub(crate) async fn conclude_upgrade(&mut self, audit: &dyn AuditSink) -> Result<(), Fault> {
         let Some(upgrade) = self.upgrade.take() else { return Ok(()) };
         if upgrade.had_rows {
-            let what = "the shared state was upgraded to version 2, which is authenticated as a whole, and lines of the audit log have MACs: \
-                        nothing of version 1 is taken any more";
+            let what = "the shared state was upgraded to version 2, which is authenticated as a whole, and lines of the audit log have MACs of \
+                        their process: nothing of earlier versions is taken any more";
             tracing::warn!("{what}");
             let event = event(self.opened.ambient.as_ref(), "StateUpgrade", None, what.to_owned(), Vec::new());
             audit.append(event).await.map_err(Fault::new)?;
         }
         let mut floors = self.opened.secrets.floors.clone();
         floors.insert(SHARED_ROWS, SHARED_ROWS_VERSION);
-        floors.insert(AUDIT_LINES, AUDIT_LINES_VERSION);
+        floors.insert(AUDIT_LINES, AUDIT_LINES_OF_PROCESSES);
         self.opened.seal_floors(floors)
     }
 }

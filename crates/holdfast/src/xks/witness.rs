@@ -13,7 +13,7 @@ use holdfast_crypto::{CryptoError, SecretBytes};
 use holdfast_enclave::InstanceSecrets;
 use holdfast_store::{
     FileStamp, SealedStore, SharedEngine, SlotFile, SlotLayout, StateId,
-    audit::{LineMac, end_without_macs},
+    audit::{LineMac, end_of_earlier_format},
 };
 use holdfast_wire::hex::{hex, unhex};
 use holdfast_xks_proxy::{
@@ -40,7 +40,7 @@ pub(crate) struct Places {
     state_dir: PathBuf,
     instance: PartitionId,
     database_key: SecretBytes,
-    lines: LineMac,
+    audit_key: SecretBytes,
     ambient: Arc<dyn Ambient>,
 }
 
@@ -84,7 +84,7 @@ impl Places {
             state_dir: state_dir.into(),
             instance,
             database_key: SecretBytes::copy_of(secrets.database_key.expose()),
-            lines: LineMac::derive(&secrets.audit_key).map_err(crypto)?,
+            audit_key: SecretBytes::copy_of(secrets.audit_key.expose()),
             ambient,
         })
     }
@@ -155,19 +155,25 @@ impl Places {
         Ok(mark.map_err(|error| StoreError::Failed(error.to_string()))?.reached.is_some())
     }
 
-    /// Marks the end of a process's log if its lines have no MAC: what is found behind it later was not there at the upgrade.
-    pub(super) async fn mark_log_without_macs(&self, process: &str) -> Result<(), Fault> {
+    /// The MACs of a process's log.
+    fn lines(&self, process: &str) -> Result<LineMac, StoreError> {
+        LineMac::of_log(&self.audit_key, process).map_err(crypto)
+    }
+
+    /// Marks the end of a process's log of an earlier format: what is found behind it later was not there at the upgrade.
+    pub(super) async fn mark_log_of_before(&self, process: &str) -> Result<(), Fault> {
         let audit = process_dir(&self.state_dir, process).join("audit");
         let store = self.log_marks(process).await.map_err(Fault::new)?;
         let mark = history::Mark::read(&store).await?;
-        if mark.has_macs {
-            return Ok(());
-        }
-        let end = end_without_macs(&audit, &self.lines, mark.reached).map_err(|error| Fault::file(&audit, error))?;
-        let Some(end) = end.filter(|end| mark.reached.is_none_or(|reached| reached.seq < end.seq)) else {
+        let lines = self.lines(process).map_err(Fault::new)?;
+        let end = end_of_earlier_format(&audit, &lines, mark.reached).map_err(|error| Fault::file(&audit, error))?;
+        let Some((end, has_macs)) = end.filter(|(end, _)| mark.reached.is_none_or(|reached| reached.seq < end.seq))
+        else {
             return Ok(());
         };
-        store.keep(vec![history::mark_without_macs(&end, mark.version)]).await.map_err(Fault::new)
+        let write =
+            if has_macs { history::mark(&end, mark.version) } else { history::mark_without_macs(&end, mark.version) };
+        store.keep(vec![write]).await.map_err(Fault::new)
     }
 
     fn mark(&self, process: &str) -> Result<Option<(u64, Mark)>, StoreError> {
@@ -196,8 +202,8 @@ impl Places {
                 }
             }
             let audit = process_dir(&self.state_dir, &process).join("audit");
-            let logged =
-                logged::generation(&audit, &self.lines).map_err(|error| StoreError::Failed(error.to_string()))?;
+            let logged = logged::generation(&audit, &self.lines(&process)?)
+                .map_err(|error| StoreError::Failed(error.to_string()))?;
             if logged > known.generation {
                 known.generation = logged;
                 known.tag = None;

@@ -7,10 +7,12 @@ use holdfast_core::{AuditEvent, AuditHead, PartitionId, Revision, Timestamp};
 use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, SecretBytes, kdf, kdf::MacKey};
 use serde::{Deserialize, Serialize};
 
-/// Name of the format, in the first line of each segment.
-pub(super) const FORMAT: &str = "holdfast-audit-2";
-/// The one before: its lines have no MAC.
+/// Names of the formats, in the first line of each segment. Lines of the first have no MAC...
 pub(super) const FORMAT_1: &str = "holdfast-audit-1";
+/// ...those of the second one of the instance...
+pub(super) const FORMAT_2: &str = "holdfast-audit-2";
+/// ...and those of the third one of this log, of the several that an instance has.
+pub(super) const FORMAT_3: &str = "holdfast-audit-3";
 /// `prev` of the first line of all.
 pub(super) const GENESIS: [u8; 32] = [0; 32];
 /// Longest line read.
@@ -29,7 +31,12 @@ pub struct Checkpoint {
 
 /// Shows at the next start that a line was written here. Signatures come once a second and are for everybody; this is for each line, and for
 /// us alone.
-pub struct LineMac(MacKey);
+pub struct LineMac {
+    /// Of the instance: the second format.
+    instance: MacKey,
+    /// Of one log of several: the third.
+    log: Option<MacKey>,
+}
 
 /// What ends a line with a MAC: the member's name, 16 bytes in hex, and what closes the object.
 const MAC_NAME: &str = r#","mac":""#;
@@ -37,33 +44,101 @@ const MAC_HEX: usize = 32;
 const MAC_END: &str = r#""}"#;
 
 impl LineMac {
-    /// Derives the key from the secret that the signing key comes from.
+    /// Derives the key from the secret that the signing key comes from, for the one log that an instance has.
     ///
     /// # Errors
     /// [`CryptoError`](holdfast_crypto::CryptoError) if there is no secret.
     pub fn derive(secret: &SecretBytes) -> Result<Self, holdfast_crypto::CryptoError> {
-        let key = kdf::derive_key(secret, "holdfast audit line mac v1")?;
-        Ok(Self(MacKey::new(HashAlgorithm::Sha256, key.expose())))
+        Ok(Self { instance: key(secret, "holdfast audit line mac v1")?, log: None })
+    }
+
+    /// The same for one of several logs: the lines of one are no lines of another.
+    ///
+    /// # Errors
+    /// [`CryptoError`](holdfast_crypto::CryptoError) if there is no secret.
+    pub fn of_log(secret: &SecretBytes, name: &str) -> Result<Self, holdfast_crypto::CryptoError> {
+        let log = key(secret, &format!("holdfast audit line mac v2 {name}"))?;
+        Ok(Self { log: Some(log), ..Self::derive(secret)? })
+    }
+
+    /// The format that is written with it.
+    pub(super) fn format(&self) -> Format {
+        if self.log.is_some() { Format::Three } else { Format::Two }
     }
 
     /// The MAC of a line, given up to where it stands.
     #[must_use]
     pub fn of(&self, line: &[u8]) -> String {
-        hex(&self.0.sign(&[line])[..MAC_HEX / 2])
+        mac(self.log.as_ref().unwrap_or(&self.instance), line)
     }
 
-    /// Whether the last member of the line (without its newline) is its MAC.
+    /// Whether the last member of the line (without its newline) is its MAC, in the format that is written today.
     #[must_use]
     pub fn holds(&self, line: &[u8]) -> bool {
-        let parts = || {
-            let rest = line.strip_suffix(MAC_END.as_bytes())?;
-            let (rest, mac) = rest.split_at_checked(rest.len().checked_sub(MAC_HEX)?)?;
-            Some((rest.strip_suffix(MAC_NAME.as_bytes())?, mac))
-        };
-        parts().is_some_and(|(told, mac)| {
-            // Compared as a MAC of the MAC, so that the time tells nothing.
-            self.0.sign(&[self.of(told).as_bytes()]) == self.0.sign(&[mac])
-        })
+        holds(self.log.as_ref().unwrap_or(&self.instance), line)
+    }
+
+    /// Whether it is a MAC of the instance, be it of an earlier format.
+    #[must_use]
+    pub fn holds_in_some_format(&self, line: &[u8]) -> bool {
+        self.holds(line) || holds(&self.instance, line)
+    }
+
+    /// Whether a line of a segment of this format has the MAC that it should have.
+    pub(super) fn holds_in(&self, format: Format, line: &[u8]) -> bool {
+        match format {
+            Format::One => true,
+            Format::Two => holds(&self.instance, line),
+            Format::Three => self.log.as_ref().is_some_and(|key| holds(key, line)),
+        }
+    }
+}
+
+fn key(secret: &SecretBytes, purpose: &str) -> Result<MacKey, holdfast_crypto::CryptoError> {
+    Ok(MacKey::new(HashAlgorithm::Sha256, kdf::derive_key(secret, purpose)?.expose()))
+}
+
+fn mac(key: &MacKey, line: &[u8]) -> String {
+    hex(&key.sign(&[line])[..MAC_HEX / 2])
+}
+
+fn holds(key: &MacKey, line: &[u8]) -> bool {
+    let parts = || {
+        let rest = line.strip_suffix(MAC_END.as_bytes())?;
+        let (rest, told) = rest.split_at_checked(rest.len().checked_sub(MAC_HEX)?)?;
+        Some((rest.strip_suffix(MAC_NAME.as_bytes())?, told))
+    };
+    // Compared as a MAC of the MAC, so that the time tells nothing.
+    parts().is_some_and(|(line, told)| key.sign(&[mac(key, line).as_bytes()]) == key.sign(&[told]))
+}
+
+/// What the lines of a segment have.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Format {
+    One,
+    Two,
+    Three,
+}
+
+impl Format {
+    pub(super) fn called(name: &str) -> Option<Self> {
+        [Self::One, Self::Two, Self::Three].into_iter().find(|format| format.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::One => FORMAT_1,
+            Self::Two => FORMAT_2,
+            Self::Three => FORMAT_3,
+        }
+    }
+
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+            Self::Three => 3,
+        }
     }
 }
 
@@ -194,6 +269,7 @@ pub(super) fn complete(
 
 /// First line of a segment.
 pub(super) fn segment_body(
+    format: Format,
     instance: PartitionId,
     segment: u64,
     key: &EcPublicKey,
@@ -213,7 +289,7 @@ pub(super) fn segment_body(
     open_object(&Body {
         kind: "segment",
         time: format_time(time),
-        format: FORMAT,
+        format: format.name(),
         instance: instance.to_string(),
         segment,
         key: PublicKeyJson {
@@ -363,6 +439,23 @@ mod tests {
         );
         let parsed = parse_line(behind.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((parsed.revision, parsed.unsynced), (Some(3), 1));
+    }
+
+    /// A line of the third version; it must hold for ever.
+    const GOLDEN_3: &str = include_str!("../../tests/golden/audit-line-v3.json");
+
+    #[test]
+    fn golden_line_of_one_log_of_several() {
+        let of = |name| LineMac::of_log(&SecretBytes::copy_of(&[7; 48]), name).unwrap();
+        let line = complete(r#"{"type":"event","time":"""#, 3, Some(Revision(2)), 0, &GENESIS, &of("a"));
+        assert_eq!(line, GOLDEN_3.trim_end());
+        assert!(of("a").holds(line.as_bytes()) && of("a").holds_in(Format::Three, line.as_bytes()));
+        assert!(!of("b").holds_in_some_format(line.as_bytes()), "another log's");
+        assert!(!mac().holds(line.as_bytes()), "the instance's");
+        let before = GOLDEN.trim_end().as_bytes();
+        assert!(of("a").holds_in(Format::Two, before) && of("a").holds_in_some_format(before));
+        assert!(!of("a").holds(before) && !of("a").holds_in(Format::Three, before));
+        assert!(!mac().holds_in(Format::Three, line.as_bytes()), "who has one log has none of this format");
     }
 
     #[test]

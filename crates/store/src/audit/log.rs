@@ -19,6 +19,7 @@ use holdfast_core::{
 use holdfast_crypto::{EcKey, SecretBytes};
 
 use super::{
+    aside,
     line::{self, Checkpoint, LineMac},
     reader::Reader,
     tail::Tail,
@@ -44,9 +45,9 @@ pub struct AuditLogConfig {
     pub expected: Option<Checkpoint>,
     /// Whether that line was written by a version whose lines have MACs.
     pub expected_has_macs: bool,
-    /// Whether lines without a MAC are of the past: they are taken only if the expected line, or one that has a MAC, stands behind them in the chain
-    /// and so proves them.
-    pub floor: bool,
+    /// Lines of an earlier format than this one are of the past: they are taken only if the expected line, or one of this format, stands behind them
+    /// in the chain and so proves them.
+    pub floor: u8,
     /// Go on although the log is not what it was: it does not contain `expected`, ends with lines of somebody else, or is of another moment than
     /// the store. What was accepted is recorded.
     pub accept_loss: bool,
@@ -72,6 +73,14 @@ impl AuditKeys {
     pub fn new(secret: &SecretBytes) -> Result<Self, holdfast_crypto::CryptoError> {
         let signing = Arc::new(EcKey::load(holdfast_crypto::Curve::P384, secret)?);
         Ok(Self { signing, lines: LineMac::derive(secret)? })
+    }
+
+    /// The same for one of several logs that an instance has.
+    ///
+    /// # Errors
+    /// [`CryptoError`](holdfast_crypto::CryptoError) if it is none.
+    pub fn of_log(secret: &SecretBytes, name: &str) -> Result<Self, holdfast_crypto::CryptoError> {
+        Ok(Self { lines: LineMac::of_log(secret, name)?, ..Self::new(secret)? })
     }
 }
 
@@ -153,6 +162,7 @@ pub struct AuditLog {
     outbox: Arc<Outbox>,
     reader: Arc<Reader>,
     accepted: Vec<String>,
+    directory: PathBuf,
 }
 
 impl AuditLog {
@@ -171,8 +181,10 @@ impl AuditLog {
         let directory = config.directory.clone();
         let failed = |source| AuditOpenError::File { directory: directory.clone(), source };
         std::fs::create_dir_all(&config.directory).map_err(failed)?;
+        let untold = aside::untold(&config.directory).map_err(failed)?;
         let mut tail = Tail::read(&config, &keys.lines)?;
         let (mut notes, mut accepted) = (config.notes.clone(), config.accepted.clone());
+        accepted.extend(untold);
         if let Some((_, _, bytes)) = tail.torn {
             notes.push(format!("a torn end of {bytes} bytes, never acknowledged, was cut"));
         }
@@ -209,7 +221,17 @@ impl AuditLog {
                 let _ = jobs.try_send(Job::Look);
             }
         });
-        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, reader: Arc::new(reader) })
+        let reader = Arc::new(reader);
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, reader, directory })
+    }
+
+    /// What was accepted is in the log, with its event. Files that were set aside have their last names from now on: until then, each start tells of
+    /// them.
+    ///
+    /// # Errors
+    /// If they cannot be renamed.
+    pub fn accepted_is_told(&self) -> io::Result<()> {
+        aside::settle(&self.directory)
     }
 
     /// What was accepted at opening although log and store are not as they were left.

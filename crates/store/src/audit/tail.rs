@@ -2,8 +2,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, Seek as _, SeekFrom},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,13 +10,16 @@ use holdfast_core::Revision;
 
 use super::{
     AuditLogConfig, AuditOpenError,
-    line::{self, Checkpoint, FORMAT, FORMAT_1, GENESIS, LineMac},
+    aside::set_aside,
+    line::{self, Checkpoint, Format, GENESIS, LineMac},
     segment::{list_segments, read_lines, segment_path},
 };
 use crate::files::{open_in_place, open_regular};
 
 /// No log comes to a line of such a number: one that says so was not written here.
 const SEQ_MAX: u64 = 1 << 56;
+/// More than this is never written without a sync (some thousand lines of 64 KiB at most): what is longer was put there, and is not read through.
+const TORN_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Where the existing log ends.
 pub(super) struct Tail {
@@ -60,7 +62,7 @@ impl Tail {
         let segments = list_segments(&config.directory).map_err(failed)?;
         let mut tail = Self::empty(config.expected);
         let start = first_segment_to_read(&segments, config.expected).map_err(failed)?;
-        let mut reader = Reader::new(mac, config.expected, config.expected_has_macs);
+        let mut reader = Reader::new(mac, config.expected, config.expected_has_macs, config.floor);
         let mut ended = None;
         for (position, (number, path)) in segments.iter().enumerate().skip(start) {
             let (good_bytes, fault) = if position > start && *number != tail.segment + 1 {
@@ -73,7 +75,7 @@ impl Tail {
                 if matches!(read.1, Some(Fault::Broken(_)))
                     && last
                     && tail.end.seq >= marked
-                    && is_torn(path, read.0, tail.end.seq + 1, reader.has_macs.then_some(mac)).map_err(failed)?
+                    && is_torn(path, read.0, tail.end.seq + 1, (reader.format, mac)).map_err(failed)?
                 {
                     let bytes = path.metadata().map_err(failed)?.len() - read.0;
                     tail.torn = Some((path.clone(), read.0, bytes));
@@ -86,8 +88,8 @@ impl Tail {
                 break;
             }
         }
-        if let Some(unproven) = reader.unproven.filter(|_| config.floor) {
-            // Lines of the first format, and nothing behind them that only this instance can have written.
+        if let Some(unproven) = reader.unproven {
+            // Lines of an earlier format, and nothing behind them that this log alone can have.
             (tail.end, tail.torn) = (unproven.before, None);
             ended = Some((unproven.position, unproven.good_bytes, Fault::Forged));
         }
@@ -136,37 +138,39 @@ impl Tail {
     }
 }
 
-/// Where a log of the format without MACs ends, for the upgrade, which marks that end before it asks for MACs behind it. None: it is of the later
-/// format already, or it is not a log that would be taken as it is.
+/// Where a log of an earlier format ends, for the upgrade, which marks that end before it asks for another one behind it; and whether its lines have
+/// MACs. None: it is of today's format already, or it is not a log that would be taken as it is.
 ///
 /// # Errors
 /// If the files cannot be read.
-pub fn end_without_macs(
+pub fn end_of_earlier_format(
     directory: &Path,
     mac: &LineMac,
     expected: Option<Checkpoint>,
-) -> io::Result<Option<Checkpoint>> {
+) -> io::Result<Option<(Checkpoint, bool)>> {
     let segments = match list_segments(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let mut tail = Tail::empty(expected);
     let start = first_segment_to_read(&segments, expected)?;
-    let mut reader = Reader::new(mac, expected, false);
+    let mut reader = Reader::new(mac, expected, false, 0);
     for (position, (number, path)) in segments.iter().enumerate().skip(start) {
         let follows = position == start || *number == tail.segment + 1;
         let (good_bytes, fault) = reader.segment(position, path, &mut tail)?;
         tail.segment = *number;
-        let torn =
-            fault.is_some() && position + 1 == segments.len() && is_torn(path, good_bytes, tail.end.seq + 1, None)?;
-        if !follows || reader.has_macs || (fault.is_some() && !torn) {
+        let torn = matches!(fault, Some(Fault::Broken(_)))
+            && position + 1 == segments.len()
+            && is_torn(path, good_bytes, tail.end.seq + 1, (reader.format, mac))?;
+        if !follows || reader.format == mac.format() || (fault.is_some() && !torn) {
             return Ok(None);
         }
     }
-    Ok(Some(tail.end).filter(|end| end.seq > 0 && tail.expected_found != Some(false)))
+    let end = Some(tail.end).filter(|end| end.seq > 0 && tail.expected_found != Some(false));
+    Ok(end.map(|end| (end, reader.format > Format::One)))
 }
 
-/// Lines without a MAC that nothing behind them proves.
+/// Lines of an earlier format that nothing behind them proves.
 struct Unproven {
     /// Which segment the first of them is in, and where.
     position: usize,
@@ -178,15 +182,19 @@ struct Unproven {
 struct Reader<'a> {
     mac: &'a LineMac,
     expected: Option<Checkpoint>,
-    has_macs: bool,
+    /// Of the segment that is being read.
+    format: Format,
+    /// The earliest that is taken without proof.
+    floor: u8,
     first: bool,
     unproven: Option<Unproven>,
 }
 
 impl<'a> Reader<'a> {
-    /// Logs that were begun before lines had a MAC have none until this version begins a segment of its own; never after it.
-    fn new(mac: &'a LineMac, expected: Option<Checkpoint>, has_macs: bool) -> Self {
-        Self { mac, expected, has_macs, first: true, unproven: None }
+    /// Logs that were begun by an earlier version are of its format until this one begins a segment of its own; never after it.
+    fn new(mac: &'a LineMac, expected: Option<Checkpoint>, has_macs: bool, floor: u8) -> Self {
+        let format = if has_macs { Format::Two } else { Format::One };
+        Self { mac, expected, format, floor, first: true, unproven: None }
     }
 
     /// Reads one segment; gives the bytes that are good and what ended them early.
@@ -216,23 +224,22 @@ impl<'a> Reader<'a> {
             return Err(Fault::Broken("the chain is broken".into()));
         }
         if parsed.kind == "segment" {
-            match parsed.format.as_deref() {
-                Some(FORMAT) => self.has_macs = true,
-                Some(FORMAT_1) if !self.has_macs => {}
-                _ => return Err(Fault::Forged),
+            match parsed.format.as_deref().and_then(Format::called) {
+                Some(format) if format >= self.format && format <= self.mac.format() => self.format = format,
+                Some(_) | None => return Err(Fault::Forged),
             }
         }
-        if self.has_macs && !self.mac.holds(content) {
+        if !self.mac.holds_in(self.format, content) {
             return Err(Fault::Forged);
         }
-        if self.has_macs {
+        if self.format.number() >= self.floor {
             self.unproven = None;
         } else {
             let (position, good_bytes) = place;
             self.unproven.get_or_insert(Unproven { position, good_bytes, before: tail.end });
         }
         self.first = false;
-        let told = parsed.revision.filter(|_| self.has_macs);
+        let told = parsed.revision.filter(|_| self.format > Format::One);
         let revision = told.map_or(tail.end.revision, Revision);
         tail.end = Checkpoint { seq: parsed.seq, head: line::hash_line(content), revision };
         if let Some(expected) = self.expected.filter(|expected| expected.seq == parsed.seq) {
@@ -269,7 +276,10 @@ fn first_segment_to_read(segments: &[(u64, PathBuf)], expected: Option<Checkpoin
 /// Whether what stands behind the good bytes, where line `next` should begin, may be what a crash left of lines that were never durable: some of
 /// their pages, zeros or old bytes in the place of others. It may not, if a line behind it proves that line `next` was durable before: each line
 /// says how many before it were not, and a MAC of ours says that it is true. Without MACs, each whole line proves it.
-fn is_torn(path: &Path, good_bytes: u64, next: u64, mac: Option<&LineMac>) -> io::Result<bool> {
+fn is_torn(path: &Path, good_bytes: u64, next: u64, (format, mac): (Format, &LineMac)) -> io::Result<bool> {
+    if path.metadata()?.len().saturating_sub(good_bytes) > TORN_BYTES_MAX {
+        return Ok(false);
+    }
     let mut promised = false;
     read_lines(path, |content, offset, whole| {
         if offset <= good_bytes || !whole {
@@ -277,7 +287,7 @@ fn is_torn(path: &Path, good_bytes: u64, next: u64, mac: Option<&LineMac>) -> io
         }
         if let Ok(parsed) = line::parse_line(content) {
             let durable = parsed.seq.saturating_sub(1).saturating_sub(parsed.unsynced);
-            promised = mac.is_none_or(|mac| mac.holds(content) && durable >= next);
+            promised = format == Format::One || (mac.holds_in(format, content) && durable >= next);
         }
         !promised
     })?;
@@ -288,36 +298,4 @@ fn cut(path: &Path, good_bytes: u64) -> io::Result<()> {
     let file = open_in_place(OpenOptions::new().write(true), path)?;
     file.set_len(good_bytes)?;
     file.sync_all()
-}
-
-/// Moves what stands behind `good_bytes` of the first of these segments, and all after it, into files whose names end in `.forged`. The last
-/// first: what a crash leaves of them is refused as before, and moved at the next start.
-fn set_aside(segments: &[(u64, PathBuf)], good_bytes: u64) -> io::Result<()> {
-    for (position, (_, path)) in segments.iter().enumerate().rev() {
-        let aside = free_name(path);
-        if position > 0 || good_bytes == 0 {
-            // A segment without its header would be no segment.
-            std::fs::rename(path, &aside)?;
-        } else {
-            let mut segment = open_in_place(OpenOptions::new().read(true), path)?;
-            segment.seek(SeekFrom::Start(good_bytes))?;
-            // As it comes: it may be of any length.
-            let mut aside = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-            io::copy(&mut segment, &mut aside)?;
-            aside.sync_all()?;
-            cut(path, good_bytes)?;
-        }
-    }
-    Ok(())
-}
-
-/// A name for what is set aside of a segment: nothing that was set aside before is written over.
-fn free_name(path: &Path) -> PathBuf {
-    let mut aside = path.with_extension("jsonl.forged");
-    let mut count = 1_u32;
-    while aside.symlink_metadata().is_ok() {
-        count += 1;
-        aside = path.with_extension(format!("jsonl.{count}.forged"));
-    }
-    aside
 }

@@ -6,7 +6,7 @@ use holdfast_core::AuditLine;
 use holdfast_crypto::EcPublicKey;
 
 use super::{
-    line::{self, FORMAT, FORMAT_1, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
+    line::{self, Format, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
     parse_line,
     segment::{list_segments, read_lines},
 };
@@ -207,7 +207,7 @@ impl Verifier {
     }
 
     fn header(&mut self, parsed: &line::ParsedLine) -> Result<(), String> {
-        if ![Some(FORMAT), Some(FORMAT_1)].contains(&parsed.format.as_deref()) {
+        if parsed.format.as_deref().and_then(Format::called).is_none() {
             return Err("not a format this verifier knows".into());
         }
         let key = parsed.key.clone().and_then(|key| serde_json::from_value::<PublicKeyJson>(key).ok());

@@ -303,7 +303,7 @@ impl Writer {
 
     fn begin_segment(&mut self) -> io::Result<()> {
         let key = self.keys.signing.public();
-        let body = line::segment_body(self.instance, self.segment.number, key, self.now())?;
+        let body = line::segment_body(self.keys.lines.format(), self.instance, self.segment.number, key, self.now())?;
         self.append([(body.as_str(), None)].into_iter())
     }
 

@@ -43,10 +43,18 @@ pub(crate) fn event(operation: &'static str, request_id: &str) -> AuditEvent {
 
 /// The same keys for all logs of a test.
 pub(crate) fn keys() -> AuditKeys {
+    AuditKeys::new(material()).unwrap()
+}
+
+/// Those of one log of several.
+pub(crate) fn keys_of(name: &str) -> AuditKeys {
+    AuditKeys::of_log(material(), name).unwrap()
+}
+
+fn material() -> &'static SecretBytes {
     static MATERIAL: OnceLock<SecretBytes> = OnceLock::new();
-    AuditKeys::new(MATERIAL.get_or_init(|| {
+    MATERIAL.get_or_init(|| {
         let material = KeyMaterial::generate(KeySpec::Ec(Curve::P384), |_| ()).unwrap();
         SecretBytes::copy_of(material.expose_canonical())
-    }))
-    .unwrap()
+    })
 }
