@@ -1,10 +1,8 @@
 //! The log, given away: what somebody who keeps a copy of it asks, and what the instance signs in its answer.
 
-use std::fmt::Write as _;
-
 use async_trait::async_trait;
 
-use crate::{PartitionId, Revision};
+use crate::{PartitionId, Revision, hex};
 
 /// A line of a log: its number and its hash. Number 0, and zeros, stand for the beginning.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -96,12 +94,6 @@ impl AuditHead {
     /// What is signed.
     #[must_use]
     pub fn text(&self) -> String {
-        let hex = |bytes: &[u8]| {
-            bytes.iter().fold(String::new(), |mut out, byte| {
-                let _ = write!(out, "{byte:02x}");
-                out
-            })
-        };
         format!(
             "holdfast audit head v1\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}\n",
             self.instance,

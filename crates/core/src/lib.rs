@@ -17,6 +17,7 @@ mod blob;
 mod evidence;
 mod external;
 mod gate;
+mod hex;
 mod hsm;
 mod index;
 mod kek;
@@ -41,6 +42,7 @@ pub use external::{
     HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,
 };
 pub use gate::{CLEAR_WAIT_MAX, Gate, Holds, Pass};
+pub use hex::hex;
 pub use hsm::{
     AtThisMoment, CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, Need, NewKey, OpenKey,
     Operation, Outcome, WrapScheme,

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use holdfast_core::{Ambient, SealError, Sealer};
+use holdfast_core::{Ambient, SealError, Sealer, hex};
 use holdfast_crypto::{SealingKey, SecretBytes, kdf};
 
 use crate::file;
@@ -86,10 +86,6 @@ impl SoftwareSilicon {
         let key = kdf::derive_key(root, "holdfast silicon seal v1").and_then(|key| SealingKey::new(&key));
         Some(Self { id: id.ok()?.expose().try_into().ok()?, key: key.ok()?, ambient })
     }
-}
-
-fn hex(id: &[u8]) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn aad(header: &[u8], purpose: &[u8]) -> Vec<u8> {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use holdfast_core::BlobWriter;
+use holdfast_core::{BlobWriter, hex};
 use holdfast_crypto::md5::Md5;
 use http::HeaderMap;
 use s3s::{
@@ -321,14 +321,6 @@ pub(crate) fn check_claims(
         return Err(Error::BadDigest(message.into()));
     }
     Ok(Some(ChecksumRecord { algorithm: algorithm.clone(), value, composite: false }))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 /// A run of plaintext in one stream.

@@ -2,7 +2,9 @@
 
 use holdfast_core::IndexSets;
 
-use crate::{body::hex, record::Id};
+use holdfast_core::hex;
+
+use crate::record::Id;
 
 /// Kinds of rows.
 const BUCKET: u8 = b'B';

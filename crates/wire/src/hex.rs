@@ -1,11 +1,6 @@
 //! Bytes as hex digits and back.
 
-/// Lower-case hex.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| DIGITS[usize::from(digit)] as char).collect()
-}
+pub use holdfast_core::hex;
 
 /// From hex digits of either case.
 #[must_use]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use holdfast_core::{Action, IndexWrite};
+use holdfast_core::{Action, IndexWrite, hex};
 use holdfast_crypto::{kdf::sha256, md5::Md5};
 use s3s::{S3Request, S3Response, dto};
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Storage,
-    body::{checksum_value, hasher, hex, told_checksum},
+    body::{checksum_value, hasher, told_checksum},
     call::Call,
     encryption::{CustomerKey, Key},
     error::{Error, Result, damaged, invalid_request},

@@ -28,7 +28,7 @@ impl LogKey {
     /// Hex SHA-256 of its point.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        line::hex(&kdf::sha256(&[&self.key.point]))
+        holdfast_core::hex(&kdf::sha256(&[&self.key.point]))
     }
 
     /// Whether a head was signed by it, for its instance.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use holdfast_core::{AuditEvent, AuditHead, PartitionId, Revision, Timestamp};
+use holdfast_core::{AuditEvent, AuditHead, PartitionId, Revision, Timestamp, hex};
 use holdfast_crypto::{Curve, EcKey, EcPublicKey, HashAlgorithm, SecretBytes, kdf, kdf::MacKey};
 use serde::{Deserialize, Serialize};
 
@@ -145,13 +145,6 @@ impl Format {
 /// The hash that links the next line to this one.
 pub(super) fn hash_line(line: &[u8]) -> [u8; 32] {
     kdf::sha256(&[&[0], line])
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 /// RFC 3339 with milliseconds.

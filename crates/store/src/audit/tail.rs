@@ -219,7 +219,7 @@ impl<'a> Reader<'a> {
             return Err(Fault::Broken("it is torn".into()));
         }
         let parsed = line::parse_line(content).map_err(|error| Fault::Broken(error.0))?;
-        let follows = parsed.seq == tail.end.seq + 1 && parsed.prev == line::hex(&tail.end.head);
+        let follows = parsed.seq == tail.end.seq + 1 && parsed.prev == holdfast_core::hex(&tail.end.head);
         if parsed.seq > SEQ_MAX || (!self.first && !follows) {
             return Err(Fault::Broken("the chain is broken".into()));
         }

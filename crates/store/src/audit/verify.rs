@@ -162,7 +162,7 @@ impl Verifier {
         if parsed.seq < expected {
             return Err(format!("line {} stands where {expected} should", parsed.seq));
         }
-        if parsed.prev != line::hex(&self.head) {
+        if parsed.prev != holdfast_core::hex(&self.head) {
             return Err(format!("line {} or the one before it was changed", parsed.seq));
         }
         if self.at_segment_start != (parsed.kind == "segment") {
@@ -216,7 +216,7 @@ impl Verifier {
         if self.key.as_ref().is_some_and(|first| *first != key || self.report.instance != instance) {
             return Err("the segment belongs to another instance or key".into());
         }
-        let fingerprint = line::hex(&holdfast_crypto::kdf::sha256(&[&key.point]));
+        let fingerprint = holdfast_core::hex(&holdfast_crypto::kdf::sha256(&[&key.point]));
         if self.fingerprint.as_ref().is_some_and(|expected| *expected != fingerprint) {
             return Err(format!("the log is signed by another key, {fingerprint}"));
         }
@@ -228,7 +228,7 @@ impl Verifier {
 
     fn finish(mut self) -> Report {
         self.report.unsigned_lines = self.report.lines - self.report.signed_seq;
-        self.report.head = line::hex(&self.head);
+        self.report.head = holdfast_core::hex(&self.head);
         if self.known.is_some() && self.report.finding.is_none() {
             self.fail("", "the line kept from an earlier look is not in the log: it was cut or rewritten".into());
         }
