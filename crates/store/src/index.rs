@@ -3,6 +3,7 @@
 mod embedded;
 mod memory;
 mod seals;
+mod verified;
 
 pub use embedded::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner};
 pub use memory::MemoryIndex;

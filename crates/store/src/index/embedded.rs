@@ -185,7 +185,7 @@ struct Checked<'a, T> {
 impl<T: ReadableTable<&'static [u8], &'static [u8]>> IndexReader for Checked<'_, T> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(row) = self.table.get(key).map_err(failed)? else { return Ok(None) };
-        self.seals.open(key, row.value()).map(|content| Some(content.to_vec()))
+        self.seals.open_again(key, row.value()).map(|content| Some(content.to_vec()))
     }
 
     fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
