@@ -6,7 +6,7 @@
 use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +14,10 @@ use std::{
 use holdfast_core::StoreError;
 use tokio::sync::oneshot;
 
-use crate::condition::Condition;
+use crate::{
+    condition::Condition,
+    gather::{Gather, Refused, Taken, Taker},
+};
 
 /// Jobs that may wait. More is refused at once.
 const QUEUE_JOBS: usize = 4096;
@@ -82,14 +85,20 @@ enum Ask<J, D> {
 
 /// The queue to a writer thread.
 pub(crate) struct GroupWriter<J, D> {
-    queue: SyncSender<Ask<J, D>>,
+    queue: Arc<Gather<Ask<J, D>>>,
     condition: Condition,
+}
+
+impl<J, D> Drop for GroupWriter<J, D> {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// Starts the thread.
     pub(crate) fn over<T: Target<Job = J, Done = D>>(target: T, condition: Condition) -> Result<Self, StoreError> {
-        let (queue, asked) = sync_channel(QUEUE_JOBS);
+        let (queue, asked) = Gather::start(QUEUE_JOBS);
         let name = target.name();
         let told = condition.clone();
         let writer = Writer { target, name, condition: told, illness: None, attempts: 0, mended: None };
@@ -116,9 +125,9 @@ impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// What the job gave; [`StoreError::Busy`] if the queue is full; [`StoreError::Unavailable`], [`StoreError::Failed`].
     pub(crate) async fn write(&self, job: J) -> Result<D, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Ask::Write { job, reply }).map_err(|error| match error {
-            TrySendError::Full(_) => StoreError::Busy,
-            TrySendError::Disconnected(_) => failed("the writer has stopped"),
+        self.queue.push(Ask::Write { job, reply }).map_err(|refused| match refused {
+            Refused::Full => StoreError::Busy,
+            Refused::Closed => failed("the writer has stopped"),
         })?;
         answer.await.map_err(|_| failed("the writer has stopped"))?
     }
@@ -126,7 +135,7 @@ impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
     /// What a reader saw makes it doubt the database.
     pub(crate) fn look(&self) {
         // A full queue needs none: its jobs find out.
-        let _ = self.queue.try_send(Ask::Look);
+        let _ = self.queue.push(Ask::Look);
     }
 }
 
@@ -185,16 +194,10 @@ struct Writer<T> {
 }
 
 impl<T: Target> Writer<T> {
-    fn run(mut self, asked: &Receiver<Ask<T::Job, T::Done>>) {
-        loop {
-            let first = match asked.recv_timeout(self.patience()) {
-                Ok(first) => Some(first),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+    fn run(mut self, asked: &Taker<Ask<T::Job, T::Done>>) {
+        while let Taken::Jobs(group) = asked.take(GROUP_JOBS, self.patience()) {
             let (mut jobs, mut replies, mut doubted) = (Vec::new(), Vec::new(), false);
-            let rest = std::iter::from_fn(|| asked.try_recv().ok());
-            for ask in first.into_iter().chain(rest).take(GROUP_JOBS) {
+            for ask in group {
                 match ask {
                     Ask::Look => doubted = true,
                     Ask::Write { job, reply } => {

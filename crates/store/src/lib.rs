@@ -12,6 +12,7 @@ mod condition;
 mod database;
 mod engine;
 mod files;
+mod gather;
 mod group;
 mod index;
 mod order;

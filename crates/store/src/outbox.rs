@@ -33,6 +33,8 @@ struct State {
     taken: usize,
     /// In the log: their rows may go.
     recorded: Vec<Revision>,
+    /// The log was woken, and has not looked since.
+    woken: bool,
 }
 
 /// Events of changes that the log does not have yet.
@@ -54,8 +56,13 @@ impl Drop for Place {
 impl Place {
     /// The change happened.
     pub(crate) fn fill(self, event: StoredEvent) {
-        self.0.state().waiting.push_back(event);
-        if let Some(wake) = self.0.wake.get() {
+        let mut state = self.0.state();
+        state.waiting.push_back(event);
+        let known = std::mem::replace(&mut state.woken, true);
+        drop(state);
+        if let Some(wake) = self.0.wake.get()
+            && !known
+        {
             wake();
         }
     }
@@ -114,7 +121,7 @@ impl Outbox {
         Ok(Place(Arc::clone(self)))
     }
 
-    /// `wake` is called when an event has come in. The log sets it, once.
+    /// `wake` is called when an event has come in, and not again before the log has taken it. The log sets it, once.
     pub(crate) fn wake_with(&self, wake: impl Fn() + Send + Sync + 'static) {
         let _ = self.wake.set(Box::new(wake));
     }
@@ -122,6 +129,7 @@ impl Outbox {
     /// Takes all that wait, in the order of revisions, up to `count`.
     pub(crate) fn take(&self, count: usize) -> Vec<StoredEvent> {
         let mut state = self.state();
+        state.woken = false;
         let count = count.min(state.waiting.len());
         state.taken += count;
         state.waiting.drain(..count).collect()

@@ -3,10 +3,7 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{SyncSender, TrySendError, sync_channel},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -25,7 +22,10 @@ use super::{
     tail::Tail,
     writer::{Job, Status, Writer},
 };
-use crate::outbox::Outbox;
+use crate::{
+    gather::{Gather, Refused},
+    outbox::Outbox,
+};
 
 /// Events that may wait for the disk. More is refused at once.
 const QUEUE_EVENTS: usize = 8192;
@@ -156,7 +156,7 @@ pub enum AuditOpenError {
 
 /// An open audit log.
 pub struct AuditLog {
-    jobs: Arc<Mutex<Option<SyncSender<Job>>>>,
+    jobs: Arc<Gather<Job>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     status: Arc<Mutex<Status>>,
     outbox: Arc<Outbox>,
@@ -207,18 +207,16 @@ impl AuditLog {
         let found = Status { latest: tail.end, segment: tail.segment, segment_bytes: 0, fault: None };
         let status = Arc::new(Mutex::new(found));
         let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);
-        let (jobs, queue) = sync_channel(QUEUE_EVENTS);
+        let (jobs, queue) = Gather::start(QUEUE_EVENTS);
         let told = (Arc::clone(&outbox), Arc::clone(&status));
         let writer = Writer::begin(config, instance, keys, ambient, &tail, told, &notes).map_err(failed)?;
         let writer =
             thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run(&queue)).map_err(failed)?;
-        let jobs = Arc::new(Mutex::new(Some(jobs)));
         let woken = Arc::downgrade(&jobs);
         outbox.wake_with(move || {
-            let Some(jobs) = woken.upgrade() else { return };
-            if let Some(jobs) = &*jobs.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(jobs) = woken.upgrade() {
                 // A full queue needs no waking: before it waits, the writer looks.
-                let _ = jobs.try_send(Job::Look);
+                let _ = jobs.push(Job::Look);
             }
         });
         let reader = Arc::new(reader);
@@ -260,11 +258,17 @@ impl AuditLog {
 
     /// Writes what is queued, signs a last checkpoint, and stops. Later appends fail.
     pub fn close(&self) {
-        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.jobs.close();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             let _ = writer.join();
         }
+    }
+}
+
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        self.jobs.close();
     }
 }
 
@@ -308,14 +312,10 @@ impl AuditSink for AuditLog {
     async fn append(&self, event: AuditEvent) -> Result<(), AuditError> {
         let body = line::event_body(&event).map_err(|error| AuditError(error.to_string()))?;
         let (reply, answer) = tokio::sync::oneshot::channel();
-        {
-            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            let jobs = jobs.as_ref().ok_or_else(|| AuditError("the log is closed".into()))?;
-            jobs.try_send(Job::Write { body, reply }).map_err(|error| match error {
-                TrySendError::Full(_) => AuditError("too many events wait for the disk".into()),
-                TrySendError::Disconnected(_) => AuditError("the writer has stopped".into()),
-            })?;
-        }
+        self.jobs.push(Job::Write { body, reply }).map_err(|refused| match refused {
+            Refused::Full => AuditError("too many events wait for the disk".into()),
+            Refused::Closed => AuditError("the log is closed".into()),
+        })?;
         answer.await.map_err(|_| AuditError("the writer has stopped".into()))?
     }
 }

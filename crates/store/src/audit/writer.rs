@@ -5,10 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,12 +18,15 @@ use super::{
     segment::segment_path,
     tail::Tail,
 };
-use crate::outbox::{Outbox, StoredEvent};
+use crate::{
+    gather::{Taken, Taker},
+    outbox::{Outbox, StoredEvent},
+};
 
 /// Events that share one sync at most.
 const GROUP_EVENTS: usize = 1024;
-/// How long lines of changes may wait for a sync: they are durable in the store, and nobody waits for them here.
-const SYNC_DELAY: Duration = Duration::from_millis(20);
+/// How long events of changes may wait in the outbox: they are durable in the store, and nobody waits for them here.
+const OUTBOX_DELAY: Duration = Duration::from_millis(20);
 /// After a failure: when to try again if no request comes.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// When to look again if there is nothing to do; a job ends the wait.
@@ -76,8 +76,8 @@ pub(super) struct Writer {
     durable: Reached,
     /// Whose lines are written and not synced.
     unsynced: Vec<StoredEvent>,
-    /// When the first of them was written.
-    unsynced_since: Instant,
+    /// Since when there has been something in the outbox, as far as it was looked at.
+    outbox_since: Option<Instant>,
     /// Whether lines were written since the last checkpoint.
     unsigned: bool,
     signed_at: Instant,
@@ -119,7 +119,7 @@ impl Writer {
             written: reached,
             durable: reached,
             unsynced: Vec::new(),
-            unsynced_since: Instant::now(),
+            outbox_since: None,
             unsigned: false,
             signed_at: Instant::now(),
             broken: false,
@@ -134,21 +134,9 @@ impl Writer {
         Ok(writer)
     }
 
-    pub(super) fn run(mut self, queue: &Receiver<Job>) {
-        loop {
-            match queue.recv_timeout(self.patience()) {
-                Ok(first) => {
-                    let mut group = vec![first];
-                    while group.len() < GROUP_EVENTS
-                        && let Ok(next) = queue.try_recv()
-                    {
-                        group.push(next);
-                    }
-                    self.write_group(group);
-                }
-                Err(RecvTimeoutError::Timeout) => self.write_group(Vec::new()),
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
+    pub(super) fn run(mut self, queue: &Taker<Job>) {
+        while let Taken::Jobs(group) = queue.take(GROUP_EVENTS, self.patience()) {
+            self.write_group(group);
             if self.unsigned && self.signed_at.elapsed() >= self.config.checkpoint_interval {
                 self.checkpoint_or_report();
             }
@@ -166,7 +154,7 @@ impl Writer {
     }
 
     /// How long there is nothing to do if no job comes.
-    fn patience(&self) -> Duration {
+    fn patience(&mut self) -> Duration {
         if self.broken {
             // Nothing is signed or synced before it is mended.
             return RETRY_INTERVAL;
@@ -175,11 +163,9 @@ impl Writer {
         if self.unsigned {
             patience = patience.min(self.config.checkpoint_interval.saturating_sub(self.signed_at.elapsed()));
         }
-        if !self.unsynced.is_empty() {
-            patience = patience.min(SYNC_DELAY.saturating_sub(self.unsynced_since.elapsed()));
-        }
-        if self.outbox.waiting() > self.unsynced.len() {
-            patience = Duration::ZERO;
+        if self.outbox.waiting() > 0 {
+            let since = *self.outbox_since.get_or_insert_with(Instant::now);
+            patience = patience.min(OUTBOX_DELAY.saturating_sub(since.elapsed()));
         }
         patience
     }
@@ -209,24 +195,22 @@ impl Writer {
 
     fn try_write_group(&mut self, events: &[(String, oneshot::Sender<Result<(), AuditError>>)]) -> io::Result<()> {
         self.repair()?;
-        self.drain()?;
-        if !events.is_empty() {
-            self.append(events.iter().map(|(body, _)| (body.as_str(), None)))?;
-            return self.sync();
+        let due = self.outbox_since.is_some_and(|since| since.elapsed() >= OUTBOX_DELAY);
+        if events.is_empty() && !due {
+            return Ok(());
         }
-        let due = !self.unsynced.is_empty() && self.unsynced_since.elapsed() >= SYNC_DELAY;
-        if due || self.unsynced.len() >= GROUP_EVENTS { self.sync() } else { Ok(()) }
+        self.drain()?;
+        self.append(events.iter().map(|(body, _)| (body.as_str(), None)))?;
+        self.sync()
     }
 
     /// Writes the events of changes that wait.
     fn drain(&mut self) -> io::Result<()> {
+        self.outbox_since = None;
         loop {
             let events = self.outbox.take(GROUP_EVENTS);
             if events.is_empty() {
                 return Ok(());
-            }
-            if self.unsynced.is_empty() {
-                self.unsynced_since = Instant::now();
             }
             let first = self.unsynced.len();
             self.unsynced.extend(events);
