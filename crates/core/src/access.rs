@@ -234,6 +234,12 @@ impl Spent {
     pub fn resource(&self) -> &Resource {
         &self.resource
     }
+
+    /// Whether it is of a permit for one of `actions` on `resource`.
+    #[must_use]
+    pub fn is_for(&self, actions: &[Action], resource: &Resource) -> bool {
+        actions.contains(&self.action) && self.resource == *resource
+    }
 }
 
 /// A refusal; its reason goes to the audit log.

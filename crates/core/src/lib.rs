@@ -58,5 +58,5 @@ pub use open_keys::{OpenKeyError, OpenKeys};
 pub use principal::{Principal, PrincipalKind};
 pub use sealer::{SealError, Sealer};
 pub use store::{
-    Change, Changed, Committed, Decided, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
+    Change, Changed, Committed, Decided, Itself, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
 };

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 
-use crate::{AuditEvent, Gate, Pass};
+use crate::{AuditEvent, Gate, Pass, Spent};
 
 /// Names a record: its kind and, within the kind, its id. Neither is visible in the engine's files.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -64,19 +64,85 @@ pub struct Change {
     pub event: Decided,
 }
 
-/// The event of a change that somebody was looked at for, and the pass that he was looked at under: a change that ends what he was allowed by
-/// waits until this one is in memory, as long as it waits for anybody. Nobody waits for anything between the look and the commit: locks are taken before.
+/// The event of a change, and by whose leave the change is made. There is no other way to commit one:
+/// ```compile_fail,E0277
+/// # use holdfast_core::{AuditEvent, Change, Decided};
+/// fn unjudged(event: AuditEvent) -> Change {
+///     Change { writes: Vec::new(), event: event.into() }
+/// }
+/// ```
+/// ```compile_fail,E0451
+/// # use holdfast_core::{AuditEvent, Decided};
+/// fn forged(event: AuditEvent) -> Decided {
+///     Decided { event, leave: todo!() }
+/// }
+/// ```
+/// ```compile_fail,E0063
+/// # use holdfast_core::Change;
+/// fn untold() -> Change {
+///     Change { writes: Vec::new() }
+/// }
+/// ```
 #[derive(Debug)]
+#[must_use = "what was decided is committed, or was decided in vain"]
 pub struct Decided {
-    /// What the log tells of it.
-    pub event: AuditEvent,
-    /// None: the instance does it by itself.
-    pub leave: Option<Pass>,
+    event: AuditEvent,
+    leave: Leave,
 }
 
-impl From<AuditEvent> for Decided {
-    fn from(event: AuditEvent) -> Self {
-        Self { event, leave: None }
+#[derive(Debug)]
+enum Leave {
+    Asked { spent: Spent, pass: Pass },
+    Itself(Itself),
+}
+
+/// Why an instance changes something that nobody asks for now. There is nothing else that it does by itself.
+#[derive(Debug)]
+pub enum Itself {
+    /// The configuration says so when it starts: an instance is founded, or protected from now on.
+    Configured,
+    /// The time has come of something that a key says of itself (rotation, the end of its deletion window, the expiry of its material); judged by
+    /// the rules for what the service does by itself.
+    Due(Spent),
+    /// The other side has answered: the second half of what somebody asked for, and was permitted to.
+    Answered(Spent),
+}
+
+impl Decided {
+    /// Somebody asked for it and was permitted to, and was looked at last under `pass`: a change that ends what he was allowed by waits until this
+    /// one is in memory, as long as it waits for anybody. Nobody waits for anything between the look and the commit: locks are taken before.
+    pub fn asked(event: AuditEvent, spent: Spent, pass: Pass) -> Self {
+        Self { event, leave: Leave::Asked { spent, pass } }
+    }
+
+    /// Nobody asks for it now.
+    pub fn by_itself(event: AuditEvent, why: Itself) -> Self {
+        Self { event, leave: Leave::Itself(why) }
+    }
+
+    /// What the log will tell.
+    #[must_use]
+    pub fn event(&self) -> &AuditEvent {
+        &self.event
+    }
+
+    /// What was permitted. Nothing had to be for what the configuration says.
+    #[must_use]
+    pub fn spent(&self) -> Option<&Spent> {
+        match &self.leave {
+            Leave::Asked { spent, .. } | Leave::Itself(Itself::Due(spent) | Itself::Answered(spent)) => Some(spent),
+            Leave::Itself(Itself::Configured) => None,
+        }
+    }
+
+    /// For stores: what the log tells, and the pass to be held until the change is in memory.
+    #[must_use]
+    pub fn into_parts(self) -> (AuditEvent, Option<Pass>) {
+        let pass = match self.leave {
+            Leave::Asked { pass, .. } => Some(pass),
+            Leave::Itself(_) => None,
+        };
+        (self.event, pass)
     }
 }
 

@@ -12,7 +12,7 @@ use holdfast_core::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::{error::ApiError, names::KeyId, records};
+use crate::{code::Code, error::ApiError, names::KeyId, records};
 
 const FORMAT: u8 = 1;
 /// Aliases of one key.
@@ -169,7 +169,7 @@ impl Aliases {
         name: AliasName,
         target: KeyId,
         now: Timestamp,
-        event: impl Into<Decided>,
+        event: Decided,
     ) -> Result<Committed, ApiError> {
         let old = self.get(&name);
         let old = old.as_deref();
@@ -191,7 +191,7 @@ impl Aliases {
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
-        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     pub(crate) async fn remove(
@@ -199,10 +199,10 @@ impl Aliases {
         _changing: &Changing<'_>,
         name: &AliasName,
         old: &Alias,
-        event: impl Into<Decided>,
+        event: Decided,
     ) -> Result<Committed, ApiError> {
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
-        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// Writes that remove a key's aliases, to go with the key.

@@ -87,13 +87,13 @@ pub(crate) struct With<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
-    /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
-    pub(crate) fn decided(&self) -> Result<Decided, ApiError> {
+    /// The event of this request's success, for whoever commits it together with what it changes by leave of `spent`: at the last moment before that,
+    /// and only if what was allowed before all waits (for a lock, for the making of a key) is allowed still.
+    pub(crate) fn decided(&self, spent: Spent) -> Result<Decided, ApiError> {
         // First the pass, then the look: a change that it does not see waits for it.
-        let leave = Some(self.kms.store.gate().enter());
+        let pass = self.kms.store.gate().enter();
         self.basis.confirm(self.kms, self.identity, self.region)?;
-        Ok(Decided { event: self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK), leave })
+        Ok(Decided::asked(self.trace.event(self.kms.ambient.now(), self.told, StatusCode::OK), spent, pass))
     }
 
     /// Reads the body. Members of a wrong type come first, then those that are missing, and then whatever else an operation looks at.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holdfast_core::Committed;
+use holdfast_core::{Committed, Decided, Itself};
 use metrics::gauge;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry},
     ops,
-    own::{Own, permit},
+    own::{Own, due, permit},
     stores::{About, Connection},
 };
 
@@ -29,8 +29,8 @@ impl Kms {
         }
         for key in self.keys.find(|key| key.deletion.is_some_and(|moment| moment <= now)) {
             let event = self.event_by_itself("DeleteKey", &key.arn, "the deletion window is over");
-            let result = match permit(Own::Delete, &key.name) {
-                Ok(permit) => ops::delete_by_itself(self, permit, &key, event).await,
+            let result = match due(Own::Delete, &key.name) {
+                Ok(spent) => ops::delete_by_itself(self, spent, &key, event).await,
                 Err(error) => Err(error),
             };
             self.ended("DeleteKey", &key, result).await;
@@ -84,9 +84,9 @@ impl Kms {
     }
 
     async fn rotate(&self, key: &Arc<KeyEntry>) -> Result<Option<Committed>, ApiError> {
-        let permits = (permit(Own::Rotate, &key.name)?, permit(Own::Rotate, &key.name)?);
+        let (to_make, to_store) = (permit(Own::Rotate, &key.name)?, due(Own::Rotate, &key.name)?);
         let event = self.event_by_itself("RotateKeyAutomatic", &key.arn, "rotated");
-        ops::rotate_by_itself(self, key, permits, event).await
+        ops::rotate_by_itself(self, key, to_make, to_store, event).await
     }
 
     async fn erase_expired(&self, key: &KeyEntry) -> Result<Option<Committed>, ApiError> {
@@ -100,9 +100,9 @@ impl Kms {
             draft.entries = more.entries;
             draft.blobs.extend(more.blobs);
         }
-        let permit = permit(Own::EraseMaterial, &entry.name)?;
+        let spent = due(Own::EraseMaterial, &entry.name)?;
         let event = self.event_by_itself("DeleteExpiredKeyMaterial", &entry.arn, "erased");
-        let (_, committed) = self.keys.commit(&lock, permit, draft, event).await?;
+        let (_, committed) = self.keys.commit(&lock, draft, Decided::by_itself(event, Itself::Due(spent))).await?;
         Ok(Some(committed))
     }
 }

@@ -1,6 +1,8 @@
 //! Acts of the service's own, and their permits.
 
-use holdfast_core::{Action, Decision, Intent, KeyName, Permit, Policy, Principal, PrincipalKind, Resource, authorize};
+use holdfast_core::{
+    Action, Decision, Intent, KeyName, Permit, Policy, Principal, PrincipalKind, Resource, Spent, authorize,
+};
 
 use crate::error::ApiError;
 
@@ -41,6 +43,11 @@ impl Policy for OwnPolicy {
             Decision::Deny("the service does nothing else by itself".into())
         }
     }
+}
+
+/// Leave for a change of one key whose time has come.
+pub(crate) fn due(act: Own, name: &KeyName) -> Result<Spent, ApiError> {
+    Ok(permit(act, name)?.spend(act.action(), &Resource::Key(name.clone()))?)
 }
 
 /// A permit for an act of the service's own on one key.

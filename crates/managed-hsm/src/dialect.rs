@@ -1,7 +1,7 @@
 //! Key Vault's dialect, stage by stage: what a request names, who asks, whether he may, what is done, what is told.
 
 use bytes::Bytes;
-use holdfast_core::{Permit, Principal, Revision, authorize};
+use holdfast_core::{Permit, Principal, Revision, Spent, authorize};
 use holdfast_service::{
     Client, Confirmed, Dialect, Done, Ended, Failure, Fault, Head, Request, Trace, Written, measure_requests,
 };
@@ -248,6 +248,14 @@ impl ManagedHsm {
             return Ok(());
         }
         self.permit(caller.token.principal(), route).map(drop)
+    }
+
+    /// Leave for a change, at this moment: the token's time and the roles are looked at, whatever was changed since.
+    pub(crate) fn allowed_now(&self, asked: Asked<'_>) -> Result<Spent, ApiError> {
+        let Asked { caller, route } = asked;
+        self.authenticator.still_valid(&caller.token).map_err(rejected)?;
+        let intent = route.intent();
+        Ok(self.permit(caller.token.principal(), route)?.spend(intent.action, &intent.resource)?)
     }
 
     /// The permit for what a route asks, by the roles in force now.

@@ -1,6 +1,6 @@
 //! Soft delete: how long, and whether it can be cut short. Fixed when the instance is made.
 
-use holdfast_core::{AuditEvent, Change, RecordKey, Store, Timestamp, Write};
+use holdfast_core::{AuditEvent, Change, Decided, Itself, RecordKey, Store, Timestamp, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::{OpenError, rbac, records};
@@ -47,6 +47,7 @@ pub(crate) async fn open(
     first_assignments: &[rbac::RoleAssignment],
     event: impl FnOnce(&'static str) -> AuditEvent,
 ) -> Result<Retention, OpenError> {
+    let configured = |operation| Decided::by_itself(event(operation), Itself::Configured);
     let encode = |retention: Retention, created| {
         let stored = StoredInstance {
             v: FORMAT,
@@ -65,7 +66,7 @@ pub(crate) async fn open(
         for assignment in first_assignments {
             batch.push(rbac::assignment_write(assignment, 0).map_err(|error| OpenError::Record(error.message))?);
         }
-        let founded = store.commit(Change { writes: batch, event: event("InstanceFound").into() }).await?;
+        let founded = store.commit(Change { writes: batch, event: configured("InstanceFound") }).await?;
         tracing::debug!(revision = %founded.revision(), "what is fixed for ever is written");
         return Ok(wanted);
     };
@@ -85,7 +86,7 @@ pub(crate) async fn open(
         retention.purge_protection = true;
         let value = Some(encode(retention, stored.created)?);
         let writes = vec![Write { key: record_key(), expected_version: record.version, value }];
-        let changed = store.commit(Change { writes, event: event("PurgeProtectionOn").into() }).await?;
+        let changed = store.commit(Change { writes, event: configured("PurgeProtectionOn") }).await?;
         tracing::info!(revision = %changed.revision(), "purge protection is on from now on");
     }
     Ok(retention)

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use holdfast_core::{
-    Action, AuditOutcome, Decision, Intent, KeyName, Permit, Principal, PrincipalKind, Resource, authorize,
+    Action, AuditOutcome, Decided, Decision, Intent, Itself, KeyName, Permit, Principal, PrincipalKind, Resource,
+    Spent, authorize,
 };
 use holdfast_service::{AuditDoor, Handed, Trace};
 use http::{Response, StatusCode, request::Parts};
@@ -58,7 +59,8 @@ impl ManagedHsm {
             let trace = Trace::automatic(self.new_guid(), "KeyRotateAutomatic", "/");
             let event = |version| {
                 let facts = Facts { version: Some(version), ..system_facts(&name) };
-                Ok(trace.event(self.ambient.now(), &facts, StatusCode::OK).into())
+                let event = trace.event(self.ambient.now(), &facts, StatusCode::OK);
+                Ok(Decided::by_itself(event, Itself::Due(self.due(Action::KeyRotate, &name)?)))
             };
             let result = match self.system_permit(Action::KeyRotate, &name) {
                 Ok(permit) => ops::rotate_by_itself(self, permit, &name, event).await,
@@ -73,8 +75,11 @@ impl ManagedHsm {
             let Ok((entry, deletion)) = self.keys.deleted(&name) else { continue };
             if deletion.purge <= now {
                 let trace = Trace::automatic(self.new_guid(), "KeyPurgeAutomatic", "/");
-                let event = trace.event(self.ambient.now(), &system_facts(&name), StatusCode::OK);
-                if let Err(error) = ops::purge_for_good(self, &lock, &entry, || Ok(event.into())).await {
+                let event = || {
+                    let event = trace.event(self.ambient.now(), &system_facts(&name), StatusCode::OK);
+                    Ok(Decided::by_itself(event, Itself::Due(self.due(Action::DeletedKeyPurge, &name)?)))
+                };
+                if let Err(error) = ops::purge_for_good(self, &lock, &entry, event).await {
                     self.record_failure(&trace, &name, error).await;
                 }
             }
@@ -84,6 +89,11 @@ impl ManagedHsm {
     fn system_permit(&self, action: Action, name: &KeyName) -> Result<Permit, ApiError> {
         let intent = Intent { action, resource: Resource::Key(name.clone()) };
         authorize(&SystemPolicy, &Principal::system(), intent).map_err(|denial| ApiError::internal(denial.to_string()))
+    }
+
+    /// Leave for what is due.
+    fn due(&self, action: Action, name: &KeyName) -> Result<Spent, ApiError> {
+        Ok(self.system_permit(action, name)?.spend(action, &Resource::Key(name.clone()))?)
     }
 
     /// Tells the log of an automatic act that failed; one that was done has its event in its commit.
@@ -105,12 +115,13 @@ fn system_facts(name: &KeyName) -> Facts {
     Facts { key: Some(name.to_string()), rule: Some("the key's own policy".into()), ..Facts::default() }
 }
 
-/// What the service does by itself: rotate keys, as their policies say.
+/// What the service does by itself: rotate keys, as their policies say, and purge them when their retention is over.
 struct SystemPolicy;
 
 impl holdfast_core::Policy for SystemPolicy {
     fn decide(&self, principal: &Principal, intent: &Intent) -> Decision {
-        if principal.kind() == PrincipalKind::System && intent.action == Action::KeyRotate {
+        let own = matches!(intent.action, Action::KeyRotate | Action::DeletedKeyPurge);
+        if principal.kind() == PrincipalKind::System && own {
             Decision::Allow("the key's own policy".into())
         } else {
             Decision::Deny("the service does nothing else by itself".into())

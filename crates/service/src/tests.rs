@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::{
-    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Decided, Gate, Principal, PrincipalKind,
+    Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, Change, Decided, Gate, Itself, Principal, PrincipalKind,
     Projection, Record, RecordKey, Revision, Store, StoreError, Timestamp, Write,
 };
 use holdfast_wire::body::BodyLimits;
@@ -53,7 +53,7 @@ impl Store for Rows {
     }
 
     async fn write(&self, _: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
-        self.0.lock().unwrap().extend(event.map(|decided| decided.event));
+        self.0.lock().unwrap().extend(event.map(|decided| decided.event().clone()));
         Ok(Revision(1))
     }
 
@@ -251,8 +251,8 @@ impl Dialect for Toy {
         }
         let Some(rows) = &self.rows else { return Ok(Done::Told(())) };
         let event = trace.event(Clock.now(), told, StatusCode::OK);
-        let committed =
-            rows.commit(Change { writes: Vec::new(), event: event.into() }).await.map_err(|_| Error::Log)?;
+        let event = Decided::by_itself(event, Itself::Configured);
+        let committed = rows.commit(Change { writes: Vec::new(), event }).await.map_err(|_| Error::Log)?;
         Ok(Done::Changed(committed, ()))
     }
 

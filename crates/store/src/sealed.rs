@@ -321,7 +321,10 @@ impl<E: Engine> Store for SealedStore<E> {
         let is_change = event.is_some();
         let event = match event {
             None => None,
-            Some(Decided { event, leave }) => Some((audit::event_body(&event)?, self.outbox.reserve()?, leave)),
+            Some(decided) => {
+                let (event, leave) = decided.into_parts();
+                Some((audit::event_body(&event)?, self.outbox.reserve()?, leave))
+            }
         };
         let result = match self.batch(writes, event, &dropped) {
             Ok(batch) => self.engine.commit(batch).await,

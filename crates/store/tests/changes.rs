@@ -20,7 +20,10 @@ use std::{
 };
 
 use common::{Fixed, event, keys};
-use holdfast_core::{Change, Changed, Decided, PartitionId, Projection, RecordKey, Revision, Store, StoreError, Write};
+use holdfast_core::{
+    Action, Change, Changed, Decided, Decision, Intent, Itself, PartitionId, Policy, Principal, Projection, RecordKey,
+    Resource, Revision, Spent, Store, StoreError, Write, authorize,
+};
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{
     EmbeddedEngine, Engine, MemoryEngine, SealedStore, SharedEngine,
@@ -39,7 +42,24 @@ fn write(id: &str, expected_version: u64, value: Option<&str>) -> Write {
 }
 
 fn change(id: &str, expected_version: u64, value: Option<&str>) -> Change {
-    Change { writes: vec![write(id, expected_version, value)], event: event("KeyCreate", id).into() }
+    Change {
+        writes: vec![write(id, expected_version, value)],
+        event: Decided::by_itself(event("KeyCreate", id), Itself::Configured),
+    }
+}
+
+struct Everything;
+
+impl Policy for Everything {
+    fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+        Decision::Allow("test".into())
+    }
+}
+
+fn spent() -> Spent {
+    let intent = Intent { action: Action::KeyCreate, resource: Resource::Keys };
+    let permit = authorize(&Everything, &Principal::system(), intent).unwrap();
+    permit.spend(Action::KeyCreate, &Resource::Keys).unwrap()
 }
 
 /// Versions by id, and all that was told.
@@ -93,9 +113,9 @@ async fn contract<E: Engine + 'static>(engine: E) {
     let removed = store.commit(change("a", 1, None)).await.unwrap();
     assert_eq!(removed.revision(), Revision(2));
     // The leave that a change is made by is given back when it is in memory: nobody waits for it any more, the change itself least of all.
-    let Change { writes, event } = change("c", 0, Some("by leave"));
-    let event = Decided { leave: Some(store.gate().enter()), ..event };
-    assert_eq!(store.commit(Change { writes, event }).await.unwrap().revision(), Revision(3));
+    let event = Decided::asked(event("KeyCreate", "c"), spent(), store.gate().enter());
+    let change = Change { writes: vec![write("c", 0, Some("by leave"))], event };
+    assert_eq!(store.commit(change).await.unwrap().revision(), Revision(3));
     store.gate().clear(std::future::pending()).await;
     let disk = on_disk(&store).await;
     assert_eq!(seen.0.lock().unwrap().0, disk);

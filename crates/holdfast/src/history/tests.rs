@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::Change;
+use holdfast_core::{Change, Decided, Itself};
 use redb::TableDefinition;
 
 use super::*;
@@ -137,7 +137,8 @@ impl Live {
     async fn change(&self, id: &str) {
         let write = Write { key: RecordKey::new(1, id), expected_version: 0, value: Some(id.into()) };
         let event = event(self.opened.ambient.as_ref(), "KeyCreate", None, String::new(), Vec::new());
-        let done = self.history.store.commit(Change { writes: vec![write], event: event.into() }).await.unwrap();
+        let event = Decided::by_itself(event, Itself::Configured);
+        let done = self.history.store.commit(Change { writes: vec![write], event }).await.unwrap();
         assert_eq!(done.revision(), self.history.store.revision());
     }
 

@@ -13,7 +13,7 @@ use holdfast_wire::hex::{hex, unhex};
 use record::StoredGrant;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::{action::KmsAction, context::EncryptionContext, error::ApiError, keys::KeyRef, records};
+use crate::{action::KmsAction, code::Code, context::EncryptionContext, error::ApiError, keys::KeyRef, records};
 
 /// Grants of one key.
 const PER_KEY_MAX: usize = 50_000;

@@ -9,13 +9,13 @@ use std::{
 
 use holdfast_core::{
     Action, Ambient, Change, Changed, Committed, Decided, Hsm, KeyVersionId, MaskedKey, OpenKey, OpenKeyError,
-    OpenKeys, Permit, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
+    OpenKeys, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{KeyEntry, KeyRef, Material, StoredKey, shared::Shared};
-use crate::{error::ApiError, names::KeyId, records};
+use crate::{code::Code, error::ApiError, names::KeyId, records};
 
 /// Locks that ids are spread over. Two ids under one lock only wait for each other.
 const KEY_LOCKS: usize = 1024;
@@ -201,21 +201,23 @@ impl KeyRing {
         Err(ApiError::new("LimitExceededException", format!("There are {} keys already", self.limits.keys_max)))
     }
 
-    /// Makes a draft durable with its event, then visible. The permit must be for a change of the one id that all its keys have; the caller holds
+    /// Makes a draft durable with its event, then visible. What was permitted must be a change of the one id that all its keys have; the caller holds
     /// the id's lock.
     pub(crate) async fn commit(
         &self,
         _lock: &KeyLock<'_>,
-        permit: Permit,
         draft: Draft,
-        event: impl Into<Decided>,
+        event: Decided,
     ) -> Result<(Vec<Arc<KeyEntry>>, Committed), ApiError> {
         let Draft { entries, removed, blobs, others: mut batch } = draft;
         let names = entries.iter().map(|entry| &entry.name).chain(removed.iter().map(|entry| &entry.name));
         let mut names = names.collect::<Vec<_>>();
         names.dedup();
         let [name] = names.as_slice() else { return Err(ApiError::internal("a change of several keys at once")) };
-        permit.spend_any(&CHANGES, &Resource::Key((*name).clone()))?;
+        let resource = Resource::Key((*name).clone());
+        if !event.spent().is_some_and(|spent| spent.is_for(&CHANGES, &resource)) {
+            return Err(ApiError::internal("a change of a key by leave of something else"));
+        }
         for entry in &entries {
             let value =
                 serde_json::to_vec(&StoredKey::from_entry(entry)).map_err(|e| ApiError::internal(e.to_string()))?;
@@ -228,7 +230,7 @@ impl KeyRing {
             let value = masked.map(|masked| masked.0.to_vec());
             batch.push(Write { key: records::material(id), expected_version, value });
         }
-        let committed = self.store.commit(Change { writes: batch, event: event.into() }).await?;
+        let committed = self.store.commit(Change { writes: batch, event }).await?;
         let changed = entries.into_iter().map(|mut entry| {
             entry.record_version += 1;
             Arc::new(entry)

@@ -78,13 +78,13 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     let changing = aliases.changing().await;
     let key = call.named_without_alias("targetKeyId", request.target_key_id.as_deref())?;
     same_account(call, &key)?;
-    allowed(call, KmsAction::CreateAlias, &arn, &key)?;
+    let spent = allowed(call, KmsAction::CreateAlias, &arn, &key)?;
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     if aliases.get(&name).is_some() {
         let message = format!("An alias with the name {arn} already exists");
         return Err(ApiError::new("AlreadyExistsException", message));
     }
-    let committed = aliases.put(&changing, name, key.id, call.now, call.decided()?).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.decided(spent)?).await?;
     changed(committed, nothing())
 }
 
@@ -101,7 +101,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     let old = call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: alias.target });
     let key = call.named_without_alias("targetKeyId", request.target_key_id.as_deref())?;
     same_account(call, &key)?;
-    allowed(call, KmsAction::UpdateAlias, &arn, &key)?;
+    let spent = allowed(call, KmsAction::UpdateAlias, &arn, &key)?;
     if let Some(old) = old.filter(|old| old.id != key.id) {
         call.allowed(KmsAction::UpdateAlias, &old, With::default())?;
         if (old.usage, kind(&old)) != (key.usage, kind(&key)) {
@@ -109,7 +109,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
         }
     }
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
-    let committed = aliases.put(&changing, name, key.id, call.now, call.decided()?).await?;
+    let committed = aliases.put(&changing, name, key.id, call.now, call.decided(spent)?).await?;
     changed(committed, nothing())
 }
 
@@ -129,14 +129,14 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     let aliases = &call.kms.aliases;
     let changing = aliases.changing().await;
     let alias = existing(call, &name, &arn)?;
-    match call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: alias.target }) {
+    let spent = match call.kms.keys.entry(&KeyRef { region: Arc::clone(call.region), id: alias.target }) {
         Some(key) => {
             call.told.key = Some(key.arn.clone());
-            allowed(call, KmsAction::DeleteAlias, &arn, &key)?;
+            allowed(call, KmsAction::DeleteAlias, &arn, &key)?
         }
-        None => drop(call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?),
-    }
-    let committed = aliases.remove(&changing, &name, &alias, call.decided()?).await?;
+        None => call.allowed_apart(KmsAction::DeleteAlias, &arn, With::default())?,
+    };
+    let committed = aliases.remove(&changing, &name, &alias, call.decided(spent)?).await?;
     changed(committed, nothing())
 }
 

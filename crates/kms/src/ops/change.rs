@@ -21,12 +21,12 @@ pub(super) async fn change(
     change: impl FnOnce(&Call<'_>, &mut KeyEntry) -> Result<(), ApiError>,
 ) -> Result<(Arc<KeyEntry>, Committed), ApiError> {
     let key = call.named_without_alias("keyId", key_id)?;
-    let permit = call.permit(action, &key, with)?;
+    let spent = call.allowed(action, &key, with)?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
     let mut entry = current(call, &key)?;
     change(call, &mut entry)?;
-    let (changed, committed) = kms.keys.commit(&lock, permit, Draft::of(entry), call.decided()?).await?;
+    let (changed, committed) = kms.keys.commit(&lock, Draft::of(entry), call.decided(spent)?).await?;
     let key = changed.into_iter().next().ok_or_else(|| ApiError::internal("nothing was changed"))?;
     Ok((key, committed))
 }

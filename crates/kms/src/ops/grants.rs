@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::{Committed, Spent};
+use holdfast_core::{Committed, Decision, Intent, Permit, Policy, Principal, Spent, authorize};
 use holdfast_crypto::KeySpec;
 use holdfast_service::Done;
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     action::KmsAction,
+    authn::Identity,
     authn::check_source_arn,
     call::{Call, With},
     context::EncryptionContext,
@@ -254,7 +255,7 @@ fn grantable<'k>(call: &Call<'_>, key: &'k KeyEntry) -> Result<Grantable<'k>, Ap
 
 async fn make(
     call: &Call<'_>,
-    spent: &Spent,
+    spent: Spent,
     key: &Grantable<'_>,
     id: GrantId,
     new: GrantTerms,
@@ -262,7 +263,7 @@ async fn make(
     if new.key != key.0.key_ref() || *spent.resource() != key.0.resource() {
         return Err(ApiError::internal("a grant of another key"));
     }
-    call.kms.grants.create(id, new, call.now, || call.decided()).await
+    call.kms.grants.create(id, new, call.now, || call.decided(spent)).await
 }
 
 pub(super) async fn create(call: &mut Call<'_>) -> Answer {
@@ -307,7 +308,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     call.unless_dry_run(request.dry_run)?;
     let id = GrantId(call.kms.ambient.random());
     call.told.context.push(("grant", id.to_string()));
-    let (found, committed) = make(call, &spent, &key, id, new).await?;
+    let (found, committed) = make(call, spent, &key, id, new).await?;
     let body = wire::answer(&json!({"GrantId": found.to_string(), "GrantToken": found.token()}))?;
     let Some(committed) = committed else {
         call.told.context.pop();
@@ -439,17 +440,45 @@ pub(super) async fn revoke(call: &mut Call<'_>) -> Answer {
     violations.finish()?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     let facts = [("kms:grantisforawsresource", vec![call.identity.service.is_some().to_string()])];
-    call.allowed(KmsAction::RevokeGrant, &key, With { more: &facts, ..With::default() })?;
+    let spent = call.allowed(KmsAction::RevokeGrant, &key, With { more: &facts, ..With::default() })?;
     let grant = of_key(call, parse_id(id)?, &key.key_ref())?;
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    let committed = call.kms.grants.remove(&grant, || call.decided()).await?;
+    let committed = call.kms.grants.remove(&grant, || call.decided(spent)).await?;
     changed(committed, nothing())
 }
 
 fn of_key(call: &Call<'_>, id: GrantId, key: &KeyRef) -> Result<Arc<Grant>, ApiError> {
     let grant = call.kms.grants.get(id).filter(|grant| grant.terms.key == *key);
     grant.ok_or_else(|| ApiError::not_found(format!("Grant {id} is not found")))
+}
+
+/// Who may retire a grant by what it says itself: its retiring principal, and a grantee whom it lets.
+struct OfGrant<'a> {
+    grant: &'a Grant,
+    identity: &'a Identity,
+    source_arn: Option<&'a str>,
+}
+
+impl OfGrant<'_> {
+    fn permit(&self, key: &KeyEntry) -> Option<Permit> {
+        let intent = Intent { action: KmsAction::RetireGrant.core(), resource: key.resource() };
+        authorize(self, self.identity.principal(), intent).ok()
+    }
+}
+
+impl Policy for OfGrant<'_> {
+    fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+        let terms = &self.grant.terms;
+        let parties = self.identity.parties();
+        let own = terms.retiring.as_ref().is_some_and(|retiring| parties.contains(retiring))
+            || (parties.contains(&terms.grantee) && self.grant.allows(KmsAction::RetireGrant, None, self.source_arn));
+        if own {
+            Decision::Allow(format!("grant {}", self.grant.id))
+        } else {
+            Decision::Deny("the grant does not name the caller".into())
+        }
+    }
 }
 
 /// By the retiring principal, by a grantee whose grant says so, or by whom the key's policies let.
@@ -469,16 +498,16 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Answer {
     let key = call.kms.keys.entry(&grant.terms.key);
     let key = key.ok_or_else(|| ApiError::not_found("The key of the grant is gone"))?;
     call.told.key = Some(key.arn.clone());
-    let parties = call.identity.parties();
-    let own = grant.terms.retiring.as_ref().is_some_and(|retiring| parties.contains(retiring))
-        || (parties.contains(&grant.terms.grantee) && grant.allows(KmsAction::RetireGrant, None, call.source_arn));
-    if own {
-        call.told.rule = Some(format!("grant {}", grant.id));
-    } else {
-        call.allowed(KmsAction::RetireGrant, &key, With::default())?;
-    }
+    let of_grant = OfGrant { grant: &grant, identity: call.identity, source_arn: call.source_arn };
+    let spent = match of_grant.permit(&key) {
+        Some(permit) => {
+            call.told.rule = Some(permit.rule().to_owned());
+            permit.spend(KmsAction::RetireGrant.core(), &key.resource())?
+        }
+        None => call.allowed(KmsAction::RetireGrant, &key, With::default())?,
+    };
     call.unless_dry_run(request.dry_run)?;
     call.told.context.push(("grant", grant.id.to_string()));
-    let committed = call.kms.grants.remove(&grant, || call.decided()).await?;
+    let committed = call.kms.grants.remove(&grant, || call.decided(spent)).await?;
     changed(committed, nothing())
 }

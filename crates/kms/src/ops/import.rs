@@ -305,7 +305,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     let model = request.expiration_model.as_deref().unwrap_or(EXPIRATION_MODELS[0]);
     let mut facts = vec![("kms:expirationmodel", vec![model.to_owned()])];
     facts.extend(request.valid_to.map(|secs| ("kms:validto", vec![(secs as i64).to_string()])));
-    let permit = call.permit(KmsAction::ImportKeyMaterial, &key, With { more: &facts, ..With::default() })?;
+    let spent = call.allowed(KmsAction::ImportKeyMaterial, &key, With { more: &facts, ..With::default() })?;
     must_be_imported(&key)?;
     let expires = expiry(call, &request)?;
     let token = open_token(call, &key, &token)?;
@@ -331,7 +331,7 @@ pub(super) async fn import(call: &mut Call<'_>) -> Answer {
     }
     call.told.material = Some(material.id.to_string());
     let draft = Draft { entries, blobs: vec![blob], ..Draft::default() };
-    let (_, committed) = kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
+    let (_, committed) = kms.keys.commit(&lock, draft, call.decided(spent)?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }
 
@@ -357,7 +357,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     }
     let request: Request = call.parse()?;
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
-    let permit = call.permit(KmsAction::DeleteImportedKeyMaterial, &key, With::default())?;
+    let spent = call.allowed(KmsAction::DeleteImportedKeyMaterial, &key, With::default())?;
     must_be_imported(&key)?;
     let kms = call.kms;
     let lock = kms.keys.lock(key.id).await;
@@ -373,6 +373,6 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         return wire::answer(&json!({"KeyId": key.arn})).map(Done::Told);
     };
     let entries = family(kms, &Arc::new(entry));
-    let (_, committed) = kms.keys.commit(&lock, permit, without(entries, &material), call.decided()?).await?;
+    let (_, committed) = kms.keys.commit(&lock, without(entries, &material), call.decided(spent)?).await?;
     changed(committed, wire::answer(&json!({"KeyId": key.arn, "KeyMaterialId": material.wire_id()})))
 }

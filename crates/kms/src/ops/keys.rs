@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use holdfast_core::KeyVersionId;
+use holdfast_core::{KeyVersionId, Resource};
 use holdfast_crypto::KeySpec;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -118,6 +118,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     // One for the material, one for the record.
     let to_make = call.permit_new(KmsAction::CreateKey, &name, with)?;
     let to_store = call.permit_new(KmsAction::CreateKey, &name, with)?;
+    let to_store = to_store.spend(KmsAction::CreateKey.core(), &Resource::Key(name.clone()))?;
     call.kms.keys.check_room()?;
     let policy = match &request.policy {
         Some(text) => policies::checked(call, text)?,
@@ -174,7 +175,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     }
     let lock = call.kms.keys.lock(id).await;
     let draft = Draft { blobs, ..Draft::of(entry) };
-    let (made, committed) = call.kms.keys.commit(&lock, to_store, draft, call.decided()?).await?;
+    let (made, committed) = call.kms.keys.commit(&lock, draft, call.decided(to_store)?).await?;
     let entry = made.first().ok_or_else(|| ApiError::internal("nothing was made"))?;
     changed(committed, wire::answer(&json!({"KeyMetadata": metadata(call, entry)})))
 }

@@ -55,7 +55,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     let region = region(call, request.replica_region.as_deref(), "replicaRegion")?;
     let facts = [("kms:replicaregion", vec![region.to_string()])];
-    let permit = call.permit(KmsAction::ReplicateKey, &key, With { more: &facts, ..With::default() })?;
+    let spent = call.allowed(KmsAction::ReplicateKey, &key, With { more: &facts, ..With::default() })?;
     let with = With { tags: Some(&tags), ..With::default() };
     call.allowed_apart(KmsAction::CreateKey, "*", with)?;
     if !tags.is_empty() {
@@ -99,7 +99,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     }
     entries.push(replica);
     let draft = Draft { entries, ..Draft::default() };
-    let (made, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
+    let (made, committed) = call.kms.keys.commit(&lock, draft, call.decided(spent)?).await?;
     let replica = made.iter().find(|entry| entry.region == region);
     let replica = replica.ok_or_else(|| ApiError::internal("no replica was made"))?;
     let tags: Vec<_> = replica.tags.iter().map(|(name, value)| json!({"TagKey": name, "TagValue": value})).collect();
@@ -122,7 +122,7 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Answer {
     let key = call.named_without_alias("keyId", request.key_id.as_deref())?;
     let region = region(call, request.primary_region.as_deref(), "primaryRegion")?;
     let facts = [("kms:primaryregion", vec![region.to_string()])];
-    let permit = call.permit(KmsAction::UpdatePrimaryRegion, &key, With { more: &facts, ..With::default() })?;
+    let spent = call.allowed(KmsAction::UpdatePrimaryRegion, &key, With { more: &facts, ..With::default() })?;
     must_be_primary(&key)?;
     call.enabled(&key)?;
     let lock = call.kms.keys.lock(key.id).await;
@@ -146,6 +146,6 @@ pub(super) async fn update_primary(call: &mut Call<'_>) -> Answer {
         entry.rotation = rotation.filter(|_| entry.region == region);
     }
     let draft = Draft { entries, ..Draft::default() };
-    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
+    let (_, committed) = call.kms.keys.commit(&lock, draft, call.decided(spent)?).await?;
     changed(committed, nothing())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::{AuditEvent, Committed, Decided, KeyVersionId, NewKey, Permit, Timestamp};
+use holdfast_core::{AuditEvent, Committed, Decided, Itself, KeyVersionId, NewKey, Permit, Spent, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -76,10 +76,10 @@ enum Why<'k> {
     Due(&'k KeyEntry),
 }
 
-/// Makes new material for a key and all its replicas. `permits`: to make it, to store it. `None` if it is no longer wanted.
+/// Makes new material for a key and all its replicas; `event` has the leave to store it. `None` if it is no longer wanted.
 async fn new_material(
     kms: &Kms,
-    permits: (Permit, Permit),
+    to_make: Permit,
     why: Why<'_>,
     still_wanted: impl FnOnce(&KeyEntry) -> bool,
     event: impl FnOnce(KeyVersionId) -> Result<Decided, ApiError>,
@@ -92,7 +92,7 @@ async fn new_material(
     let now = kms.keys.now();
     let Some(entry) = kms.keys.entry(&key.key_ref()).filter(|entry| still_wanted(entry)) else { return Ok(None) };
     let version = KeyVersionId::from_bytes(kms.ambient.random());
-    let new = kms.admin.generate(permits.0, &entry.bound(version)).await?;
+    let new = kms.admin.generate(to_make, &entry.bound(version)).await?;
     let material = Material { rotated: Some((now, kind)), ..material_of(version, &new, now) };
     let mut entries = family(kms, &entry);
     for entry in &mut entries {
@@ -104,7 +104,7 @@ async fn new_material(
         }
     }
     let draft = Draft { entries, blobs: vec![(version, 0, Some(new.masked))], ..Draft::default() };
-    let (_, committed) = kms.keys.commit(&lock, permits.1, draft, event(version)?).await?;
+    let (_, committed) = kms.keys.commit(&lock, draft, event(version)?).await?;
     Ok(Some(committed))
 }
 
@@ -121,12 +121,16 @@ pub(crate) fn is_due(key: &KeyEntry, now: Timestamp) -> bool {
 pub(crate) async fn rotate_by_itself(
     kms: &Kms,
     key: &KeyEntry,
-    permits: (Permit, Permit),
+    to_make: Permit,
+    to_store: Spent,
     event: AuditEvent,
 ) -> Result<Option<Committed>, ApiError> {
     let now = kms.keys.now();
-    let event = |version: KeyVersionId| Ok(AuditEvent { key_version: Some(version.to_string()), ..event }.into());
-    new_material(kms, permits, Why::Due(key), |entry| is_due(entry, now), event).await
+    let event = |version: KeyVersionId| {
+        let event = AuditEvent { key_version: Some(version.to_string()), ..event };
+        Ok(Decided::by_itself(event, Itself::Due(to_store)))
+    };
+    new_material(kms, to_make, Why::Due(key), |entry| is_due(entry, now), event).await
 }
 
 /// Only of an enabled key.
@@ -193,10 +197,8 @@ pub(super) fn status(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
     let key_id = key_only(call)?;
     let key = call.named_without_alias("keyId", key_id.as_deref())?;
-    let permits = (
-        call.permit(KmsAction::RotateKeyOnDemand, &key, With::default())?,
-        call.permit(KmsAction::RotateKeyOnDemand, &key, With::default())?,
-    );
+    let to_make = call.permit(KmsAction::RotateKeyOnDemand, &key, With::default())?;
+    let to_store = call.allowed(KmsAction::RotateKeyOnDemand, &key, With::default())?;
     let imported = key.origin == Origin::External && key.is_symmetric_encryption();
     if !imported {
         must_rotate(&key)?;
@@ -214,7 +216,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
         return Err(ApiError::new("LimitExceededException", message));
     }
     let committed = if imported {
-        adopt_pending(call, permits.1, &enabled).await?
+        adopt_pending(call, to_store, &enabled).await?
     } else {
         // It may have changed while this request waited for its turn.
         let still_wanted =
@@ -222,16 +224,16 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
         let kms = call.kms;
         let event = |version: KeyVersionId| {
             call.told.material = Some(version.to_string());
-            call.decided()
+            call.decided(to_store)
         };
-        let committed = new_material(kms, permits, Why::Asked(&enabled), still_wanted, event).await?;
+        let committed = new_material(kms, to_make, Why::Asked(&enabled), still_wanted, event).await?;
         committed.ok_or_else(|| ApiError::stale("the key was changed before it could be rotated"))?
     };
     changed(committed, wire::answer(&json!({"KeyId": key.id.to_string()})))
 }
 
 /// Imported material that waits becomes current.
-async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &Enabled<'_>) -> Result<Committed, ApiError> {
+async fn adopt_pending(call: &mut Call<'_>, to_store: Spent, key: &Enabled<'_>) -> Result<Committed, ApiError> {
     let lock = call.kms.keys.lock(key.id).await;
     let entry = current(call, key)?;
     let pending = entry.materials.iter().find(|material| material.state == MaterialState::PendingRotation);
@@ -247,7 +249,7 @@ async fn adopt_pending(call: &mut Call<'_>, permit: Permit, key: &Enabled<'_>) -
         entry.rotations_on_demand += 1;
     }
     let draft = Draft { entries, ..Draft::default() };
-    let (_, committed) = call.kms.keys.commit(&lock, permit, draft, call.decided()?).await?;
+    let (_, committed) = call.kms.keys.commit(&lock, draft, call.decided(to_store)?).await?;
     Ok(committed)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holdfast_core::{AuditEvent, Committed, Permit, Timestamp};
+use holdfast_core::{AuditEvent, Committed, Decided, Itself, Spent, Timestamp};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -101,7 +101,7 @@ pub(super) async fn cancel_deletion(call: &mut Call<'_>) -> Answer {
 /// Removes a key whose window is over, with its material unless a replica still has it, its aliases and grants.
 pub(crate) async fn delete_by_itself(
     kms: &Kms,
-    permit: Permit,
+    spent: Spent,
     key: &KeyEntry,
     event: AuditEvent,
 ) -> Result<Option<Committed>, ApiError> {
@@ -140,7 +140,7 @@ pub(crate) async fn delete_by_itself(
     draft.others = kms.aliases.removal(&changing, &entry.account, &entry.region, entry.id);
     let ending = kms.grants.ending(&entry.key_ref()).await;
     draft.others.extend(ending.writes());
-    let (_, committed) = kms.keys.commit(&lock, permit, draft, event).await?;
+    let (_, committed) = kms.keys.commit(&lock, draft, Decided::by_itself(event, Itself::Due(spent))).await?;
     kms.usage.forget(&entry.key_ref());
     Ok(Some(committed))
 }

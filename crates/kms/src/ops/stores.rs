@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_core::{Ambient, Spent};
+use holdfast_core::{Ambient, Decided, Itself, Spent};
 use holdfast_service::{Done, Trace};
 use http::StatusCode;
 use serde::Deserialize;
@@ -191,7 +191,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     violations.finish()?;
     check_proxy(&request)?;
     let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
-    allowed(call, KmsAction::CreateCustomKeyStore)?;
+    let spent = allowed(call, KmsAction::CreateCustomKeyStore)?;
     let kind = if request.custom_key_store_type.as_deref() == Some("EXTERNAL_KEY_STORE") {
         let (Some(endpoint), Some(path), Some((access_key_id, secret)), Some(connectivity)) = (
             request.xks_proxy_uri_endpoint.clone(),
@@ -236,7 +236,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     // Not before the other side has answered: a disconnection waits for nobody's network.
     let _changing = stores.changing.lock().await;
     check_place(call, &store)?;
-    let committed = stores.put(&store, call.decided()?).await?;
+    let committed = stores.put(&store, call.decided(spent)?).await?;
     super::changed(committed, wire::answer(&json!({"CustomKeyStoreId": id})))
 }
 
@@ -304,7 +304,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     violations.length(request.new_custom_key_store_name.as_deref().unwrap_or("-"), "newCustomKeyStoreName", 1, 256);
     violations.finish()?;
     let credential = credential(request.xks_proxy_authentication_credential.as_ref())?;
-    allowed(call, KmsAction::UpdateCustomKeyStore)?;
+    let spent = allowed(call, KmsAction::UpdateCustomKeyStore)?;
     let stores = &call.kms.stores;
     let old = named(call, request.custom_key_store_id.as_deref())?;
     let asked = changed(call, &request, credential.as_ref(), &old)?;
@@ -320,7 +320,7 @@ pub(super) async fn update(call: &mut Call<'_>) -> Answer {
     {
         return Err(ApiError::stale("the custom key store was changed while the other side was asked"));
     }
-    let committed = stores.put(&store, call.decided()?).await?;
+    let committed = stores.put(&store, call.decided(spent)?).await?;
     super::changed(committed, nothing())
 }
 
@@ -330,7 +330,7 @@ fn allowed(call: &mut Call<'_>, action: KmsAction) -> Result<Spent, ApiError> {
 
 pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
-    allowed(call, KmsAction::DeleteCustomKeyStore)?;
+    let spent = allowed(call, KmsAction::DeleteCustomKeyStore)?;
     let stores = &call.kms.stores;
     let _changing = stores.changing.lock().await;
     let store = named(call, request.custom_key_store_id.as_deref())?;
@@ -343,7 +343,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
         let message = format!("The custom key store holds {} keys", keys.len());
         return Err(ApiError::new("CustomKeyStoreHasCMKsException", message));
     }
-    let committed = stores.remove(&store, call.decided()?).await?;
+    let committed = stores.remove(&store, call.decided(spent)?).await?;
     super::changed(committed, nothing())
 }
 
@@ -419,7 +419,7 @@ pub(super) fn describe(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 /// Answers at once; the look at the other side goes on behind.
 pub(super) async fn connect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     let request: Request = call.parse()?;
-    allowed(call, KmsAction::ConnectCustomKeyStore)?;
+    let spent = allowed(call, KmsAction::ConnectCustomKeyStore)?;
     let stores = Arc::clone(&call.kms.stores);
     let _changing = stores.changing.lock().await;
     let store = named(call, request.custom_key_store_id.as_deref())?;
@@ -431,18 +431,24 @@ pub(super) async fn connect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     stores.show(connecting.clone());
     let (arn, request_id) = (call.identity.arn.clone(), call.request_id.to_owned());
     let ambient = Arc::clone(&call.kms.ambient);
-    tokio::spawn(finish_connecting(Arc::clone(&stores), ambient, connecting, arn, request_id));
+    let asked = Connecting { store: connecting, spent, arn, request_id };
+    tokio::spawn(finish_connecting(Arc::clone(&stores), ambient, asked));
     nothing()
 }
 
-/// The second half of a connection: an act of the service's own, under the id of the request that began it.
-async fn finish_connecting(
-    stores: Arc<KeyStores>,
-    ambient: Arc<dyn Ambient>,
-    mut store: KeyStore,
+/// A connection that somebody asked for, and was permitted to.
+struct Connecting {
+    store: KeyStore,
+    spent: Spent,
+    /// Who.
     arn: String,
+    /// By which request.
     request_id: String,
-) {
+}
+
+/// The second half of a connection: an act of the service's own, under the id of the request that began it.
+async fn finish_connecting(stores: Arc<KeyStores>, ambient: Arc<dyn Ambient>, asked: Connecting) {
+    let Connecting { mut store, spent, arn, request_id } = asked;
     let about = About {
         principal_arn: &arn,
         key_arn: None,
@@ -476,7 +482,8 @@ async fn finish_connecting(
         ..Told::default()
     };
     let trace = Trace::automatic(request_id, "FinishConnectCustomKeyStore", "/");
-    if let Err(error) = stores.put(&store, trace.event(ambient.now(), &told, StatusCode::OK)).await {
+    let event = Decided::by_itself(trace.event(ambient.now(), &told, StatusCode::OK), Itself::Answered(spent));
+    if let Err(error) = stores.put(&store, event).await {
         tracing::error!(store = store.id, error.message, "the state of a custom key store could not be kept");
         store.connection = Connection::Disconnected;
         stores.show(store);
@@ -486,7 +493,7 @@ async fn finish_connecting(
 /// In force when it returns, and kept over restarts.
 pub(super) async fn disconnect(call: &mut Call<'_>) -> Answer {
     let request: Request = call.parse()?;
-    allowed(call, KmsAction::DisconnectCustomKeyStore)?;
+    let spent = allowed(call, KmsAction::DisconnectCustomKeyStore)?;
     let stores = &call.kms.stores;
     let _changing = stores.changing.lock().await;
     let store = named(call, request.custom_key_store_id.as_deref())?;
@@ -494,6 +501,6 @@ pub(super) async fn disconnect(call: &mut Call<'_>) -> Answer {
         return nothing().map(Done::Told);
     }
     let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&store) };
-    let committed = stores.put(&disconnected, call.decided()?).await?;
+    let committed = stores.put(&disconnected, call.decided(spent)?).await?;
     super::changed(committed, nothing())
 }

@@ -345,11 +345,11 @@ impl KeyStores {
     }
 
     /// Makes a store or its new state durable, then visible. The caller holds `changing`.
-    pub(crate) async fn put(&self, store: &KeyStore, event: impl Into<Decided>) -> Result<Committed, ApiError> {
+    pub(crate) async fn put(&self, store: &KeyStore, event: Decided) -> Result<Committed, ApiError> {
         let stored = StoredStore::of(store);
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: Some(value) };
-        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// Shows a state that is not kept: CONNECTING.
@@ -357,9 +357,9 @@ impl KeyStores {
         self.held.insert(store);
     }
 
-    pub(crate) async fn remove(&self, store: &KeyStore, event: impl Into<Decided>) -> Result<Committed, ApiError> {
+    pub(crate) async fn remove(&self, store: &KeyStore, event: Decided) -> Result<Committed, ApiError> {
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: None };
-        Ok(self.store.commit(Change { writes: vec![write], event: event.into() }).await?)
+        Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
     /// The link of a store for one cryptographic request, if the store is in use and its quota not used up.

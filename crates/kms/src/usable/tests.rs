@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Action, Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, CiphertextParts, Decision, EncryptionScheme, Hsm,
-    HsmAdmin, HsmError, Intent, KeyName, MaskedKey, NewKey, OpenKey, PartitionId, Policy, Principal, Resource,
-    authorize,
+    Action, Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, CiphertextParts, Decided, Decision,
+    EncryptionScheme, Hsm, HsmAdmin, HsmError, Intent, Itself, KeyName, MaskedKey, NewKey, OpenKey, PartitionId,
+    Policy, Principal, Resource, authorize,
 };
 use holdfast_crypto::{ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer};
 use holdfast_engine::{Keyed, Partition, PartitionPolicy};
@@ -180,11 +180,16 @@ fn event() -> AuditEvent {
     }
 }
 
+fn decided(action: Action, key: &KeyEntry) -> Decided {
+    let spent = permit(action, key).spend(action, &key.resource()).unwrap();
+    Decided::by_itself(event(), Itself::Due(spent))
+}
+
 /// Makes a change durable and visible.
 async fn put(kms: &Kms, entry: KeyEntry, blobs: Vec<(KeyVersionId, u64, Option<MaskedKey>)>) -> Arc<KeyEntry> {
     let lock = kms.keys.lock(entry.id).await;
-    let permit = permit(Action::KeyCreate, &entry);
-    kms.keys.commit(&lock, permit, Draft { blobs, ..Draft::of(entry) }, event()).await.unwrap().0.remove(0)
+    let event = decided(Action::KeyCreate, &entry);
+    kms.keys.commit(&lock, Draft { blobs, ..Draft::of(entry) }, event).await.unwrap().0.remove(0)
 }
 
 async fn key(kms: &Kms) -> Arc<KeyEntry> {
@@ -297,7 +302,7 @@ async fn a_key_that_is_gone_is_used_no_more() {
     let open = kms.keys.open_key(&found, &found.materials[0]).await.unwrap();
     let lock = kms.keys.lock(found.id).await;
     let draft = Draft { removed: vec![Arc::clone(&found)], ..Draft::default() };
-    drop(kms.keys.commit(&lock, permit(Action::KeyDelete, &found), draft, event()).await.unwrap());
+    drop(kms.keys.commit(&lock, draft, decided(Action::KeyDelete, &found)).await.unwrap());
     // Even by who holds it open.
     let asked = Asked::about(&kms, &found, found.materials[0].id);
     let refused = open.perform(permit(Action::KeyDecrypt, &found), asked, decrypt(&ciphertext)).await;

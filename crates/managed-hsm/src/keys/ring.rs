@@ -8,8 +8,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, Change, Changed, Committed, Decided, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
-    OpenKeyError, OpenKeys, Projection, RecordKey, Store, StoreError, Timestamp, Write,
+    Action, Ambient, Change, Changed, Committed, Decided, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
+    OpenKeyError, OpenKeys, Projection, RecordKey, Resource, Spent, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -19,6 +19,29 @@ use crate::{error::ApiError, records};
 
 /// Locks that names are spread over. Two names under one lock only wait for each other.
 const NAME_LOCKS: usize = 1024;
+
+/// What may change a key.
+const CHANGES: [Action; 6] = [
+    Action::DeletedKeyRecover,
+    Action::KeyCreate,
+    Action::KeyDelete,
+    Action::KeyImport,
+    Action::KeyRotate,
+    Action::KeyUpdate,
+];
+
+/// Whether a change of this key is by leave of what was permitted.
+fn check_leave(event: &Decided, actions: &[Action], name: &KeyName) -> Result<(), ApiError> {
+    // Which key a backup holds is not known before it is open.
+    let is_for = |spent: &Spent| {
+        spent.is_for(actions, &Resource::Key(name.clone()))
+            || actions == CHANGES && spent.is_for(&[Action::KeyRestore], &Resource::Keys)
+    };
+    match event.spent() {
+        Some(spent) if is_for(spent) => Ok(()),
+        _ => Err(ApiError::internal("a change of a key by leave of something else")),
+    }
+}
 
 /// Bounds of the ring.
 #[derive(Clone, Copy, Debug)]
@@ -218,14 +241,15 @@ impl KeyRing {
         }
     }
 
-    /// Makes a draft and its event durable, then visible. The caller holds the name's lock.
+    /// Makes a draft and its event durable, then visible. What was permitted must be a change of this key; the caller holds the name's lock.
     pub(crate) async fn commit(
         &self,
         _lock: &NameLock<'_>,
         draft: Draft,
-        event: impl Into<Decided>,
+        event: Decided,
     ) -> Result<(Committed, Arc<KeyEntry>), ApiError> {
         let Draft { mut entry, blobs } = draft;
+        check_leave(&event, &CHANGES, &entry.name)?;
         let value =
             serde_json::to_vec(&StoredKey::from_entry(&entry)).map_err(|e| ApiError::internal(e.to_string()))?;
         let key = records::key(&entry.name);
@@ -233,7 +257,7 @@ impl KeyRing {
         for (id, expected_version, masked) in blobs {
             batch.push(Write { key: records::blob(id), expected_version, value: Some(masked.0.to_vec()) });
         }
-        let committed = self.store.commit(Change { writes: batch, event: event.into() }).await?;
+        let committed = self.store.commit(Change { writes: batch, event }).await?;
         entry.record_version += 1;
         Ok((committed, Arc::new(entry)))
     }
@@ -244,13 +268,14 @@ impl KeyRing {
         _lock: &NameLock<'_>,
         entry: &KeyEntry,
         more: Vec<Write>,
-        event: impl Into<Decided>,
+        event: Decided,
     ) -> Result<Committed, ApiError> {
+        check_leave(&event, &[Action::DeletedKeyPurge], &entry.name)?;
         let remove = |key: RecordKey, expected_version| Write { key, expected_version, value: None };
         let mut batch = vec![remove(records::key(&entry.name), entry.record_version)];
         batch.extend(entry.versions.iter().map(|version| remove(records::blob(version.id), version.blob_version)));
         batch.extend(more);
-        Ok(self.store.commit(Change { writes: batch, event: event.into() }).await?)
+        Ok(self.store.commit(Change { writes: batch, event }).await?)
     }
 
     /// The masked blob of a version.

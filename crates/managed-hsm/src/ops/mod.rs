@@ -37,14 +37,14 @@ pub(crate) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that, and only if what
-    /// was allowed before all waits (for a lock, for the making of a key) is allowed still.
+    /// The event of this request's success, for whoever commits it together with what it changes: at the last moment before that. The permit that it
+    /// is by leave of is asked for now, after all waits (for a lock, for the making of a key).
     pub(crate) fn decided(&self, status: StatusCode) -> Result<Decided, ApiError> {
         // First the pass, then the look: a change that it does not see waits for it.
-        let leave = Some(self.hsm.store.gate().enter());
-        self.hsm.still_allowed(self.asked)?;
+        let pass = self.hsm.store.gate().enter();
+        let spent = self.hsm.allowed_now(self.asked)?;
         self.facts.rests_on.as_ref().map_or(Ok(()), |used| used.still_usable(self.hsm))?;
-        Ok(Decided { event: self.trace.event(self.hsm.ambient.now(), self.facts, status), leave })
+        Ok(Decided::asked(self.trace.event(self.hsm.ambient.now(), self.facts, status), spent, pass))
     }
 }
 

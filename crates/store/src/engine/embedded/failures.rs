@@ -10,7 +10,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, AuditEvent, AuditOutcome, Change, Changed, PartitionId, Projection, RecordKey, Store, Timestamp, Write,
+    Ambient, AuditEvent, AuditOutcome, Change, Changed, Decided, Itself, PartitionId, Projection, RecordKey, Store,
+    Timestamp, Write,
 };
 use holdfast_crypto::SecretBytes;
 
@@ -109,7 +110,10 @@ impl Bench {
 
     /// One change of one record, named like it.
     fn change(&self, id: &str) -> Result<(), StoreError> {
-        let change = Change { writes: vec![write(id, 0, id.as_bytes())], event: event(id).into() };
+        let change = Change {
+            writes: vec![write(id, 0, id.as_bytes())],
+            event: Decided::by_itself(event(id), Itself::Configured),
+        };
         self.runtime.block_on(self.store.commit(change)).map(drop)
     }
 
