@@ -9,11 +9,11 @@ use std::{
     time::Instant,
 };
 
-use holdfast_core::{Action, Ambient, Principal, Timestamp};
+use holdfast_core::{Action, Ambient, Timestamp};
 use http::HeaderMap;
 use s3s::{S3Error, S3ErrorCode};
 
-use crate::{error::Error, event::About};
+use crate::{error::Error, event::About, s3::authn::Caller};
 
 /// What is known of a request before anything of it is understood.
 pub(crate) struct Facts {
@@ -97,7 +97,7 @@ impl Arrived {
     /// What the request asks for, as far as that is known.
     pub(crate) fn act(&self) -> Option<Act> {
         let notes = self.notes();
-        notes.call.as_ref().map(|call| call.act.clone()).or_else(|| notes.act.clone())
+        notes.call.as_ref().map(|call| call.act().clone()).or_else(|| notes.act.clone())
     }
 
     pub(crate) fn came_late(&self) {
@@ -115,23 +115,6 @@ impl Arrived {
     /// What the request was found to ask for, and by whom, if it came so far.
     pub(crate) fn call(&self) -> Option<Arc<Call>> {
         self.notes().call.clone()
-    }
-}
-
-/// Who asks. Made by [`crate::s3::authn::Directory`] alone, of a request whose signature holds.
-#[derive(Clone)]
-pub(crate) struct Caller {
-    pub principal: Principal,
-    /// By which credential.
-    pub access_key: String,
-    /// By which request, from where.
-    pub request: Arc<Facts>,
-}
-
-impl Caller {
-    /// The name that owners of buckets have.
-    pub(crate) fn name(&self) -> &str {
-        self.principal.object_id()
     }
 }
 
@@ -166,8 +149,8 @@ pub(crate) struct Named {
 
 /// A request of a known caller, found to ask for one act. An operation can be carried out with one only.
 pub(crate) struct Call {
-    pub caller: Caller,
-    pub act: Act,
+    caller: Caller,
+    act: Act,
     about: Mutex<About>,
     settled: Arc<AtomicBool>,
 }
@@ -177,6 +160,16 @@ impl Call {
         let call = Arc::new(Self { caller, act, about: Mutex::default(), settled: Arc::default() });
         arrived.notes().call = Some(Arc::clone(&call));
         call
+    }
+
+    /// Who asks.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// For what.
+    pub(crate) fn act(&self) -> &Act {
+        &self.act
     }
 
     /// Notes for the log what a request that changes nothing turned out to be about.

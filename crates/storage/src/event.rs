@@ -6,9 +6,10 @@ use holdfast_core::{AuditEvent, AuditOutcome, PartitionId, Principal, Timestamp}
 
 use crate::{
     Storage,
-    call::{Act, Arrived, Call, Caller, Facts},
+    call::{Act, Arrived, Call, Facts},
     error::{Error, Result},
     record::{BucketRecord, Encryption, ObjectRecord, UploadRecord},
+    s3::authn::Caller,
 };
 
 /// Longest text of a caller's that an event takes over, in bytes: the longest key there is.
@@ -109,7 +110,7 @@ fn event(
     let mut tell = |name, value: Option<&str>| {
         context.extend(value.filter(|value| !value.is_empty()).map(|value| (name, bounded(value, TEXT_BYTES_MAX))));
     };
-    tell("access_key", caller.map(|caller| caller.access_key.as_str()));
+    tell("access_key", caller.map(Caller::access_key));
     tell("bucket", act.map(|act| act.bucket.bucket.as_str()));
     tell("key", about.key.as_deref().or(act.and_then(|act| act.key.as_deref())));
     tell("version", about.version.as_deref());
@@ -126,7 +127,7 @@ fn event(
     AuditEvent {
         time: later(request.at, request.began),
         operation,
-        principal: caller.map(|caller| caller.principal.clone()),
+        principal: caller.map(|caller| caller.principal().clone()),
         key: None,
         key_version: None,
         algorithm: None,
@@ -152,15 +153,15 @@ fn later(at: Timestamp, began: Instant) -> Timestamp {
 impl Call {
     /// The event of a change that is about to be committed. `aside`: something else that had to be changed on the way.
     pub(crate) fn changed(&self, rule: &str, aside: Option<&'static str>, about: About) -> AuditEvent {
-        let operation = aside.unwrap_or(self.act.operation);
-        let end = End::allowed(status_of(self.act.operation), rule);
-        event(&self.caller.request, operation, Some(&self.caller), Some(&self.act), about, end)
+        let operation = aside.unwrap_or(self.act().operation);
+        let end = End::allowed(status_of(self.act().operation), rule);
+        event(self.caller().request(), operation, Some(self.caller()), Some(self.act()), about, end)
     }
 
     /// The event of one part of a request that was refused, where the others were not.
     fn part_refused(&self, about: About, error: &Error) -> AuditEvent {
-        let request = &self.caller.request;
-        event(request, self.act.operation, Some(&self.caller), Some(&self.act), about, End::of(error))
+        let request = self.caller().request();
+        event(request, self.act().operation, Some(self.caller()), Some(self.act()), about, End::of(error))
     }
 }
 
@@ -235,7 +236,7 @@ impl Storage {
             Ok(status) => End::allowed(status, "owner"),
             Err(error) => End::of(error),
         };
-        let reads = call.as_ref().is_some_and(|call| call.act.reads());
+        let reads = call.as_ref().is_some_and(|call| call.act().reads());
         let always = end.outcome == AuditOutcome::Denied || matches!(status, Err(Error::Damaged | Error::Forged(_)));
         if reads && !self.config.audit_reads && !always {
             return Ok(());

@@ -11,8 +11,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, AuditEvent, BucketId, Decision, IndexWrite, Intent, Permit, PermitMismatch, Policy, Principal, Resource,
-    Timestamp, authorize,
+    Action, AuditEvent, BucketId, Decision, IndexChange, IndexWrite, Intent, Permit, Policy, Principal, Resource,
+    Spent, Timestamp, authorize,
 };
 
 use crate::{
@@ -72,11 +72,27 @@ fn id_of(bucket: &BucketRecord) -> BucketId {
 /// Rows to be written, which somebody was permitted to write. [`crate::Storage::transact`] takes nothing else.
 #[must_use]
 pub(crate) struct Change {
-    pub(crate) writes: Vec<IndexWrite>,
-    /// What the log tells of it. Who clears away what was deleted before tells nothing more.
-    pub(crate) event: Option<AuditEvent>,
-    /// Set when the change is durable: the request needs no other event.
-    pub(crate) settles: Option<Arc<AtomicBool>>,
+    writes: Vec<IndexWrite>,
+    event: Option<AuditEvent>,
+    settles: Option<Arc<AtomicBool>>,
+}
+
+impl Change {
+    /// Only somebody's leave makes one.
+    fn by_leave(
+        _: Spent,
+        writes: Vec<IndexWrite>,
+        event: Option<AuditEvent>,
+        settles: Option<Arc<AtomicBool>>,
+    ) -> Self {
+        Self { writes, event, settles }
+    }
+
+    /// What the index takes (who clears away what was deleted before tells the log nothing more), and what is set when it is durable: then the request
+    /// needs no other event.
+    pub(crate) fn into_parts(self) -> (IndexChange, Option<Arc<AtomicBool>>) {
+        (IndexChange { writes: self.writes, event: self.event }, self.settles)
+    }
 }
 
 /// On whose behalf a bucket is granted.
@@ -139,7 +155,7 @@ impl View<'_> {
     /// # Errors
     /// `NoSuchBucket`, `AccessDenied`.
     pub(crate) fn grant<'v>(&'v self, call: &'v Call) -> Result<Granted<'v>> {
-        self.granted(call, call.act.action, &call.act.bucket, call.act.key.as_deref())
+        self.granted(call, call.act().action, &call.act().bucket, call.act().key.as_deref())
     }
 
     /// The same, if it is still the bucket that was looked at before.
@@ -156,7 +172,7 @@ impl View<'_> {
     /// # Errors
     /// As those of [`View::grant`].
     pub(crate) fn grant_source<'v>(&'v self, call: &'v Call) -> Result<Granted<'v>> {
-        let (bucket, key) = call.act.source.as_ref().ok_or(Error::Internal("a copy without a source"))?;
+        let (bucket, key) = call.act().source.as_ref().ok_or(Error::Internal("a copy without a source"))?;
         self.granted(call, Action::ObjectRead, bucket, Some(key))
     }
 
@@ -165,7 +181,7 @@ impl View<'_> {
         let resource = resource(action, &bucket, key);
         let policy = Ownership { bucket: &bucket, expected: named.owner.as_deref() };
         let intent = Intent { action, resource: resource.clone() };
-        let permit = authorize(&policy, &call.caller.principal, intent).map_err(|_| Error::Denied)?;
+        let permit = authorize(&policy, call.caller().principal(), intent).map_err(|_| Error::Denied)?;
         Ok(Granted { view: self, bucket, resource, permit, behalf: Behalf::Caller(call) })
     }
 
@@ -191,13 +207,13 @@ impl View<'_> {
     /// # Errors
     /// `BucketAlreadyOwnedByYou`, `BucketAlreadyExists`.
     pub(crate) fn vacant<'v>(&self, call: &'v Call) -> Result<Vacant<'v>> {
-        let name = call.act.bucket.bucket.clone();
+        let name = call.act().bucket.bucket.clone();
         if let Some(known) = self.find_bucket(&name)? {
-            let own = known.owner == call.caller.name();
+            let own = known.owner == call.caller().name();
             return Err(if own { Error::BucketOwnedByYou } else { Error::BucketExists });
         }
         let permit = on_buckets(call)?;
-        Ok(Vacant { name, owner: call.caller.name().to_owned(), call, permit })
+        Ok(Vacant { name, owner: call.caller().name().to_owned(), call, permit })
     }
 
     /// Leave to see which buckets a caller has.
@@ -206,13 +222,13 @@ impl View<'_> {
     /// A request that is about something else.
     pub(crate) fn list_buckets(&self, call: &Call) -> Result<String> {
         on_buckets(call)?.spend(Action::BucketList, &Resource::Buckets)?;
-        Ok(call.caller.name().to_owned())
+        Ok(call.caller().name().to_owned())
     }
 }
 
 fn on_buckets(call: &Call) -> Result<Permit> {
-    let intent = Intent { action: call.act.action, resource: Resource::Buckets };
-    authorize(&Anybody, &call.caller.principal, intent).map_err(|_| Error::Denied)
+    let intent = Intent { action: call.act().action, resource: Resource::Buckets };
+    authorize(&Anybody, call.caller().principal(), intent).map_err(|_| Error::Denied)
 }
 
 /// A name that no bucket has, in the view that it was looked for in.
@@ -227,8 +243,8 @@ impl Vacant<'_> {
     /// What makes the bucket.
     pub(crate) fn change(self, about: About, writes: Vec<IndexWrite>) -> Result<Change> {
         let event = self.call.changed(self.permit.rule(), None, about);
-        self.permit.spend(Action::BucketCreate, &Resource::Buckets)?;
-        Ok(Change { writes, event: Some(event), settles: Some(self.call.settled()) })
+        let spent = self.permit.spend(Action::BucketCreate, &Resource::Buckets)?;
+        Ok(Change::by_leave(spent, writes, Some(event), Some(self.call.settled())))
     }
 }
 
@@ -307,8 +323,7 @@ impl Granted<'_> {
                 (Some(event::of_service(at, operation, context, None)), None)
             }
         };
-        self.permit.spend(action, resource)?;
-        Ok(Change { writes, event, settles })
+        Ok(Change::by_leave(self.permit.spend(action, resource)?, writes, event, settles))
     }
 }
 
@@ -323,12 +338,27 @@ impl Upkeep {
 
     pub(crate) fn change(self, writes: Vec<IndexWrite>) -> Result<Change> {
         let Self(permit) = self;
-        permit
-            .spend(Action::ObjectDelete, &Resource::Buckets)
-            .map_err(|mismatch: PermitMismatch| Error::from(mismatch))?;
-        Ok(Change { writes, event: None, settles: None })
+        Ok(Change::by_leave(permit.spend(Action::ObjectDelete, &Resource::Buckets)?, writes, None, None))
     }
 }
 
 /// The whole index, of every bucket: for the service itself.
-pub(crate) struct Whole<'v>(pub(crate) &'v View<'v>);
+pub(crate) struct Whole<'v>(&'v View<'v>);
+
+impl<'v> Whole<'v> {
+    /// For upkeep, which has leave of its own for each change.
+    pub(crate) fn of_itself(view: &'v View<'v>, leave: Upkeep) -> Result<Self> {
+        let Upkeep(permit) = leave;
+        permit.spend(Action::ObjectDelete, &Resource::Buckets)?;
+        Ok(Self(view))
+    }
+
+    /// For who looks at an index that no service runs on: nothing but the rows lets him.
+    pub(crate) fn of_stopped(view: &'v View<'v>) -> Self {
+        Self(view)
+    }
+
+    pub(crate) fn view(&self) -> &'v View<'v> {
+        self.0
+    }
+}

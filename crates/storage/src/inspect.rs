@@ -66,7 +66,7 @@ pub fn envelope_in(index: &dyn Index, dek: &str, object: &str) -> Option<String>
     let dek = Id::parse(dek)?;
     let snapshot = index.snapshot().ok()?;
     let view = View::new(snapshot.as_ref());
-    let view = Whole(&view);
+    let view = Whole::of_stopped(&view);
     let found = || -> Result<Option<Envelope>> {
         let mut found: Option<Envelope> = None;
         view.scan(&rows::buckets(), &rows::buckets(), |_, value| {

@@ -45,7 +45,7 @@ use deks::DekCache;
 pub use deks::DekCacheLimits;
 use error::{Error, Result, from_store};
 pub use event::{founding_event, upgraded_event};
-use grant::{Change, Whole};
+use grant::{Change, Upkeep, Whole};
 use holdfast_core::{
     Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
 };
@@ -179,7 +179,7 @@ impl Storage {
 
     /// The same for the service itself, over all buckets.
     fn look_whole<T>(&self, look: impl FnOnce(&Whole<'_>) -> Result<T>) -> Result<T> {
-        self.look(|view| look(&Whole(view)))
+        self.look(|view| look(&Whole::of_itself(view, Upkeep::begin()?)?))
     }
 
     /// Decides and writes in one step, durable when it returns.
@@ -266,8 +266,9 @@ fn decision<T: Send + 'static>(
     let left = Arc::clone(&slot);
     let decision = move |reader: &dyn IndexReader| {
         let (outcome, change, settles) = match decide(&View::new(reader)) {
-            Ok(Some((value, Change { writes, event, settles }))) => {
-                (Ok(Some(value)), IndexChange { writes, event }, settles)
+            Ok(Some((value, change))) => {
+                let (change, settles) = change.into_parts();
+                (Ok(Some(value)), change, settles)
             }
             Ok(None) => (Ok(None), IndexChange::default(), None),
             Err(error) => (Err(error), IndexChange::default(), None),

@@ -112,19 +112,19 @@ impl Whole<'_> {
         prefix: &[u8],
         visit: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        self.0.scan(from, prefix, visit)
+        self.view().scan(from, prefix, visit)
     }
 
     pub(crate) fn find_manifest(&self, object: Id) -> Result<Option<Vec<u8>>> {
-        self.0.find_manifest(object)
+        self.view().find_manifest(object)
     }
 
     pub(crate) fn parts(&self, upload: Id, after: u16, max: usize) -> Result<Vec<PartRecord>> {
-        self.0.parts(upload, after, max)
+        self.view().parts(upload, after, max)
     }
 
     pub(crate) fn find_bucket(&self, name: &str) -> Result<Option<BucketRecord>> {
-        self.0.find_bucket(name)
+        self.view().find_bucket(name)
     }
 }
 

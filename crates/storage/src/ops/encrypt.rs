@@ -73,7 +73,7 @@ async fn rewrap(storage: &Arc<Storage>, call: &Arc<Call>, version: Option<String
 async fn rewrap_as_found(storage: &Storage, call: &Arc<Call>, version: Option<&str>, kek: &str) -> Result<bool> {
     let (bucket, found) = storage.look(|view| {
         let bucket = view.grant(call)?;
-        let found = bucket.object(call.act.key.as_deref().unwrap_or_default(), version)?;
+        let found = bucket.object(call.act().key.as_deref().unwrap_or_default(), version)?;
         Ok((bucket.known(), found))
     })?;
     let record = found.record;

@@ -14,9 +14,38 @@ use s3s::{
 
 use super::AccessKey;
 use crate::{
-    call::{Arrived, Caller},
+    call::{Arrived, Facts},
     error::{Error, Result},
 };
+
+/// Who asks: somebody whose signature holds. Only a [`Directory`] makes one.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    principal: Principal,
+    access_key: String,
+    request: Arc<Facts>,
+}
+
+impl Caller {
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    /// The name that owners of buckets have.
+    pub(crate) fn name(&self) -> &str {
+        self.principal.object_id()
+    }
+
+    /// By which credential.
+    pub(crate) fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    /// By which request, from where.
+    pub(crate) fn request(&self) -> &Facts {
+        &self.request
+    }
+}
 
 /// The credentials of the service, by their ids.
 pub(crate) struct Directory {
@@ -41,9 +70,12 @@ impl Directory {
         })
     }
 
-    /// The caller, by what s3s has verified. Without credentials nobody asks.
+    /// The caller, by what s3s has verified, which has the secret that it was verified with. Without credentials nobody asks.
     pub(crate) fn caller(&self, verified: Option<&Credentials>, arrived: &Arrived) -> Result<Caller> {
-        self.known(verified.map(|verified| verified.access_key.as_str()), arrived)
+        let verified = verified.ok_or(Error::Denied)?;
+        let is_its = |(key, _): &(AccessKey, Principal)| *key.secret == *verified.secret_key.expose();
+        let known = self.keys.get(&verified.access_key).filter(|known| is_its(known)).ok_or(Error::Denied)?;
+        Ok(Self::proved(known, arrived))
     }
 
     /// Who signed a form, by the names of its fields in lower case, if the signature holds. s3s verifies it again, and when it was made; but
@@ -63,16 +95,15 @@ impl Directory {
             let id = field("awsaccesskeyid")?;
             (id, MacKey::of_old(secret(id)?), BASE64.decode(field("signature")?).ok()?)
         };
-        key.verify(policy, &signature).then(|| self.known(Some(id), arrived).ok()).flatten()
+        let known = self.keys.get(id)?;
+        key.verify(policy, &signature).then(|| Self::proved(known, arrived))
     }
 
-    fn known(&self, access_key: Option<&str>, arrived: &Arrived) -> Result<Caller> {
-        let known = access_key.and_then(|access_key| self.keys.get(access_key));
-        let (key, principal) = known.ok_or(Error::Denied)?;
+    fn proved((key, principal): &(AccessKey, Principal), arrived: &Arrived) -> Caller {
         let request = Arc::clone(&arrived.facts);
         let caller = Caller { principal: principal.clone(), access_key: key.id.clone(), request };
         arrived.came_from(&caller);
-        Ok(caller)
+        caller
     }
 }
 

@@ -21,7 +21,7 @@ use s3s::{
 
 use super::{
     Hosts, INTERNAL, XML_BYTES_MAX,
-    authn::Directory,
+    authn::{Caller, Directory},
     first_look, headers,
     operations::{self, Operation, Place},
     scope::Wrong,
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     Storage,
     body::{Claims, check_claims, hasher, incomplete},
-    call::{Act, Arrived, Call, Caller, Named},
+    call::{Act, Arrived, Call, Named},
     error::{Error, Result, invalid_argument, invalid_request},
     ops,
 };
@@ -282,7 +282,7 @@ impl Front {
         let (storage, call) = (&self.storage, Arc::clone(call));
         let body = request.input.bytes().unwrap_or_default();
         let text = move || std::str::from_utf8(&body).unwrap_or_default().to_owned();
-        match call.act.operation {
+        match call.act().operation {
             "CreateBucket" => Some(Box::pin(async move { ops::bucket::create_bucket(storage, &call, &text()).await })),
             "PutBucketEncryption" => {
                 Some(Box::pin(

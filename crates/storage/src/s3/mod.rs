@@ -158,7 +158,7 @@ impl S3 {
         {
             result = Err(error);
         }
-        let operation = arrived.call().map_or(UNRESOLVED, |call| call.act.operation);
+        let operation = arrived.call().map_or(UNRESOLVED, |call| call.act().operation);
         let mut answer = result.unwrap_or_else(|error| error.response(request_id));
         if let Ok(id) = HeaderValue::try_from(request_id) {
             answer.headers_mut().insert("x-amz-request-id", id);
@@ -257,10 +257,10 @@ fn first_look(storage: &Storage, call: &Call) -> Result<()> {
     };
     storage.look(|view| {
         // Creating answers for itself whose the name is.
-        if !call.act.bucket.bucket.is_empty() && call.act.action != Action::BucketCreate {
+        if !call.act().bucket.bucket.is_empty() && call.act().action != Action::BucketCreate {
             refused(view.grant(call))?;
         }
-        match call.act.source {
+        match call.act().source {
             Some(_) => refused(view.grant_source(call)),
             None => Ok(()),
         }
@@ -307,7 +307,7 @@ impl FormsOnly {
         let call = Call::new(arrived, caller, form_act(&bucket, text_of(&fields, "x-amz-expected-bucket-owner")));
         first_look(&self.storage, &call)?;
         let operation = operation.map_err(|unkept| headers::refusal(unkept, &Method::PUT))?;
-        if operation.name != call.act.operation {
+        if operation.name != call.act().operation {
             return Err(not_implemented("This operation is not supported"));
         }
         ops::conditions::supported(operation.name, &Method::PUT, &fields)?;
@@ -342,7 +342,7 @@ macro_rules! operations {
                 let work = async {
                     // s3s reads the request anew: what it takes it for must be what it was found to ask for.
                     let call: Option<Arc<Call>> = request.extensions.remove();
-                    let call = call.filter(|call| call.act.operation == $operation);
+                    let call = call.filter(|call| call.act().operation == $operation);
                     let call = call.ok_or_else(|| not_implemented("This operation is not supported"))?;
                     request.trailing_headers = request.trailing_headers.or_else(|| request.extensions.remove());
                     if let Some(fields) = request.extensions.remove::<form::Fields>() {
