@@ -176,7 +176,7 @@ impl Aliases {
         if old.is_none_or(|old| old.target != target)
             && self.of_key(&name.account, &name.region, target).len() >= PER_KEY_MAX
         {
-            return Err(ApiError::new("LimitExceededException", format!("A key has at most {PER_KEY_MAX} aliases")));
+            return Err(ApiError::new(Code::LimitExceeded, format!("A key has at most {PER_KEY_MAX} aliases")));
         }
         let record_version = old.map_or(0, |old| old.record_version);
         let created = old.map_or(now, |old| old.created);

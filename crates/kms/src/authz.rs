@@ -13,6 +13,7 @@ use holdfast_core::{Decision, Intent, Permit, Policy, Principal, Resource};
 use crate::{
     action::KmsAction,
     authn::Identity,
+    code::Code,
     error::ApiError,
     facts::RequestFacts,
     grants::{Grant, GrantTerms, Grants},
@@ -166,7 +167,7 @@ impl Ask<'_> {
                 self.resource,
                 refusal.told(self.action),
             );
-            ApiError::new("AccessDeniedException", message).because(denial.reason)
+            ApiError::new(Code::AccessDenied, message).because(denial.reason)
         })
     }
 

@@ -14,6 +14,7 @@ use crate::{
     aliases::AliasName,
     authn::Identity,
     basis::{About, Asker, Basis, ask},
+    code::Code,
     context::EncryptionContext,
     error::ApiError,
     facts::Attested,
@@ -114,7 +115,7 @@ impl<'a> Call<'a> {
         violations.finish()?;
         let naming = KeyNaming::parse(name, self.region).map_err(|bad| match bad {
             BadName::Arn if self.operation.tells_invalid_arns() => {
-                ApiError::new("InvalidArnException", format!("Invalid arn {}", shown(name)))
+                ApiError::new(Code::InvalidArn, format!("Invalid arn {}", shown(name)))
             }
             BadName::Arn => invalid_key_id(name),
             BadName::Region(region) => ApiError::not_found(format!("Invalid arn {}", shown(region))),
@@ -158,7 +159,7 @@ impl<'a> Call<'a> {
                     ApiError::validation("Aliases must refer to keys. Not aliases")
                 }
                 Operation::CreateGrant => {
-                    ApiError::new("InvalidArnException", "Key Aliases are not supported for this operation.")
+                    ApiError::new(Code::InvalidArn, "Key Aliases are not supported for this operation.")
                 }
                 _ => invalid_key_id(name),
             });
@@ -294,14 +295,14 @@ impl<'a> Call<'a> {
         if tokens.iter().all(known) {
             return Ok(GrantTokens(()));
         }
-        Err(ApiError::new("InvalidGrantTokenException", "A grant token is not valid"))
+        Err(ApiError::new(Code::InvalidGrantToken, "A grant token is not valid"))
     }
 
     /// The end of a request that was only to be tried.
     pub(crate) fn unless_dry_run(&self, dry_run: Option<bool>) -> Result<(), ApiError> {
         match dry_run {
             Some(true) => Err(ApiError::new(
-                "DryRunOperationException",
+                Code::DryRunOperation,
                 "The request would have succeeded, but the DryRun option is set.",
             )),
             _ => Ok(()),

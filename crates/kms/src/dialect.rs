@@ -17,6 +17,7 @@ use crate::{
     authn::{self, Identity},
     basis::{Asker, Basis},
     call::{Call, Told},
+    code::Code,
     error::ApiError,
     keys::KeyRef,
     operation::Operation,
@@ -129,9 +130,7 @@ impl Dialect for AwsKms<'_> {
         let parts = request.head().parts();
         *told = Told::on_behalf_of(authn::source_arn(parts, &caller.identity)?);
         let is_call = parts.method == Method::POST && parts.uri.path() == "/";
-        route
-            .filter(|_| is_call)
-            .ok_or_else(|| ApiError::new("UnknownOperationException", "There is no such operation"))
+        route.filter(|_| is_call).ok_or_else(|| ApiError::new(Code::UnknownOperation, "There is no such operation"))
     }
 
     fn judge(&self, _: &Request<'_>, _: &Caller, _: &Operation, _: &mut Told) -> Result<(), ApiError> {
@@ -214,7 +213,7 @@ impl Dialect for AwsKms<'_> {
     fn failure(&self, error: &ApiError) -> Failure {
         Failure {
             status: error.status(),
-            code: error.code,
+            code: error.code.name(),
             outcome: error.outcome(),
             reason: error.reason.as_ref().unwrap_or(&error.message).clone(),
             written: Written::Each,

@@ -7,13 +7,13 @@ use holdfast_core::{AuditError, AuditOutcome, HsmError, OpenKeyError, PermitMism
 use holdfast_wire::{CAUSE_MEMBER, Cause, body::BodyFault, sigv4::Rejection};
 use http::StatusCode;
 
-use crate::policy::MalformedPolicy;
+use crate::{code::Code, policy::MalformedPolicy};
 
 /// An error as the service tells it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiError {
     /// `__type`.
-    pub code: &'static str,
+    pub code: Code,
     /// `message`.
     pub message: String,
     /// For the audit log alone.
@@ -25,7 +25,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), reason: None, cause: Cause::Refusal, stale: false }
     }
 
@@ -39,29 +39,29 @@ impl ApiError {
     }
 
     pub(crate) fn validation(message: impl Into<String>) -> Self {
-        Self::new("ValidationException", message)
+        Self::new(Code::Validation, message)
     }
 
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
-        Self::new("NotFoundException", message)
+        Self::new(Code::NotFound, message)
     }
 
     pub(crate) fn unsupported(message: impl Into<String>) -> Self {
-        Self::new("UnsupportedOperationException", message)
+        Self::new(Code::UnsupportedOperation, message)
     }
 
     pub(crate) fn invalid_state(message: impl Into<String>) -> Self {
-        Self::new("KMSInvalidStateException", message)
+        Self::new(Code::InvalidState, message)
     }
 
     /// One for all that may be wrong with a ciphertext.
     pub(crate) fn invalid_ciphertext() -> Self {
-        Self::new("InvalidCiphertextException", "The ciphertext is not valid for this key and encryption context")
+        Self::new(Code::InvalidCiphertext, "The ciphertext is not valid for this key and encryption context")
     }
 
     /// 500, with the cause kept inside.
     pub(crate) fn internal(reason: impl Into<String>) -> Self {
-        Self::new("KMSInternalException", "The service met an unexpected fault; try again").because(reason)
+        Self::new(Code::KmsInternal, "The service met an unexpected fault; try again").because(reason)
     }
 
     /// Nothing was done, since somebody else was sooner. Told to callers only if that goes on and on.
@@ -71,14 +71,7 @@ impl ApiError {
 
     /// Whether it tells what only those may know who may use the key: what is valid under it, or that a use would have succeeded.
     pub(crate) fn tells_of_a_use(&self) -> bool {
-        matches!(
-            self.code,
-            "DryRunOperationException"
-                | "IncorrectKeyException"
-                | "InvalidCiphertextException"
-                | "KMSInvalidMacException"
-                | "KMSInvalidSignatureException"
-        )
+        self.code.tells_of_a_use()
     }
 
     pub(crate) fn is_stale(&self) -> bool {
@@ -86,35 +79,21 @@ impl ApiError {
     }
 
     pub(crate) fn throttled(message: &str) -> Self {
-        Self::new("ThrottlingException", message).caused_by(Cause::Busy)
+        Self::new(Code::Throttling, message).caused_by(Cause::Busy)
     }
 
-    /// All errors of callers are 400; only what may pass by itself is 500.
+    /// The status on the wire.
     #[must_use]
     pub fn status(&self) -> StatusCode {
-        match self.code {
-            "KMSInternalException" | "KeyUnavailableException" => StatusCode::INTERNAL_SERVER_ERROR,
-            "DependencyTimeoutException" => StatusCode::SERVICE_UNAVAILABLE,
-            "RequestEntityTooLargeException" => StatusCode::PAYLOAD_TOO_LARGE,
-            _ => StatusCode::BAD_REQUEST,
-        }
+        self.code.status()
     }
 
     pub(crate) fn outcome(&self) -> AuditOutcome {
-        match self.code {
-            "AccessDeniedException"
-            | "IncompleteSignatureException"
-            | "InvalidSignatureException"
-            | "MissingAuthenticationTokenException"
-            | "UnrecognizedClientException" => AuditOutcome::Denied,
-            // Everything was allowed; it was only not done.
-            "DryRunOperationException" => AuditOutcome::Allowed,
-            _ => AuditOutcome::Failed,
-        }
+        self.code.outcome()
     }
 
     pub(crate) fn body(&self) -> Bytes {
-        let body = serde_json::json!({"__type": self.code, "message": self.message, CAUSE_MEMBER: self.cause});
+        let body = serde_json::json!({"__type": self.code.name(), "message": self.message, CAUSE_MEMBER: self.cause});
         Bytes::from(body.to_string())
     }
 }
@@ -177,15 +156,15 @@ impl From<PermitMismatch> for ApiError {
 
 impl From<MalformedPolicy> for ApiError {
     fn from(error: MalformedPolicy) -> Self {
-        Self::new("MalformedPolicyDocumentException", format!("The policy document is not valid: {error}"))
+        Self::new(Code::MalformedPolicyDocument, format!("The policy document is not valid: {error}"))
     }
 }
 
 impl From<BodyFault> for ApiError {
     fn from(fault: BodyFault) -> Self {
         match fault {
-            BodyFault::TooLarge => Self::new("RequestEntityTooLargeException", "The request body is too large"),
-            BodyFault::Broken | BodyFault::TooSlow => Self::new("SerializationException", fault.to_string()),
+            BodyFault::TooLarge => Self::new(Code::RequestEntityTooLarge, "The request body is too large"),
+            BodyFault::Broken | BodyFault::TooSlow => Self::new(Code::Serialization, fault.to_string()),
         }
     }
 }
@@ -195,18 +174,18 @@ impl From<Rejection> for ApiError {
         let why = rejection.to_string();
         match rejection {
             Rejection::Missing => {
-                Self::new("MissingAuthenticationTokenException", "Request is missing Authentication Token")
+                Self::new(Code::MissingAuthenticationToken, "Request is missing Authentication Token")
             }
-            Rejection::Incomplete(why) => Self::new("IncompleteSignatureException", why),
+            Rejection::Incomplete(why) => Self::new(Code::IncompleteSignature, why),
             // The words by which clients tell that their clock is wrong.
             Rejection::Date(_) | Rejection::Expired { .. } | Rejection::NotYetCurrent { .. } | Rejection::Scope(_) => {
-                Self::new("InvalidSignatureException", why.clone())
+                Self::new(Code::InvalidSignature, why.clone())
             }
             Rejection::UnknownKey => {
-                Self::new("UnrecognizedClientException", "The security token included in the request is invalid.")
+                Self::new(Code::UnrecognizedClient, "The security token included in the request is invalid.")
             }
             Rejection::Mismatch => Self::new(
-                "InvalidSignatureException",
+                Code::InvalidSignature,
                 "The request signature we calculated does not match the signature you provided. Check your AWS Secret \
                  Access Key and signing method. Consult the service documentation for details.",
             ),

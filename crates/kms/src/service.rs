@@ -63,7 +63,7 @@ impl Kms {
         let event = AuditEvent {
             outcome: AuditOutcome::Failed,
             status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
-            error_code: Some(error.code),
+            error_code: Some(error.code.name()),
             ..self.event_by_itself(operation, key, &error.message)
         };
         if let Err(error) = self.audit.append(event).await {

@@ -14,6 +14,7 @@ use holdfast_core::{
 use crate::{
     Kms,
     call::Call,
+    code::Code,
     error::ApiError,
     keys::{KeyEntry, KeyRing, KeyState, Material, MaterialState},
     spec::KeyUsage,
@@ -63,7 +64,7 @@ impl Call<'_> {
     pub(crate) fn wrong_usage(&self, key: &KeyEntry) -> ApiError {
         let (usage, operation) = (key.usage.name(), self.operation.name());
         let message = format!("{} key usage is {usage} which is not valid for {operation}.", key.arn);
-        ApiError::new("InvalidKeyUsageException", message)
+        ApiError::new(Code::InvalidKeyUsage, message)
     }
 }
 
@@ -85,7 +86,7 @@ pub(crate) fn must_be_enabled(kms: &Kms, key: &KeyEntry, now: Timestamp) -> Resu
     let in_use = key.reference.as_ref().is_none_or(|reference| kms.stores.is_in_use(&reference.store));
     match key.state(now, in_use) {
         KeyState::Enabled => Ok(()),
-        KeyState::Disabled => Err(ApiError::new("DisabledException", format!("{} is disabled.", key.arn))),
+        KeyState::Disabled => Err(ApiError::new(Code::Disabled, format!("{} is disabled.", key.arn))),
         other => Err(crate::call::wrong_state(key, other)),
     }
 }

@@ -9,6 +9,7 @@ use serde::{
     de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// Characters of a value that a message repeats: as many as the longest tag that is too long by little, and its like.
@@ -24,7 +25,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiErro
             serde_json::error::Category::Eof | serde_json::error::Category::Io => "the JSON ends too early",
         };
         // Where, but not what: it may be a secret.
-        ApiError::new("SerializationException", format!("{what} (line {}, column {})", error.line(), error.column()))
+        ApiError::new(Code::Serialization, format!("{what} (line {}, column {})", error.line(), error.column()))
     })
 }
 

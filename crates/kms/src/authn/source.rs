@@ -7,7 +7,7 @@ use holdfast_wire::sigv4::Authorization;
 use http::{header, request::Parts};
 
 use super::Identity;
-use crate::{error::ApiError, names::is_account, wire::Violations};
+use crate::{code::Code, error::ApiError, names::is_account, wire::Violations};
 
 const HEADER: &str = "x-amz-source-arn";
 /// Lengths of the API's model, in characters.
@@ -43,7 +43,7 @@ pub(crate) fn check_source_arn(violations: &mut Violations, arn: &str, member: &
 pub(crate) fn source_arn<'a>(parts: &'a Parts, identity: &Identity) -> Result<Option<&'a str>, ApiError> {
     let mut values = parts.headers.get_all(HEADER).iter();
     let Some(first) = values.next() else { return Ok(None) };
-    let incomplete = |why: &str| ApiError::new("IncompleteSignatureException", format!("{HEADER} {why}"));
+    let incomplete = |why: &str| ApiError::new(Code::IncompleteSignature, format!("{HEADER} {why}"));
     let (Ok(arn), None) = (first.to_str(), values.next()) else {
         return Err(incomplete("is there twice, or is not text"));
     };
@@ -54,7 +54,7 @@ pub(crate) fn source_arn<'a>(parts: &'a Parts, identity: &Identity) -> Result<Op
     }
     if identity.service.is_none() {
         let message = format!("User: {} is no service, and only a service says on whose behalf it asks", identity.arn);
-        return Err(ApiError::new("AccessDeniedException", message));
+        return Err(ApiError::new(Code::AccessDenied, message));
     }
     let mut violations = Violations::default();
     check_source_arn(&mut violations, arn, HEADER);

@@ -329,7 +329,7 @@ impl Grants {
         }
         let count = self.read().by_key.get(&new.key).map_or(0, |of_key| of_key.values().map(Vec::len).sum());
         if count >= PER_KEY_MAX {
-            return Err(ApiError::new("LimitExceededException", format!("A key has at most {PER_KEY_MAX} grants")));
+            return Err(ApiError::new(Code::LimitExceeded, format!("A key has at most {PER_KEY_MAX} grants")));
         }
         let grant = Grant { id, terms: new, created: now, record_version: 1 };
         let value =

@@ -198,7 +198,7 @@ impl KeyRing {
         if self.count() < self.limits.keys_max {
             return Ok(());
         }
-        Err(ApiError::new("LimitExceededException", format!("There are {} keys already", self.limits.keys_max)))
+        Err(ApiError::new(Code::LimitExceeded, format!("There are {} keys already", self.limits.keys_max)))
     }
 
     /// Makes a draft durable with its event, then visible. What was permitted must be a change of the one id that all its keys have; the caller holds

@@ -12,6 +12,7 @@ use crate::{
     action::KmsAction,
     aliases::AliasName,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::{KeyEntry, KeyRef, KeyState},
     names::alias_arn,
@@ -47,10 +48,10 @@ fn own_name(call: &Call<'_>, name: Option<&str>) -> Result<(AliasName, String), 
         return Err(ApiError::validation(format!("{text} contains invalid characters for an alias")));
     }
     if own.is_empty() && call.operation == Operation::CreateAlias {
-        return Err(ApiError::new("InvalidAliasNameException", "An alias has a name after the prefix \"alias/\""));
+        return Err(ApiError::new(Code::InvalidAliasName, "An alias has a name after the prefix \"alias/\""));
     }
     if text.starts_with("alias/aws/") {
-        return Err(ApiError::new("NotAuthorizedException", "Aliases that begin with alias/aws/ are reserved"));
+        return Err(ApiError::new(Code::NotAuthorized, "Aliases that begin with alias/aws/ are reserved"));
     }
     let name =
         AliasName { account: Arc::clone(call.account()), region: Arc::clone(call.region), name: text.to_owned() };
@@ -82,7 +83,7 @@ pub(super) async fn create(call: &mut Call<'_>) -> Answer {
     call.must_not_be(&key, &[KeyState::PendingDeletion, KeyState::PendingReplicaDeletion])?;
     if aliases.get(&name).is_some() {
         let message = format!("An alias with the name {arn} already exists");
-        return Err(ApiError::new("AlreadyExistsException", message));
+        return Err(ApiError::new(Code::AlreadyExists, message));
     }
     let committed = aliases.put(&changing, name, key.id, call.now, call.decided(spent)?).await?;
     changed(committed, nothing())

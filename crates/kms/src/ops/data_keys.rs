@@ -13,6 +13,7 @@ use super::{
 use crate::{
     action::KmsAction,
     call::{Call, Named, With, checked_context},
+    code::Code,
     context::EncryptionContext,
     error::ApiError,
     keys::{KeyEntry, Origin},
@@ -57,7 +58,7 @@ fn wrapping(call: &Call<'_>, key: &Arc<KeyEntry>) -> Result<Usable, ApiError> {
     }
     let (spec, operation) = (spec_name(key.spec), call.operation.name());
     let message = format!("{} key spec is {spec} which is not valid for {operation}.", key.arn);
-    Err(ApiError::new("InvalidKeyUsageException", message))
+    Err(ApiError::new(Code::InvalidKeyUsage, message))
 }
 
 pub(super) async fn data_key(call: &mut Call<'_>, with_plaintext: bool) -> Result<Bytes, ApiError> {

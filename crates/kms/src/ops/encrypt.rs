@@ -15,6 +15,7 @@ use crate::{
     action::KmsAction,
     blob::{BLOB_BYTES_MAX, Blob},
     call::{Call, GrantTokens, Named, With, checked_context},
+    code::Code,
     context::EncryptionContext,
     error::ApiError,
     facts::Attested,
@@ -73,7 +74,7 @@ fn padding(key: &KeyEntry, algorithm: &str) -> Result<Option<(EncryptionPadding,
         (KeySpec::Aes(_), None) if algorithm == "SYMMETRIC_DEFAULT" => Ok(None),
         _ => {
             let message = format!("Algorithm {algorithm} is incompatible with key spec {}.", spec::spec_name(key.spec));
-            Err(ApiError::new("InvalidKeyUsageException", message))
+            Err(ApiError::new(Code::InvalidKeyUsage, message))
         }
     }
 }
@@ -221,7 +222,7 @@ fn source(
 
 fn not_allowed() -> ApiError {
     ApiError::new(
-        "AccessDeniedException",
+        Code::AccessDenied,
         "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not \
          allowed to access.",
     )
@@ -249,7 +250,7 @@ impl Source {
         let symmetric = self.algorithm == "SYMMETRIC_DEFAULT" && !self.ignored;
         match Blob::read(&self.ciphertext) {
             Ok(blob) if symmetric && blob.key != self.named.key.id => Err(ApiError::new(
-                "IncorrectKeyException",
+                Code::IncorrectKey,
                 "The key ID in the request does not identify a CMK that can perform this operation.",
             )),
             _ => Ok(()),
@@ -278,7 +279,7 @@ impl Source {
                 // A wrong length and a wrong padding are the same to the caller.
                 let outcome = asymmetric(call, permit, key, operation).await;
                 match outcome.map_err(|error| match error.code {
-                    "ValidationException" => ApiError::invalid_ciphertext(),
+                    Code::Validation => ApiError::invalid_ciphertext(),
                     _ => error,
                 })? {
                     Outcome::Plaintext(plaintext) => Ok((plaintext, None)),

@@ -19,6 +19,7 @@ use crate::{
     authn::Identity,
     authn::check_source_arn,
     call::{Call, With},
+    code::Code,
     context::EncryptionContext,
     error::ApiError,
     grants::{Constraint, Grant, GrantId, GrantTerms, Party, operation_name, parse_operation},
@@ -112,7 +113,7 @@ fn must_be_service(call: &Call<'_>, member: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     let message = format!("User: {} is no service: {member} is for callers that are one", call.identity.arn);
-    Err(ApiError::new("AccessDeniedException", message))
+    Err(ApiError::new(Code::AccessDenied, message))
 }
 
 fn constraint(constraints: &Constraints) -> Result<Option<Constraint>, ApiError> {
@@ -167,7 +168,7 @@ fn check_party(call: &Call<'_>, party: &Party) -> Result<(), ApiError> {
     if known {
         return Ok(());
     }
-    Err(ApiError::new("InvalidArnException", format!("ARN does not refer to a valid principal: {arn}")))
+    Err(ApiError::new(Code::InvalidArn, format!("ARN does not refer to a valid principal: {arn}")))
 }
 
 /// The parties, the name and the constraints of a new grant, each of which must be as the model has it.
@@ -377,7 +378,7 @@ fn page(
 }
 
 fn parse_id(text: &str) -> Result<GrantId, ApiError> {
-    GrantId::parse(text).ok_or_else(|| ApiError::new("InvalidGrantIdException", format!("{text} is no grant id")))
+    GrantId::parse(text).ok_or_else(|| ApiError::new(Code::InvalidGrantId, format!("{text} is no grant id")))
 }
 
 pub(super) fn list(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
@@ -426,7 +427,7 @@ pub(super) fn list_retirable(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
         call.allowed_apart(KmsAction::ListRetirableGrants, "*", With::default())?;
         let account = principal.and_then(|arn| arn.split(':').nth(4));
         if account != Some(call.account()) {
-            return Err(ApiError::new("AccessDeniedException", "The principal is of another account"));
+            return Err(ApiError::new(Code::AccessDenied, "The principal is of another account"));
         }
     }
     let chosen = [principal.unwrap_or_default(), service.unwrap_or_default()];
@@ -487,7 +488,7 @@ pub(super) async fn retire(call: &mut Call<'_>) -> Answer {
     let grant = match (&request.grant_token, &request.grant_id) {
         (Some(token), None) => {
             let grant = GrantId::from_token(token).and_then(|id| call.kms.grants.get(id));
-            grant.ok_or_else(|| ApiError::new("InvalidGrantTokenException", "The grant token is not valid"))?
+            grant.ok_or_else(|| ApiError::new(Code::InvalidGrantToken, "The grant token is not valid"))?
         }
         (None, Some(id)) => {
             let key = call.named_without_alias("keyId", request.key_id.as_deref())?;

@@ -16,6 +16,7 @@ use super::{Answer, changed};
 use crate::{
     action::KmsAction,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::{Draft, KeyEntry, KeyState, Material, MaterialState, Origin},
     own::{self, Own},
@@ -198,7 +199,7 @@ fn expiry(call: &Call<'_>, request: &ImportRequest) -> Result<Option<Timestamp>,
 }
 
 fn incorrect(why: &str) -> ApiError {
-    ApiError::new("IncorrectKeyMaterialException", format!("The key material in the request is not right: {why}"))
+    ApiError::new(Code::IncorrectKeyMaterial, format!("The key material in the request is not right: {why}"))
 }
 
 /// Unwraps and masks the material as `version`. Each call takes a permit of its own.
@@ -237,13 +238,13 @@ fn blobs(request: &ImportRequest) -> Result<(Vec<u8>, Vec<u8>), ApiError> {
 }
 
 fn open_token(call: &Call<'_>, key: &KeyEntry, sealed: &[u8]) -> Result<Token, ApiError> {
-    let invalid = || ApiError::new("InvalidImportTokenException", "The import token is not one for this key");
+    let invalid = || ApiError::new(Code::InvalidImportToken, "The import token is not one for this key");
     let token = call.kms.admin.open_backup(sealed).map_err(|_| invalid())?;
     let token = Token::decode(token.expose()).filter(|token| token.key == key.name).ok_or_else(invalid)?;
     if token.expires > call.now {
         return Ok(token);
     }
-    Err(ApiError::new("ExpiredImportTokenException", "The import token has expired; get another one"))
+    Err(ApiError::new(Code::ExpiredImportToken, "The import token has expired; get another one"))
 }
 
 /// A masked key to be written: its version, the record's version now, content.

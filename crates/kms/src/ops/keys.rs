@@ -20,6 +20,7 @@ use super::{
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
+    code::Code,
     error::ApiError,
     keys::{self, Draft, KeyEntry, KeyState, Origin, Reference},
     names::{KeyId, key_arn},
@@ -207,7 +208,7 @@ fn check_reference(call: &Call<'_>, entry: &KeyEntry, reference: &Reference) -> 
     }
     if store.connection != Connection::Connected {
         return Err(ApiError::new(
-            "CustomKeyStoreInvalidStateException",
+            Code::CustomKeyStoreInvalidState,
             format!("The custom key store is {}; it must be CONNECTED", store.connection.name()),
         ));
     }
@@ -215,7 +216,7 @@ fn check_reference(call: &Call<'_>, entry: &KeyEntry, reference: &Reference) -> 
     if taken.is_empty() {
         return Ok(store);
     }
-    Err(ApiError::new("XksKeyAlreadyInUseException", "Another KMS key of the store is this external key"))
+    Err(ApiError::new(Code::XksKeyAlreadyInUse, "Another KMS key of the store is this external key"))
 }
 
 /// Looks a reference up, and the key on the other side.

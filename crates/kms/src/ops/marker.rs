@@ -4,7 +4,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_crypto::kdf;
 
-use crate::{call::Call, error::ApiError, wire::Violations};
+use crate::{call::Call, code::Code, error::ApiError, wire::Violations};
 
 const MAGIC: &[u8; 4] = b"HFM\x01";
 const CHECK_BYTES: usize = 16;
@@ -60,5 +60,5 @@ impl Listing {
 }
 
 pub(super) fn bad_marker() -> ApiError {
-    ApiError::new("InvalidMarkerException", "The marker is not one that this listing gave")
+    ApiError::new(Code::InvalidMarker, "The marker is not one that this listing gave")
 }

@@ -10,6 +10,7 @@ use super::{Answer, change::change, changed, limit, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::KeyEntry,
     policy::{POLICY_BYTES_MAX, PolicyDocument, PolicyKind, PrincipalPattern},
@@ -56,7 +57,7 @@ pub(super) fn default_for(account: &str) -> Result<PolicyDocument, ApiError> {
 /// Reads a policy; the principals of our accounts that it names must be there.
 pub(super) fn checked(call: &Call<'_>, text: &str) -> Result<PolicyDocument, ApiError> {
     if text.len() > POLICY_BYTES_MAX {
-        return Err(ApiError::new("LimitExceededException", format!("A policy has at most {POLICY_BYTES_MAX} bytes")));
+        return Err(ApiError::new(Code::LimitExceeded, format!("A policy has at most {POLICY_BYTES_MAX} bytes")));
     }
     let policy = PolicyDocument::parse(PolicyKind::Key, text)?;
     for principal in policy.principals() {
@@ -64,7 +65,7 @@ pub(super) fn checked(call: &Call<'_>, text: &str) -> Result<PolicyDocument, Api
         let account = arn.split(':').nth(4).unwrap_or_default();
         if call.kms.directory.has_account(account) && call.kms.directory.identity(arn).is_none() {
             let message = format!("Policy contains a statement with one or more invalid principals: {arn}");
-            return Err(ApiError::new("MalformedPolicyDocumentException", message));
+            return Err(ApiError::new(Code::MalformedPolicyDocument, message));
         }
     }
     Ok(policy)
@@ -77,7 +78,7 @@ pub(super) fn check_lockout(call: &Call<'_>, key: &KeyEntry, bypass: Option<bool
         return Ok(());
     }
     Err(ApiError::new(
-        "MalformedPolicyDocumentException",
+        Code::MalformedPolicyDocument,
         "The new key policy will not allow you to update the key policy in the future.",
     ))
 }

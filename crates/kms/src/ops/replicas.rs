@@ -9,6 +9,7 @@ use super::{Answer, change::current, changed, keys::metadata, nothing, policies,
 use crate::{
     action::KmsAction,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::{Draft, KeyEntry, KeyRef},
     names::{key_arn, served},
@@ -73,7 +74,7 @@ pub(super) async fn replicate(call: &mut Call<'_>) -> Answer {
     must_be_primary(&primary)?;
     let primary = call.enabled(&primary)?;
     if call.kms.keys.entry(&KeyRef { region: Arc::clone(&region), id: key.id }).is_some() {
-        return Err(ApiError::new("AlreadyExistsException", format!("The key is in {region} already")));
+        return Err(ApiError::new(Code::AlreadyExists, format!("The key is in {region} already")));
     }
     let mut entries = family_of(call, &primary);
     for entry in &mut entries {

@@ -19,6 +19,7 @@ use crate::{
     Kms,
     action::KmsAction,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::{Draft, KeyEntry, KeyRef, KeyState, Material, MaterialState, Origin, Rotation, RotationKind},
     usable::Enabled,
@@ -213,7 +214,7 @@ pub(super) async fn rotate_on_demand(call: &mut Call<'_>) -> Answer {
              for this key: {}",
             key.arn
         );
-        return Err(ApiError::new("LimitExceededException", message));
+        return Err(ApiError::new(Code::LimitExceeded, message));
     }
     let committed = if imported {
         adopt_pending(call, to_store, &enabled).await?

@@ -9,6 +9,7 @@ use super::{CryptoAnswer, KeyWithTokens};
 use crate::{
     action::KmsAction,
     call::{Call, Named, With},
+    code::Code,
     error::ApiError,
     keys::KeyEntry,
     spec::{self, KeyUsage, spec_name},
@@ -42,7 +43,7 @@ struct Prepared {
 
 fn incompatible(key: &KeyEntry, algorithm: &str) -> ApiError {
     let message = format!("Algorithm {algorithm} is incompatible with key spec {}.", spec_name(key.spec));
-    ApiError::new("InvalidKeyUsageException", message)
+    ApiError::new(Code::InvalidKeyUsage, message)
 }
 
 fn prepare(call: &mut Call<'_>, request: &SignRequest, action: KmsAction) -> Result<Prepared, ApiError> {
@@ -106,7 +107,7 @@ pub(super) async fn sign(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
 }
 
 pub(super) async fn verify(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
-    let invalid = || ApiError::new("KMSInvalidSignatureException", "The signature is not valid");
+    let invalid = || ApiError::new(Code::KmsInvalidSignature, "The signature is not valid");
     let request: SignRequest = call.parse()?;
     let signature = request.signature.as_ref().map(BlobMember::bytes);
     let mut violations = Violations::default();
@@ -194,7 +195,7 @@ pub(super) async fn verify_mac(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
             mac_algorithm: Some(&algorithm),
             ..CryptoAnswer::default()
         }),
-        Outcome::Verified(false) => Err(ApiError::new("KMSInvalidMacException", "The MAC is not valid")),
+        Outcome::Verified(false) => Err(ApiError::new(Code::InvalidMac, "The MAC is not valid")),
         _ => Err(ApiError::internal("the HSM did something else")),
     }
 }

@@ -13,6 +13,7 @@ use super::{Answer, limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, Told, With},
+    code::Code,
     error::ApiError,
     stores::{About, Connection, KeyStore, KeyStores, ProxySecret, StoreKind, XksConfig, connection_error_code},
     wire::{self, Violations, secs},
@@ -54,12 +55,12 @@ struct Request {
 }
 
 pub(super) fn not_found(id: &str) -> ApiError {
-    ApiError::new("CustomKeyStoreNotFoundException", format!("There is no custom key store {id}"))
+    ApiError::new(Code::CustomKeyStoreNotFound, format!("There is no custom key store {id}"))
 }
 
 fn invalid_state(store: &KeyStore, wanted: &str) -> ApiError {
     let message = format!("The custom key store is {}; it must be {wanted}", store.connection.name());
-    ApiError::new("CustomKeyStoreInvalidStateException", message)
+    ApiError::new(Code::CustomKeyStoreInvalidState, message)
 }
 
 /// The store that a request names, of the caller's account and region.
@@ -141,19 +142,16 @@ fn check_unique(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
             continue;
         }
         if other.name == store.name {
-            return Err(ApiError::new("CustomKeyStoreNameInUseException", format!("{} is taken", store.name)));
+            return Err(ApiError::new(Code::CustomKeyStoreNameInUse, format!("{} is taken", store.name)));
         }
         match (&other.kind, &store.kind) {
             (StoreKind::Xks(other), StoreKind::Xks(own))
                 if (&other.endpoint, &other.path) == (&own.endpoint, &own.path) =>
             {
-                return Err(ApiError::new(
-                    "XksProxyUriInUseException",
-                    "Another store leads to this endpoint and path",
-                ));
+                return Err(ApiError::new(Code::XksProxyUriInUse, "Another store leads to this endpoint and path"));
             }
             (StoreKind::Hsm { cluster: other }, StoreKind::Hsm { cluster: own }) if other == own => {
-                return Err(ApiError::new("CloudHsmClusterInUseException", "Another store is this cluster"));
+                return Err(ApiError::new(Code::CloudHsmClusterInUse, "Another store is this cluster"));
             }
             _ => {}
         }
@@ -166,7 +164,7 @@ fn check_cluster(store: &KeyStore) -> Result<(), ApiError> {
     match &store.kind {
         StoreKind::Hsm { cluster } if store.link.is_none() => {
             let message = format!("The service's configuration knows no cluster {cluster}");
-            Err(ApiError::new("CloudHsmClusterNotFoundException", message))
+            Err(ApiError::new(Code::CloudHsmClusterNotFound, message))
         }
         StoreKind::Hsm { .. } | StoreKind::Xks(_) => Ok(()),
     }
@@ -179,7 +177,7 @@ fn check_place(call: &Call<'_>, store: &KeyStore) -> Result<(), ApiError> {
     if stores.of(&store.account, &store.region).len() < stores.limits().stores_max {
         return Ok(());
     }
-    Err(ApiError::new("LimitExceededException", "There are as many custom key stores as there may be"))
+    Err(ApiError::new(Code::LimitExceeded, "There are as many custom key stores as there may be"))
 }
 
 pub(super) async fn create(call: &mut Call<'_>) -> Answer {
@@ -341,7 +339,7 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     let keys = call.kms.keys.find(|key| key.reference.as_ref().is_some_and(|reference| reference.store == store.id));
     if !keys.is_empty() {
         let message = format!("The custom key store holds {} keys", keys.len());
-        return Err(ApiError::new("CustomKeyStoreHasCMKsException", message));
+        return Err(ApiError::new(Code::CustomKeyStoreHasKeys, message));
     }
     let committed = stores.remove(&store, call.decided(spent)?).await?;
     super::changed(committed, nothing())

@@ -10,6 +10,7 @@ use super::{Answer, change::change, changed, limit, marker::Listing, nothing};
 use crate::{
     action::KmsAction,
     call::{Call, With},
+    code::Code,
     error::ApiError,
     keys::KeyState,
     wire::{self, Violations},
@@ -26,7 +27,7 @@ pub(super) struct Tag {
 }
 
 fn tag_error(message: impl Into<String>) -> ApiError {
-    ApiError::new("TagException", message)
+    ApiError::new(Code::Tag, message)
 }
 
 /// Tags as a request has them.

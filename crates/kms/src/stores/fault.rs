@@ -4,6 +4,7 @@
 
 use holdfast_wire::{Cause, ExchangeError};
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// Why the other side did not do its work.
@@ -159,7 +160,7 @@ impl LinkFault {
         format!("{text}. (custom key store {store})")
     }
 
-    fn error(&self, code: &'static str, store: &str) -> ApiError {
+    fn error(&self, code: Code, store: &str) -> ApiError {
         ApiError::new(code, self.message(store)).because(self.to_string()).caused_by(self.cause())
     }
 
@@ -168,17 +169,17 @@ impl LinkFault {
         match self {
             Self::InvalidCiphertext => ApiError::invalid_ciphertext().because(self.to_string()),
             Self::Busy => ApiError::throttled("Rate exceeded").because(self.to_string()),
-            _ => self.error("KMSInvalidStateException", store),
+            _ => self.error(Code::InvalidState, store),
         }
     }
 
     /// In CreateKey.
     pub(crate) fn for_create_key(&self, store: &str) -> ApiError {
         let code = match self {
-            Self::Denied(_) => "KMSInvalidStateException",
-            Self::KeyNotFound => "XksKeyNotFoundException",
-            Self::KeyUnusable(_) | Self::InvalidCiphertext => "XksKeyInvalidConfigurationException",
-            _ => "CustomKeyStoreInvalidStateException",
+            Self::Denied(_) => Code::InvalidState,
+            Self::KeyNotFound => Code::XksKeyNotFound,
+            Self::KeyUnusable(_) | Self::InvalidCiphertext => Code::XksKeyInvalidConfiguration,
+            _ => Code::CustomKeyStoreInvalidState,
         };
         self.error(code, store)
     }
@@ -186,21 +187,21 @@ impl LinkFault {
     /// In CreateCustomKeyStore and UpdateCustomKeyStore.
     pub(crate) fn for_store(&self, store: &str) -> ApiError {
         let code = match self {
-            Self::NotAuthenticated | Self::Denied(_) => "XksProxyIncorrectAuthenticationCredentialException",
-            Self::NoSuchPath => "XksProxyInvalidConfigurationException",
+            Self::NotAuthenticated | Self::Denied(_) => Code::XksProxyIncorrectAuthenticationCredential,
+            Self::NoSuchPath => Code::XksProxyInvalidConfiguration,
             Self::Broken(_)
             | Self::Failed(_)
             | Self::InvalidCiphertext
             | Self::InvalidResponse(_)
             | Self::KeyNotFound
-            | Self::KeyUnusable(_) => "XksProxyInvalidResponseException",
+            | Self::KeyUnusable(_) => Code::XksProxyInvalidResponse,
             Self::Busy
             | Self::ManagersUnavailable
             | Self::NotAsked(_)
             | Self::Throttled
             | Self::TimedOut
             | Self::Tls(_)
-            | Self::Unreachable(_) => "XksProxyUriUnreachableException",
+            | Self::Unreachable(_) => Code::XksProxyUriUnreachable,
         };
         self.error(code, store)
     }
