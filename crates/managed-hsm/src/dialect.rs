@@ -12,6 +12,7 @@ use http_body_util::Full;
 use crate::{
     ManagedHsm,
     authn::{Presented, Rejection},
+    code::Code,
     error::ApiError,
     ops::{self, Call, Facts, Reply},
     query::Query,
@@ -176,8 +177,8 @@ impl Dialect for KeyVault<'_> {
 
     fn failure(&self, error: &ApiError) -> Failure {
         Failure {
-            status: error.status,
-            code: error.code,
+            status: error.status(),
+            code: error.code.name(),
             outcome: error.outcome(),
             reason: error.reason.as_ref().unwrap_or(&error.message).clone(),
             written: Written::Each,
@@ -202,7 +203,7 @@ impl Dialect for KeyVault<'_> {
     fn answer(&self, head: &Head, trace: &Trace, outcome: Confirmed<Result<Reply, ApiError>>) -> Response<Full<Bytes>> {
         let (status, body, error) = match outcome.into_inner() {
             Ok(reply) => (reply.status, reply.body, None),
-            Err(error) => (error.status, error.body(trace.request_id()), Some(error)),
+            Err(error) => (error.status(), error.body(trace.request_id()), Some(error)),
         };
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
@@ -268,7 +269,7 @@ impl ManagedHsm {
 fn rejected(rejection: Rejection) -> ApiError {
     match &rejection {
         Rejection::IssuerUnavailable(why) => {
-            ApiError::unavailable("IdentityProviderUnavailable", &rejection.message(), why.clone())
+            ApiError::unavailable(Code::IdentityProviderUnavailable, &rejection.message(), why.clone())
         }
         Rejection::NoToken | Rejection::BadToken(_) | Rejection::WrongAudience { .. } => {
             ApiError::unauthorized(rejection.message(), rejection.to_string())

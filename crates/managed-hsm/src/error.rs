@@ -9,15 +9,15 @@ use holdfast_wire::Cause;
 use http::StatusCode;
 use serde::Serialize;
 
+use crate::code::{Code, InnerCode};
+
 /// An error as Key Vault tells it.
 #[derive(Clone, Debug)]
 pub struct ApiError {
-    /// HTTP status.
-    pub status: StatusCode,
     /// `error.code`.
-    pub code: &'static str,
+    pub code: Code,
     /// `error.innererror.code`.
-    pub inner_code: Option<&'static str>,
+    pub inner_code: Option<InnerCode>,
     /// `error.message`, without the activity id that every message ends with.
     pub message: String,
     /// For the audit log alone.
@@ -29,9 +29,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
-            status,
             code,
             inner_code: None,
             message: message.into(),
@@ -43,49 +42,49 @@ impl ApiError {
 
     /// 400: the request is wrong in itself.
     pub fn bad_parameter(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "BadParameter", message)
+        Self::new(Code::BadParameter, message)
     }
 
     /// 401.
     pub fn unauthorized(message: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { reason: Some(reason.into()), ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", message) }
+        Self { reason: Some(reason.into()), ..Self::new(Code::Unauthorized, message) }
     }
 
     /// 403 by the key's attributes.
-    fn forbidden(inner: &'static str, message: impl Into<String>) -> Self {
-        Self { inner_code: Some(inner), ..Self::new(StatusCode::FORBIDDEN, "Forbidden", message) }
+    fn forbidden(inner: InnerCode, message: impl Into<String>) -> Self {
+        Self { inner_code: Some(inner), ..Self::new(Code::Forbidden, message) }
     }
 
     /// 403 by a rule of the service itself.
     pub fn not_permitted(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+        Self::new(Code::Forbidden, message)
     }
 
     /// 403 by local RBAC.
     pub fn access_denied(data_action: &str, denial: &Denial) -> Self {
         let message = format!("Not authorized to access {data_action} on {}", denial.intent.resource);
-        Self { reason: Some(denial.reason.clone()), ..Self::new(StatusCode::FORBIDDEN, "AccessDenied", message) }
+        Self { reason: Some(denial.reason.clone()), ..Self::new(Code::AccessDenied, message) }
     }
 
     /// 404 with a code that says what is missing.
-    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, code, message)
+    pub fn not_found(code: Code, message: impl Into<String>) -> Self {
+        Self::new(code, message)
     }
 
     /// 405.
     pub fn method_not_allowed(method: &http::Method) -> Self {
         let message = format!("Method {method} is not allowed on this resource");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+        Self::new(Code::MethodNotAllowed, message)
     }
 
     /// 408: the client is too slow.
     pub fn request_timeout() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", "The request body did not arrive in time")
+        Self::new(Code::RequestTimeout, "The request body did not arrive in time")
     }
 
     /// 409.
-    pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, code, message)
+    pub fn conflict(code: Code, message: impl Into<String>) -> Self {
+        Self::new(code, message)
     }
 
     /// 409: a soft-deleted key holds the name. The sentence and the inner code are the service's own: clients match on both.
@@ -94,38 +93,37 @@ impl ApiError {
             "Key {name} is currently in a deleted but recoverable state, and its name cannot be reused; in this state, \
              the key can only be recovered or purged."
         );
-        Self { inner_code: Some("ObjectIsDeletedButRecoverable"), ..Self::conflict("Conflict", message) }
+        Self { inner_code: Some(InnerCode::ObjectIsDeletedButRecoverable), ..Self::conflict(Code::Conflict, message) }
     }
 
     /// 413.
     pub fn too_large(bytes_max: usize) -> Self {
         let message = format!("The request body is larger than {bytes_max} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", message)
+        Self::new(Code::RequestTooLarge, message)
     }
 
     /// 429: no capacity now.
     pub fn throttled() -> Self {
         let message = "Request was not processed because too many requests were received";
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "Throttled", message);
+        let error = Self::new(Code::Throttled, message);
         Self { retry_after_secs: Some(1), ..error.caused_by(Cause::Busy) }
     }
 
     /// 501: a door that exists and is closed.
     pub fn closed(what: &str) -> Self {
         let message = format!("{what} is not available on this server yet");
-        Self::new(StatusCode::NOT_IMPLEMENTED, "NotSupported", message)
+        Self::new(Code::NotSupported, message)
     }
 
     /// 500, with the cause kept inside.
     pub fn internal(reason: impl Into<String>) -> Self {
-        let error =
-            Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "The service met an unexpected fault");
+        let error = Self::new(Code::InternalError, "The service met an unexpected fault");
         Self { reason: Some(reason.into()), ..error }
     }
 
     /// 503, with the cause kept inside.
-    pub fn unavailable(code: &'static str, message: &str, reason: impl Into<String>) -> Self {
-        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+    pub fn unavailable(code: Code, message: &str, reason: impl Into<String>) -> Self {
+        let error = Self::new(code, message);
         Self { reason: Some(reason.into()), retry_after_secs: Some(1), ..error.caused_by(Cause::Outage) }
     }
 
@@ -134,13 +132,15 @@ impl ApiError {
         Self { cause, ..self }
     }
 
+    /// HTTP status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.code.status()
+    }
+
     /// How the audit log classes it.
     pub(crate) fn outcome(&self) -> AuditOutcome {
-        if matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            AuditOutcome::Denied
-        } else {
-            AuditOutcome::Failed
-        }
+        self.code.outcome()
     }
 
     /// The body, which names the request so that it can be found in the audit log.
@@ -154,17 +154,17 @@ impl ApiError {
             code: &'a str,
             message: String,
             #[serde(skip_serializing_if = "Option::is_none")]
-            innererror: Option<Code<'a>>,
+            innererror: Option<InnerBody<'a>>,
             #[serde(rename = "holdfastCause")]
             cause: Cause,
         }
         #[derive(Serialize)]
-        struct Code<'a> {
+        struct InnerBody<'a> {
             code: &'a str,
         }
         let message = format!("{} (Activity ID: {request_id})", self.message);
-        let innererror = self.inner_code.map(|code| Code { code });
-        let body = Body { error: Inner { code: self.code, message, innererror, cause: self.cause } };
+        let innererror = self.inner_code.map(|code| InnerBody { code: code.name() });
+        let body = Body { error: Inner { code: self.code.name(), message, innererror, cause: self.cause } };
         // Strings always serialize.
         serde_json::to_vec(&body).map(Bytes::from).unwrap_or_default()
     }
@@ -175,18 +175,18 @@ impl From<HsmError> for ApiError {
         match error {
             HsmError::Busy => Self::throttled(),
             HsmError::Damaged | HsmError::Permit(_) => Self::internal(error.to_string()),
-            HsmError::Disabled => Self::forbidden("KeyDisabled", "Operation is not allowed on a disabled key"),
-            HsmError::Expired => Self::forbidden("KeyExpired", "Operation is not allowed on an expired key"),
+            HsmError::Disabled => Self::forbidden(InnerCode::KeyDisabled, "Operation is not allowed on a disabled key"),
+            HsmError::Expired => Self::forbidden(InnerCode::KeyExpired, "Operation is not allowed on an expired key"),
             HsmError::Failed(what) => Self::internal(what).caused_by(Cause::Outage),
             // Of HSMs that keep their keys themselves; ours does not.
             HsmError::NotFound => Self::internal(error.to_string()),
             HsmError::TimedOut | HsmError::Unavailable(_) => Self::internal(error.to_string()).caused_by(Cause::Outage),
             HsmError::InvalidInput(why) => Self::bad_parameter(capitalized(why)),
             HsmError::NotYetValid => {
-                Self::forbidden("KeyNotYetValid", "Operation is not allowed on a key that is not yet valid")
+                Self::forbidden(InnerCode::KeyNotYetValid, "Operation is not allowed on a key that is not yet valid")
             }
             HsmError::OperationNotAllowed => {
-                Self::forbidden("KeyOperationForbidden", "Operation is not permitted on this key")
+                Self::forbidden(InnerCode::KeyOperationForbidden, "Operation is not permitted on this key")
             }
             HsmError::Rejected => {
                 Self::bad_parameter("The parameter is incorrect: the value does not decrypt under this key")
@@ -204,7 +204,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Busy => Self::throttled(),
-            StoreError::Conflict => Self::conflict("Conflict", "The object was changed by another request; try again"),
+            StoreError::Conflict => {
+                Self::conflict(Code::Conflict, "The object was changed by another request; try again")
+            }
             StoreError::Damaged
             | StoreError::Disordered
             | StoreError::Forged { .. }
@@ -212,10 +214,10 @@ impl From<StoreError> for ApiError {
             | StoreError::NotWhole { .. } => Self::internal(error.to_string()),
             StoreError::Unrecorded { .. } => {
                 let message = "The audit log cannot be written; nothing is changed without it";
-                Self::unavailable("AuditUnavailable", message, error.to_string())
+                Self::unavailable(Code::AuditUnavailable, message, error.to_string())
             }
             StoreError::Failed(_) | StoreError::Unavailable(_) => {
-                Self::unavailable("StoreUnavailable", "The service cannot store the change now", error.to_string())
+                Self::unavailable(Code::StoreUnavailable, "The service cannot store the change now", error.to_string())
             }
         }
     }
@@ -233,7 +235,7 @@ impl From<OpenKeyError> for ApiError {
 impl From<AuditError> for ApiError {
     fn from(error: AuditError) -> Self {
         let message = "The audit log cannot be written; no request is answered without it";
-        Self::unavailable("AuditUnavailable", message, error.to_string())
+        Self::unavailable(Code::AuditUnavailable, message, error.to_string())
     }
 }
 

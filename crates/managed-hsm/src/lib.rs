@@ -7,6 +7,7 @@
 mod audit_readers;
 mod authn;
 mod client;
+mod code;
 mod dialect;
 mod error;
 #[cfg(fuzzing)]
@@ -28,6 +29,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
 pub use client::{KekClient, ServiceIdentity};
+pub use code::{Code, InnerCode};
 pub use error::ApiError;
 use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
 use holdfast_service::{Spine, Trace};

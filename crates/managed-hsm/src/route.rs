@@ -6,6 +6,7 @@
 use holdfast_core::{Action, Intent, KeyName, KeyVersionId, Resource};
 use http::Method;
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// Where a role assignment or definition is addressed.
@@ -154,7 +155,7 @@ impl Route {
         match found {
             Found::Route(route) => Ok(route),
             Found::OtherMethod => Err(ApiError::method_not_allowed(method)),
-            Found::Nothing => Err(ApiError::not_found("NotFound", format!("There is no resource at {path}"))),
+            Found::Nothing => Err(ApiError::not_found(Code::NotFound, format!("There is no resource at {path}"))),
         }
     }
 
@@ -447,7 +448,7 @@ mod tests {
     use super::*;
 
     fn parse(method: &str, path: &str) -> Result<Route, u16> {
-        Route::parse(&method.parse().unwrap(), path).map_err(|error| error.status.as_u16())
+        Route::parse(&method.parse().unwrap(), path).map_err(|error| error.status().as_u16())
     }
 
     fn key(text: &str) -> KeyName {

@@ -101,9 +101,9 @@ impl ManagedHsm {
         let operation = trace.operation();
         let (reason, message) = (error.reason.as_deref(), error.message.as_str());
         tracing::error!(operation, reason, message, "an automatic act failed");
-        let mut event = trace.event(self.ambient.now(), &system_facts(name), error.status);
+        let mut event = trace.event(self.ambient.now(), &system_facts(name), error.status());
         event.outcome = AuditOutcome::Failed;
-        event.error_code = Some(error.code);
+        event.error_code = Some(error.code.name());
         event.reason = Some(error.reason.unwrap_or(error.message));
         if let Err(error) = self.audit.append(event).await {
             tracing::error!(operation, %error, "an automatic act is missing from the audit log");

@@ -15,7 +15,7 @@ use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{Deletion, KeyEntry, StoredKey, VersionEntry};
-use crate::{error::ApiError, records};
+use crate::{code::Code, error::ApiError, records};
 
 /// Locks that names are spread over. Two names under one lock only wait for each other.
 const NAME_LOCKS: usize = 1024;
@@ -302,5 +302,5 @@ impl KeyRing {
 }
 
 fn key_not_found(what: &str) -> ApiError {
-    ApiError::not_found("KeyNotFound", format!("Key not found: {what}"))
+    ApiError::not_found(Code::KeyNotFound, format!("Key not found: {what}"))
 }

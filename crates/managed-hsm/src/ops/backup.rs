@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Call, Reply};
 use crate::{
+    code::Code,
     error::ApiError,
     keys::{Draft, StoredKey},
     usable::Used,
@@ -71,7 +72,7 @@ pub(super) async fn restore(call: &mut Call<'_>) -> Result<Done<Reply>, ApiError
         None => {}
         Some(there) if there.deletion.is_some() => return Err(ApiError::deleted_but_recoverable(&there.name)),
         Some(there) => {
-            return Err(ApiError::conflict("Conflict", format!("The key {} already exists", there.name)));
+            return Err(ApiError::conflict(Code::Conflict, format!("The key {} already exists", there.name)));
         }
     }
     keys.check_room(None)?;

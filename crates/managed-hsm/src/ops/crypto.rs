@@ -2,10 +2,10 @@
 
 use holdfast_core::{CiphertextParts, EncryptionScheme, KeyName, KeyVersionId, Operation, Outcome, Permit};
 use holdfast_crypto::KeySpec;
-use http::StatusCode;
 
 use super::{Call, Reply, bundle::key_id};
 use crate::{
+    code::Code,
     error::ApiError,
     keys::Located,
     route::{CryptoOperation, printable},
@@ -31,7 +31,7 @@ pub(super) async fn perform(
     let usable = Usable::check(call.hsm, &located, operation)?;
     let used = usable.used();
     let outcome = usable::perform(call.hsm, permit, usable).await;
-    if outcome.as_ref().is_err_and(|error| error.status == StatusCode::BAD_REQUEST) {
+    if outcome.as_ref().is_err_and(|error| error.code == Code::BadParameter) {
         // Under this key it is not valid: only those may know who may use it.
         call.facts.rests_on = Some(used.clone());
     }

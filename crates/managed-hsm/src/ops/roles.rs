@@ -9,6 +9,7 @@ use super::{
     filter::{Filter, Member},
 };
 use crate::{
+    code::Code,
     error::ApiError,
     rbac::{ActionSet, RbacState, RoleAssignment, RoleDefinition, assignment_not_found, definition_not_found},
     route::Scope,
@@ -231,7 +232,7 @@ fn room_for_definition(state: &RbacState, definition: &RoleDefinition) -> Result
     }
     let same_name = |known: &&RoleDefinition| known.id != definition.id && known.role_name == definition.role_name;
     if !definition.role_name.is_empty() && state.definitions().any(|known| same_name(&known)) {
-        return Err(ApiError::conflict("RoleDefinitionWithSameNameExists", "A role of this name exists already"));
+        return Err(ApiError::conflict(Code::RoleDefinitionWithSameNameExists, "A role of this name exists already"));
     }
     Ok(())
 }
@@ -306,7 +307,7 @@ fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result
         return Err(definition_not_found(&assignment.definition_id));
     }
     if state.assignment(&assignment.id).is_some() {
-        return Err(ApiError::conflict("RoleAssignmentExists", "A role assignment of this name exists already"));
+        return Err(ApiError::conflict(Code::RoleAssignmentExists, "A role assignment of this name exists already"));
     }
     let same = |known: &RoleAssignment| {
         known.principal_id == assignment.principal_id
@@ -314,7 +315,7 @@ fn room_for_assignment(state: &RbacState, assignment: &RoleAssignment) -> Result
             && known.scope == assignment.scope
     };
     if state.assignments().any(same) {
-        return Err(ApiError::conflict("RoleAssignmentExists", "The role is assigned to this principal already"));
+        return Err(ApiError::conflict(Code::RoleAssignmentExists, "The role is assigned to this principal already"));
     }
     if state.assignments().count() >= ASSIGNMENTS_MAX {
         return Err(ApiError::not_permitted("The HSM already has 1000 role assignments"));

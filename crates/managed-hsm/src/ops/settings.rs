@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::{Call, Reply};
-use crate::{error::ApiError, records, wire};
+use crate::{code::Code, error::ApiError, records, wire};
 
 const ALLOW_ARM: &str = "AllowKeyManagementOperationsThroughARM";
 
@@ -85,7 +85,7 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     if name == ALLOW_ARM {
         return Ok(());
     }
-    Err(ApiError::not_found("SettingNotFound", format!("Setting not found: {}", crate::route::printable(name))))
+    Err(ApiError::not_found(Code::SettingNotFound, format!("Setting not found: {}", crate::route::printable(name))))
 }
 
 pub(super) fn list(call: &Call<'_>) -> Result<Reply, ApiError> {

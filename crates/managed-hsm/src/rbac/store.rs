@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{RbacState, RoleAssignment, RoleDefinition};
 use crate::{
+    code::Code,
     error::ApiError,
     records::{ROLE_ASSIGNMENT, ROLE_DEFINITION},
     route::Scope,
@@ -270,12 +271,12 @@ fn assignment_key(id: &str) -> RecordKey {
 
 pub(crate) fn definition_not_found(id: &str) -> ApiError {
     let id = crate::route::printable(id);
-    ApiError::not_found("RoleDefinitionNotFound", format!("Requested role definition not found: {id}"))
+    ApiError::not_found(Code::RoleDefinitionNotFound, format!("Requested role definition not found: {id}"))
 }
 
 pub(crate) fn assignment_not_found(id: &str) -> ApiError {
     let id = crate::route::printable(id);
-    ApiError::not_found("RoleAssignmentNotFound", format!("Requested role assignment not found: {id}"))
+    ApiError::not_found(Code::RoleAssignmentNotFound, format!("Requested role assignment not found: {id}"))
 }
 
 fn read_definition(value: &[u8]) -> Option<RoleDefinition> {
