@@ -198,6 +198,24 @@ pub trait Policy {
 }
 
 /// Proof that one action on one resource was allowed.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use holdfast_core::{Denial, Intent, Policy, Principal, authorize};
+/// fn asked_in_vain(policy: &dyn Policy, who: &Principal, intent: Intent) -> Result<(), Denial> {
+///     authorize(policy, who, intent)?;
+///     Ok(())
+/// }
+/// ```
+/// The same with the permit taken:
+/// ```
+/// #![deny(unused_must_use)]
+/// # use holdfast_core::{Denial, Intent, Policy, Principal, authorize};
+/// fn asked(policy: &dyn Policy, who: &Principal, intent: Intent) -> Result<(), Denial> {
+///     let _permit = authorize(policy, who, intent)?;
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "a permit that nothing is done with was asked for in vain, or what it is for is done without it"]
 pub struct Permit {
@@ -327,5 +345,38 @@ mod tests {
         assert!(permit().spend(Action::KeyUnwrap, &key("a")).is_err());
         assert!(permit().spend(Action::KeyWrap, &key("b")).is_err());
         assert!(permit().spend(Action::KeyWrap, &Resource::Keys).is_err());
+    }
+
+    #[test]
+    fn a_permit_says_by_which_rule_and_is_spent_for_what_it_was_given() {
+        let intent = || Intent { action: Action::KeyRotate, resource: Resource::Keys };
+        let permit = || authorize(&Everything, &Principal::system(), intent()).unwrap();
+        assert_eq!((permit().rule(), permit().action()), ("test", Action::KeyRotate));
+        let spent = permit().spend_any(&[Action::KeyCreate, Action::KeyRotate], &Resource::Keys).unwrap();
+        assert_eq!((spent.action(), spent.resource()), (Action::KeyRotate, &Resource::Keys));
+        assert!(spent.is_for(&[Action::KeyCreate, Action::KeyRotate], &Resource::Keys));
+        assert!(!spent.is_for(&[Action::KeyCreate], &Resource::Keys));
+        assert!(!spent.is_for(&[Action::KeyRotate], &Resource::Instance));
+        let mismatch = permit().spend(Action::KeyRotate, &Resource::Instance).unwrap_err();
+        assert_eq!(mismatch.to_string(), "a permit for KeyRotate was presented for something else on /");
+    }
+
+    #[test]
+    fn resources_by_their_paths() {
+        let bucket = BucketId([0xab; 16]);
+        let hex = "ab".repeat(16);
+        let paths = [
+            (Resource::Bucket(bucket), format!("/buckets/{hex}")),
+            (Resource::Buckets, "/buckets".into()),
+            (Resource::ExternalKey(ExternalKeyId::parse("mail").unwrap()), "/external/mail".into()),
+            (Resource::Instance, "/".into()),
+            (Resource::Key(KeyName::parse("k").unwrap()), "/keys/k".into()),
+            (Resource::Keys, "/keys".into()),
+            (Resource::Object(bucket, "a/b".into()), format!("/buckets/{hex}/objects/a/b")),
+            (Resource::Objects(bucket), format!("/buckets/{hex}/objects")),
+        ];
+        for (resource, path) in paths {
+            assert_eq!(resource.to_string(), path);
+        }
     }
 }

@@ -261,6 +261,49 @@ mod tests {
         drop(before);
     }
 
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_his_passes_are_back_and_not_before() {
+        let gate = Gate::new();
+        let (early, late) = (Arc::<Woken>::default(), Arc::<Woken>::default());
+        let woken = || (early.0.load(SeqCst), late.0.load(SeqCst));
+        let (early_waker, late_waker) = (Arc::clone(&early).into(), Arc::clone(&late).into());
+        let first = gate.enter();
+        let mut before = Box::pin(gate.clear(pending()));
+        assert!(before.as_mut().poll(&mut Context::from_waker(&early_waker)).is_pending());
+        let second = gate.enter();
+        let mut after = Box::pin(gate.clear(pending()));
+        assert!(after.as_mut().poll(&mut Context::from_waker(&late_waker)).is_pending());
+        drop(first);
+        assert_eq!(woken(), (1, 0));
+        assert!(before.as_mut().poll(&mut Context::from_waker(&early_waker)).is_ready());
+        drop(second);
+        assert_eq!(woken(), (1, 1));
+        assert!(after.as_mut().poll(&mut Context::from_waker(&late_waker)).is_ready());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_who_gave_up_waiting() {
+        let gate = Gate::new();
+        let pass = gate.enter();
+        let mut clearing = Box::pin(gate.clear(pending()));
+        assert!(clearing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(gate.lock().clearing.len(), 1);
+        drop(clearing);
+        assert!(gate.lock().clearing.is_empty());
+        assert_eq!(pass.step(|| 7), Some(7), "nobody revoked it");
+        assert_eq!(format!("{pass:?}"), "Pass { number: 0, .. }");
+    }
+
     /// Four threads that use something until it is forbidden, and one that forbids it. How often something was used after that returned.
     fn used_after(clears: bool) -> usize {
         let (gate, allowed, forbidden) = (Gate::new(), AtomicBool::new(true), AtomicBool::new(false));

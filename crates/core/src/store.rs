@@ -153,6 +153,15 @@ impl Decided {
 /// ```compile_fail
 /// let done = holdfast_core::Committed { revision: holdfast_core::Revision(1) };
 /// ```
+/// and whoever has one passes it on:
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use holdfast_core::{Change, Store, StoreError};
+/// async fn untold(store: &dyn Store, change: Change) -> Result<(), StoreError> {
+///     store.commit(change).await?;
+///     Ok(())
+/// }
+/// ```
 #[derive(Debug, Eq, PartialEq)]
 #[must_use = "whoever changed something says so in the answer, and writes no second event"]
 pub struct Committed {
@@ -292,4 +301,114 @@ pub trait Store: Send + Sync {
     /// From now on `projection` is told of every commit, in order, before whoever waits for the commit. It has read the store before, and nobody
     /// commits meanwhile: roles are opened before they serve.
     fn watch(&self, projection: Weak<dyn Projection>);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::Mutex,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+    use crate::{Action, AuditOutcome, Decision, Intent, Policy, Principal, Resource, Timestamp, authorize};
+
+    /// Remembers what is written, and by which events.
+    #[derive(Default)]
+    struct Rows(Mutex<Vec<(usize, Option<&'static str>, bool)>>, Arc<Gate>);
+
+    #[async_trait]
+    impl Store for Rows {
+        async fn read(&self, _: &RecordKey) -> Result<Option<Record>, StoreError> {
+            Ok(None)
+        }
+
+        async fn scan(&self, _: u8, _: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn write(&self, writes: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
+            let (event, pass) = event.map(Decided::into_parts).unzip();
+            let told = event.map(|event| event.operation);
+            self.0.lock().unwrap().push((writes.len(), told, pass.flatten().is_some()));
+            Ok(Revision(7))
+        }
+
+        fn gate(&self) -> &Arc<Gate> {
+            &self.1
+        }
+
+        fn revision(&self) -> Revision {
+            Revision(7)
+        }
+
+        fn watch(&self, _: Weak<dyn Projection>) {}
+    }
+
+    struct Everything;
+
+    impl Policy for Everything {
+        fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+            Decision::Allow("test".into())
+        }
+    }
+
+    fn spent() -> Spent {
+        let intent = Intent { action: Action::KeyCreate, resource: Resource::Keys };
+        let permit = authorize(&Everything, &Principal::system(), intent).unwrap();
+        permit.spend(Action::KeyCreate, &Resource::Keys).unwrap()
+    }
+
+    fn event() -> AuditEvent {
+        AuditEvent {
+            time: Timestamp::from_unix_secs(0),
+            operation: "Do",
+            principal: None,
+            key: None,
+            key_version: None,
+            algorithm: None,
+            outcome: AuditOutcome::Allowed,
+            status: 200,
+            error_code: None,
+            reason: None,
+            request_id: String::new(),
+            client_request_id: None,
+            source: None,
+            user_agent: None,
+            context: Vec::new(),
+            path: String::new(),
+            duration_us: 0,
+        }
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("nothing is waited for here"),
+        }
+    }
+
+    #[test]
+    fn a_commit_has_its_event_and_holds_the_pass_and_what_is_kept_has_none() {
+        let rows = Rows::default();
+        let write = || Write { key: RecordKey::new(1, "a"), expected_version: 0, value: None };
+        let asked = Decided::asked(event(), spent(), rows.gate().enter());
+        let committed = now(rows.commit(Change { writes: vec![write()], event: asked })).unwrap();
+        assert_eq!(committed.revision(), Revision(7));
+        let configured = Decided::by_itself(event(), Itself::Configured);
+        drop(now(rows.commit(Change { writes: Vec::new(), event: configured })).unwrap());
+        now(rows.keep(vec![write()])).unwrap();
+        assert_eq!(*rows.0.lock().unwrap(), [(1, Some("Do"), true), (0, Some("Do"), false), (1, None, false)]);
+    }
+
+    #[test]
+    fn what_is_decided_says_what_was_permitted() {
+        let is_spent = |decided: &Decided| decided.spent().is_some_and(|spent| spent.action() == Action::KeyCreate);
+        assert!(is_spent(&Decided::asked(event(), spent(), Gate::new().enter())));
+        assert!(is_spent(&Decided::by_itself(event(), Itself::Due(spent()))));
+        assert!(is_spent(&Decided::by_itself(event(), Itself::Answered(spent()))));
+        let configured = Decided::by_itself(event(), Itself::Configured);
+        assert!(configured.spent().is_none() && configured.event().operation == "Do");
+    }
 }
