@@ -5,8 +5,9 @@ use holdfast_crypto::secret::erase;
 
 use crate::{
     XksProxy,
+    commit::{Itself, Leave, Look},
     error::AdminError,
-    quorum::{self, Act, BlindedSecret, Proposal, Status, operators_key, proposal_key, secret_key},
+    quorum::{self, Act, BlindedSecret, Proposal, Status, Tally, operators_key, proposal_key, secret_key},
     state::{OperatorsRecord, encode, put},
     untold::{Change, Untold},
 };
@@ -27,10 +28,10 @@ impl XksProxy {
         operators.check()?;
         let write = Write { key: operators_key(), expected_version: 0, value: Some(encode(operators)?) };
         let event = self.founding(operators);
-        match self.store.keep(vec![write, event.write()?]).await {
+        match self.commit_by_itself(Itself::Founding(&event), vec![write]).await {
             Ok(()) => {}
-            Err(StoreError::Conflict) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            Err(AdminError::Store(StoreError::Conflict)) => return Ok(false),
+            Err(error) => return Err(error),
         }
         self.reload().await?;
         self.tell(&event).await;
@@ -84,7 +85,7 @@ impl XksProxy {
         let now = self.ambient.now();
         let proposer = proposal.request().proposer.clone();
         // Who asks comes first: nobody else learns what would be accepted.
-        proposal.hear(&proposer, true, signature, &governed.operators, now)?;
+        let word = proposal.hear(&proposer, true, signature, &governed.operators, now)?;
         quorum::check(self, &governed, &proposal.request().change, secret.as_ref())?;
         let open = governed.proposals.iter().filter(|known| known.is_open(now)).count();
         if open >= OPEN_PROPOSALS_MAX {
@@ -93,23 +94,22 @@ impl XksProxy {
         let id = proposal.id();
         let event = self.word(Change::Propose, &proposer, &proposal);
         let mut batch = vec![Write { key: proposal_key(&id), expected_version: 0, value: Some(proposal.encode()?) }];
-        batch.push(event.write()?);
         if let Some(secret) = &secret {
             let value = [secret.blind.as_slice(), secret.secret.expose()].concat();
-            batch.push(put(self.store.as_ref(), secret_key(&id), Some(value)).await?);
+            batch.push(put(&self.store, secret_key(&id), Some(value)).await?);
         }
         // What has expired makes room. What has not must stay, though it is decided: its signatures would be good for it once more.
         let expired: Vec<&Proposal> =
             governed.proposals.iter().filter(|known| known.request().expires <= now.unix_secs()).collect();
         for old in expired.iter().take(expired.len().saturating_sub(PROPOSALS_KEPT)) {
-            batch.push(put(self.store.as_ref(), proposal_key(&old.id()), None).await?);
+            batch.push(put(&self.store, proposal_key(&old.id()), None).await?);
         }
         for expired in governed.proposals.iter().filter(|known| known.status == Status::Open && !known.is_open(now)) {
             if self.read_secret(&expired.id()).await?.is_some() {
-                batch.push(put(self.store.as_ref(), secret_key(&expired.id()), None).await?);
+                batch.push(put(&self.store, secret_key(&expired.id()), None).await?);
             }
         }
-        let committed = self.store.keep(batch.clone()).await;
+        let committed = self.commit(Leave::Word(&word), batch.clone(), &event).await;
         for write in &mut batch {
             if let Some(value) = &mut write.value {
                 erase(value);
@@ -117,8 +117,10 @@ impl XksProxy {
         }
         match committed {
             Ok(()) => Ok((proposal, event)),
-            Err(StoreError::Conflict) => Err(AdminError::Invalid("the same request was made already".into())),
-            Err(error) => Err(error.into()),
+            Err(AdminError::Store(StoreError::Conflict)) => {
+                Err(AdminError::Invalid("the same request was made already".into()))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -145,17 +147,18 @@ impl XksProxy {
             let now = self.ambient.now();
             // Not held beyond this statement: a reload waits for those who hold an old state.
             let heard = proposal.hear(operator, approve, signature, &self.governed().operators, now);
-            if let Err(error) = heard {
-                return self.refuse(operation, Some(&proposal), error).await;
-            }
+            let word = match heard {
+                Ok(word) => word,
+                Err(error) => return self.refuse(operation, Some(&proposal), error).await,
+            };
             let value = Some(proposal.encode()?);
             let write = Write { key: proposal_key(id), expected_version: record.version, value };
             let event = self.word(change, operator, &proposal);
-            match self.store.keep(vec![write, event.write()?]).await {
+            match self.commit(Leave::Word(&word), vec![write], &event).await {
                 Ok(()) => return self.settle(&event, proposal).await,
                 // Another operator was a moment faster.
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
+                Err(AdminError::Store(StoreError::Conflict)) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(AdminError::Store(StoreError::Conflict))
@@ -197,19 +200,19 @@ impl XksProxy {
         if current.status != Status::Open {
             return Ok((current, None));
         }
-        let (yes, no) = current.count(&governed.operators);
-        let (operators, threshold) = (governed.operators.operators.len(), governed.operators.threshold);
-        if yes >= threshold {
-            return self.execute(&governed, current, record.version).await.map(|(done, event)| (done, Some(event)));
-        }
-        if operators - no >= threshold {
-            return Ok((current, None));
-        }
+        let refused = match current.tally(&governed.operators) {
+            Tally::Open => return Ok((current, None)),
+            Tally::Approved(approved) => {
+                let (done, event) = self.execute(&governed, approved, current, record.version).await?;
+                return Ok((done, Some(event)));
+            }
+            Tally::Refused(refused) => refused,
+        };
         current.status = Status::Rejected;
         let event = self.result(Change::Rejected, &current);
         let write = Write { key: proposal_key(&id), expected_version: record.version, value: Some(current.encode()?) };
-        let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
-        self.store.keep(vec![write, forget, event.write()?]).await?;
+        let forget = put(&self.store, secret_key(&id), None).await?;
+        self.commit(Leave::Refused(&refused), vec![write, forget], &event).await?;
         Ok((current, Some(event)))
     }
 

@@ -9,6 +9,7 @@ mod authn;
 mod beside;
 mod call;
 mod candidate;
+mod commit;
 mod dialect;
 mod ekm;
 mod error;
@@ -39,6 +40,7 @@ pub use admin::KeyReport;
 use arc_swap::{ArcSwap, ArcSwapOption};
 pub use authn::{ClientCertificate, EnrolledCaller, ProofReplays, is_access_key_id, is_secret_access_key};
 pub use beside::{Beside, Heard, PulledKill};
+use commit::State;
 pub use error::AdminError;
 pub use health::DeepHealth;
 use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, TokenObject};
@@ -98,7 +100,7 @@ pub struct XksProxy {
     health_keys: BTreeMap<String, TokenObject>,
     /// Keys of others that an HSM user could use, as far as was last seen.
     foreign: Mutex<BTreeMap<String, usize>>,
-    store: Arc<dyn Store>,
+    store: State,
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
     beside: Arc<dyn Beside>,
@@ -131,7 +133,8 @@ impl XksProxy {
     /// [`AdminError::Store`], [`AdminError::Record`].
     pub async fn open(seams: Seams, instance: PartitionId, limits: Limits) -> Result<Arc<Self>, AdminError> {
         let Seams { hsms, own_keys_only, health_keys, store, audit, beside, ambient } = seams;
-        let governed = Governed::load(store.as_ref(), beside.as_ref()).await?;
+        let store = State::new(store);
+        let governed = Governed::load(&store, beside.as_ref()).await?;
         let gate = Arc::clone(store.gate());
         let spine = Spine::new(Arc::clone(&audit), Arc::clone(&ambient), gate, Some(limits.in_flight_max));
         let proxy = Arc::new(Self {
@@ -209,7 +212,7 @@ impl XksProxy {
 
     /// The stored state and the kills beside it, unless they are older than what is known.
     async fn load(&self) -> Result<Governed, AdminError> {
-        let mut governed = Governed::load(self.store.as_ref(), self.beside.as_ref()).await?;
+        let mut governed = Governed::load(&self.store, self.beside.as_ref()).await?;
         for kill in self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             governed.kills.insert(kill.clone());
         }

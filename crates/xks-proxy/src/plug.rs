@@ -9,6 +9,7 @@ use crate::{
     Heard, PulledKill, XksProxy,
     admin::ATTEMPTS,
     authn::person,
+    commit::{Itself, Look},
     error::AdminError,
     quorum::{heard_key, kill_key},
     state::{HeardRecord, KillScope, KillSwitch, decode, encode, put},
@@ -115,7 +116,7 @@ impl XksProxy {
     }
 
     async fn take_in(&self, pulled: &[PulledKill]) -> Result<(), AdminError> {
-        let store = self.store.as_ref();
+        let store = &self.store;
         let record = store.read(&heard_key()).await?;
         let mut heard = match &record {
             Some(record) => decode::<HeardRecord>(&record.value)?.heard,
@@ -140,6 +141,6 @@ impl XksProxy {
         let expected_version = record.map_or(0, |record| record.version);
         let value = Some(encode(&HeardRecord { heard })?);
         batch.push(holdfast_core::Write { key: heard_key(), expected_version, value });
-        Ok(store.keep(batch).await?)
+        self.commit_by_itself(Itself::KillsTold, batch).await
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     XksProxy,
     authn::person,
+    commit::Itself,
     error::AdminError,
     quorum::Proposal,
     state::{OperatorsRecord, encode, kind},
@@ -86,6 +87,11 @@ impl Untold {
     /// The row that carries it: a part of the change's own commit.
     pub(crate) fn write(&self) -> Result<Write, AdminError> {
         Ok(Write { key: self.key(), expected_version: 0, value: Some(encode(self)?) })
+    }
+
+    /// The proposal that it is about.
+    pub(crate) fn proposal(&self) -> Option<&String> {
+        self.proposal.as_ref()
     }
 
     fn context(&self) -> Vec<(&'static str, String)> {
@@ -218,10 +224,10 @@ impl XksProxy {
         if forget.is_empty() {
             return Ok(());
         }
-        match self.store.keep(forget).await {
+        match self.commit_by_itself(Itself::EventsTold, forget).await {
             // On a conflict another process was faster with some of them: looked at again in a second.
-            Ok(()) | Err(StoreError::Conflict) => self.reload().await,
-            Err(error) => Err(error.into()),
+            Ok(()) | Err(AdminError::Store(StoreError::Conflict)) => self.reload().await,
+            Err(error) => Err(error),
         }
     }
 }

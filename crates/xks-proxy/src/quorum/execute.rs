@@ -7,10 +7,11 @@ use holdfast_core::{
 };
 use holdfast_crypto::{ImportedKey, SecretBytes, kdf};
 
-use super::{Act, Proposal, Status};
+use super::{Act, Approved, Proposal, Status};
 use crate::{
     XksProxy,
     authn::{is_access_key_id, is_secret_access_key},
+    commit::{Leave, Look},
     error::AdminError,
     policy::Policy,
     state::{
@@ -161,7 +162,7 @@ pub(crate) fn secret_key(id: &str) -> RecordKey {
 
 /// What an act writes. None: it is done in an HSM.
 async fn writes(proxy: &XksProxy, act: &Act, secret: Option<&BlindedSecret>) -> Result<Option<Vec<Write>>, AdminError> {
-    let store = proxy.store.as_ref();
+    let store = &proxy.store;
     let none = || AdminError::Record("the secret of the proposal is missing".into());
     let secret = || secret.map(|secret| &secret.secret).ok_or_else(none);
     let now = proxy.ambient.now().unix_secs();
@@ -199,12 +200,12 @@ async fn writes(proxy: &XksProxy, act: &Act, secret: Option<&BlindedSecret>) -> 
 }
 
 /// Allows what a quorum has approved, and nothing else.
-struct Approved(Intent, String);
+struct ByQuorum<'a>(&'a Approved, Intent);
 
-impl holdfast_core::Policy for Approved {
+impl holdfast_core::Policy for ByQuorum<'_> {
     fn decide(&self, _: &Principal, intent: &Intent) -> Decision {
-        if *intent == self.0 {
-            Decision::Allow(format!("quorum proposal {}", self.1))
+        if *intent == self.1 {
+            Decision::Allow(format!("quorum proposal {}", self.0.proposal()))
         } else {
             Decision::Deny("no quorum has approved it".into())
         }
@@ -216,10 +217,11 @@ impl XksProxy {
     pub(crate) async fn execute(
         &self,
         governed: &Governed,
+        approved: Approved,
         mut proposal: Proposal,
         expected_version: u64,
     ) -> Result<(Proposal, Untold), AdminError> {
-        let id = proposal.id();
+        let (id, leave) = (proposal.id(), Leave::Approved(&approved));
         let change = proposal.request().change.clone();
         let stored = self.read_secret(&id).await?;
         let key = proposal_key(&id);
@@ -229,33 +231,32 @@ impl XksProxy {
             proposal.outcome = Some(error.to_string());
             let write = Write { key, expected_version, value: Some(proposal.encode()?) };
             let event = self.result(Change::Execute, &proposal);
-            let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
-            self.store.keep(vec![write, forget, event.write()?]).await?;
+            let forget = put(&self.store, secret_key(&id), None).await?;
+            self.commit(leave, vec![write, forget], &event).await?;
             return Ok((proposal, event));
         }
-        let forget = put(self.store.as_ref(), secret_key(&id), None).await?;
+        let forget = put(&self.store, secret_key(&id), None).await?;
         match writes(self, &change, stored.as_ref()).await? {
             Some(mut batch) => {
                 proposal.status = Status::Executed;
                 batch.push(Write { key, expected_version, value: Some(proposal.encode()?) });
                 batch.push(forget);
                 let event = self.result(Change::Execute, &proposal);
-                batch.push(event.write()?);
-                self.store.keep(batch).await?;
+                self.commit(leave, batch, &event).await?;
                 Ok((proposal, event))
             }
             None => {
                 proposal.status = Status::Executing;
                 let write = Write { key: key.clone(), expected_version, value: Some(proposal.encode()?) };
                 let event = self.result(Change::Begin, &proposal);
-                self.store.keep(vec![write, event.write()?]).await?;
+                self.commit(leave, vec![write], &event).await?;
                 self.tell(&event).await;
-                let made = self.make_key(&change, &id, stored).await;
+                let made = self.make_key(&change, &approved, stored).await;
                 proposal.status = if made.is_ok() { Status::Executed } else { Status::Failed };
                 proposal.outcome = made.err().map(|error| error.to_string());
                 let write = Write { key, expected_version: expected_version + 1, value: Some(proposal.encode()?) };
                 let event = self.result(Change::Execute, &proposal);
-                self.store.keep(vec![write, forget, event.write()?]).await?;
+                self.commit(leave, vec![write, forget], &event).await?;
                 Ok((proposal, event))
             }
         }
@@ -271,7 +272,7 @@ impl XksProxy {
         Ok(secret)
     }
 
-    async fn make_key(&self, act: &Act, id: &str, secret: Option<BlindedSecret>) -> Result<(), AdminError> {
+    async fn make_key(&self, act: &Act, approved: &Approved, secret: Option<BlindedSecret>) -> Result<(), AdminError> {
         let (key, hsm, label, usage, import) = match act {
             Act::KeyCreate { key, hsm, label, usage } => (key, hsm, label, usage, None),
             Act::KeyImport { key, hsm, label, usage, .. } => {
@@ -284,7 +285,7 @@ impl XksProxy {
         let hsm = self.hsms.get(hsm).ok_or_else(|| AdminError::Invalid("there is no such HSM user".into()))?;
         let action = if import.is_some() { Action::KeyImport } else { Action::KeyCreate };
         let intent = Intent { action, resource: Resource::ExternalKey(key.clone()) };
-        let policy = Approved(intent.clone(), id.to_owned());
+        let policy = ByQuorum(approved, intent.clone());
         let permit = authorize(&policy, &Principal::system(), intent)
             .map_err(|denial| AdminError::Denied(denial.to_string()))?;
         let object = TokenObject::labelled(label);

@@ -93,6 +93,52 @@ pub fn statement(text: &str, approve: bool) -> String {
     format!("holdfast quorum v1\n{verdict}\n{}\n", hex(&kdf::sha256(&[text.as_bytes()])))
 }
 
+/// An operator's word on a proposal, whose signature holds. [`Proposal::hear`] makes it.
+#[must_use]
+pub(crate) struct Word {
+    proposal: String,
+}
+
+/// Enough of today's operators approve: their signatures were counted. [`Proposal::tally`] makes it.
+#[must_use]
+pub(crate) struct Approved {
+    proposal: String,
+}
+
+/// So many reject it that it cannot be approved any more. [`Proposal::tally`] makes it.
+#[must_use]
+pub(crate) struct Refused {
+    proposal: String,
+}
+
+/// What the words on a proposal come to.
+pub(crate) enum Tally {
+    Approved(Approved),
+    Open,
+    Refused(Refused),
+}
+
+impl Word {
+    /// On which proposal.
+    pub(crate) fn proposal(&self) -> &str {
+        &self.proposal
+    }
+}
+
+impl Approved {
+    /// Which proposal.
+    pub(crate) fn proposal(&self) -> &str {
+        &self.proposal
+    }
+}
+
+impl Refused {
+    /// Which proposal.
+    pub(crate) fn proposal(&self) -> &str {
+        &self.proposal
+    }
+}
+
 impl Request {
     /// A request of `proposer` to the instance of this hex id, open for `life_secs`.
     #[must_use]
@@ -200,7 +246,7 @@ impl Proposal {
         signature: &[u8],
         operators: &Operators,
         now: Timestamp,
-    ) -> Result<(), AdminError> {
+    ) -> Result<Word, AdminError> {
         if !self.is_open(now) {
             let why = if self.status == Status::Open { "it has expired" } else { "it is decided already" };
             return Err(AdminError::Invalid(format!("proposal {}: {why}", self.id())));
@@ -219,7 +265,20 @@ impl Proposal {
             signature: STANDARD.encode(signature),
             time: now.unix_secs(),
         });
-        Ok(())
+        Ok(Word { proposal: self.id() })
+    }
+
+    /// What the words heard so far come to.
+    pub(crate) fn tally(&self, operators: &Operators) -> Tally {
+        let (yes, no) = self.count(operators);
+        let proposal = self.id();
+        if yes >= operators.threshold {
+            Tally::Approved(Approved { proposal })
+        } else if operators.operators.len().saturating_sub(no) < operators.threshold {
+            Tally::Refused(Refused { proposal })
+        } else {
+            Tally::Open
+        }
     }
 
     /// How many of today's operators approve, and how many reject. Each signature is verified again: who is no longer an operator

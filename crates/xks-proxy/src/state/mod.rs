@@ -5,7 +5,7 @@ mod record;
 
 use std::{collections::HashMap, sync::Arc};
 
-use holdfast_core::{RecordKey, Store, StoreError, Write};
+use holdfast_core::{RecordKey, StoreError, Write};
 use holdfast_crypto::SecretBytes;
 pub use kill::{KillScope, KillSwitch, Kills};
 pub(crate) use record::decode;
@@ -16,6 +16,7 @@ pub use record::{Operator, OperatorRecord, Operators, OperatorsRecord};
 use crate::{
     Beside, Heard, PulledKill,
     authn::{Credential, EnrolledCaller},
+    commit::Look,
     error::AdminError,
     policy::Policy,
     quorum::Proposal,
@@ -72,7 +73,7 @@ impl Governed {
     ///
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
-    pub(crate) async fn load(store: &dyn Store, beside: &dyn Beside) -> Result<Self, AdminError> {
+    pub(crate) async fn load(store: &(impl Look + ?Sized), beside: &dyn Beside) -> Result<Self, AdminError> {
         for _ in 0..READS {
             let generation = beside.generation()?;
             let mut governed = Self::read(store).await?;
@@ -90,7 +91,7 @@ impl Governed {
     }
 
     /// Reads the state alone, without what lies beside it.
-    pub(crate) async fn read(store: &dyn Store) -> Result<Self, AdminError> {
+    pub(crate) async fn read(store: &(impl Look + ?Sized)) -> Result<Self, AdminError> {
         let mut governed = Self {
             policy: Policy::default(),
             credentials: HashMap::new(),
@@ -187,7 +188,11 @@ impl Governed {
 }
 
 /// The write that puts `value` in a record's place, whatever is there now.
-pub(crate) async fn put(store: &dyn Store, key: RecordKey, value: Option<Vec<u8>>) -> Result<Write, AdminError> {
+pub(crate) async fn put(
+    store: &(impl Look + ?Sized),
+    key: RecordKey,
+    value: Option<Vec<u8>>,
+) -> Result<Write, AdminError> {
     let expected_version = store.read(&key).await?.map_or(0, |record| record.version);
     Ok(Write { key, expected_version, value })
 }
