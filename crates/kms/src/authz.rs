@@ -225,3 +225,6 @@ impl Policy for Ask<'_> {
         self.judge()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,3 +55,8 @@ pub(crate) fn permit(act: Own, name: &KeyName) -> Result<Permit, ApiError> {
     let intent = Intent { action: act.action(), resource: Resource::Key(name.clone()) };
     authorize(&OwnPolicy(act), &Principal::system(), intent).map_err(|denial| ApiError::internal(denial.to_string()))
 }
+
+#[cfg(test)]
+pub(crate) fn policy(act: Own) -> impl Policy {
+    OwnPolicy(act)
+}

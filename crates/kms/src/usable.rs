@@ -166,4 +166,4 @@ pub(crate) async fn perform(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

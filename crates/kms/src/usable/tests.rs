@@ -21,8 +21,8 @@ use crate::{
     spec,
 };
 
-const NOW: Timestamp = Timestamp::from_unix_millis(1_800_000_000_000);
-const ACCOUNT: &str = "111122223333";
+pub(crate) const NOW: Timestamp = Timestamp::from_unix_millis(1_800_000_000_000);
+pub(crate) const ACCOUNT: &str = "111122223333";
 
 struct Fixed;
 
@@ -136,6 +136,11 @@ fn permit(action: Action, key: &KeyEntry) -> Permit {
 }
 
 async fn service() -> Kms {
+    service_of(Directory::new(Vec::new(), Vec::new()).unwrap()).await
+}
+
+/// A service for these people.
+pub(crate) async fn service_of(directory: Directory) -> Kms {
     let partition = PartitionId::from_bytes([1; 16]);
     let secret = SecretBytes::copy_of(&[2; 32]);
     let hsm = Arc::new(Here(Partition::new(partition, &secret, PartitionPolicy::default()).unwrap()));
@@ -149,7 +154,7 @@ async fn service() -> Kms {
     };
     let config = KmsConfig {
         regions: vec!["us-east-1".into()],
-        directory: Directory::new(Vec::new(), Vec::new()).unwrap(),
+        directory,
         proxies: Vec::new(),
         clusters: Vec::new(),
         evidence: None,
@@ -180,21 +185,30 @@ fn event() -> AuditEvent {
     }
 }
 
-fn decided(action: Action, key: &KeyEntry) -> Decided {
+pub(crate) fn decided(action: Action, key: &KeyEntry) -> Decided {
     let spent = permit(action, key).spend(action, &key.resource()).unwrap();
     Decided::by_itself(event(), Itself::Due(spent))
 }
 
 /// Makes a change durable and visible.
-async fn put(kms: &Kms, entry: KeyEntry, blobs: Vec<(KeyVersionId, u64, Option<MaskedKey>)>) -> Arc<KeyEntry> {
+pub(crate) async fn put(
+    kms: &Kms,
+    entry: KeyEntry,
+    blobs: Vec<(KeyVersionId, u64, Option<MaskedKey>)>,
+) -> Arc<KeyEntry> {
     let lock = kms.keys.lock(entry.id).await;
     let event = decided(Action::KeyCreate, &entry);
     kms.keys.commit(&lock, Draft { blobs, ..Draft::of(entry) }, event).await.unwrap().0.remove(0)
 }
 
 async fn key(kms: &Kms) -> Arc<KeyEntry> {
-    let id = KeyId::new([9; 16], false);
     let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"*"},"Action":"kms:*","Resource":"*"}]}"#;
+    key_of(kms, policy).await
+}
+
+/// A key with this policy.
+pub(crate) async fn key_of(kms: &Kms, policy: &str) -> Arc<KeyEntry> {
+    let id = KeyId::new([9; 16], false);
     let mut entry = KeyEntry {
         id,
         name: id.name().unwrap(),
