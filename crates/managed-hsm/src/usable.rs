@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use holdfast_core::{
-    AtThisMoment, Gate, HsmError, KeyName, KeyOperation, KeyVersion, KeyVersionId, Need, Operation, Outcome, Pass,
-    Permit,
+    AtThisMoment, Gate, HsmError, KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId, Need, Operation,
+    Outcome, Pass, Permit, Timestamp,
 };
 
 use crate::{
@@ -69,14 +69,20 @@ impl Used {
     /// Whether it could still be used so.
     pub(crate) fn still_usable(&self, hsm: &ManagedHsm) -> Result<(), ApiError> {
         let located = hsm.keys.locate(&self.name, Some(self.version))?;
-        let attributes = &located.version().attributes;
-        match self.how {
-            How::By(need) => Ok(attributes.allow(hsm.keys.now(), need)?),
-            How::ToImport if !attributes.enabled => Err(HsmError::Disabled.into()),
-            How::ToImport if !attributes.operations.contains(KeyOperation::Import) => {
-                Err(HsmError::OperationNotAllowed.into())
+        Ok(self.how.holds(&located.version().attributes, hsm.keys.now())?)
+    }
+}
+
+impl How {
+    /// Whether a version with these attributes may be used so at this moment.
+    fn holds(self, attributes: &KeyAttributes, now: Timestamp) -> Result<(), HsmError> {
+        match self {
+            Self::By(need) => attributes.allow(now, need),
+            Self::ToImport if !attributes.enabled => Err(HsmError::Disabled),
+            Self::ToImport if !attributes.operations.contains(KeyOperation::Import) => {
+                Err(HsmError::OperationNotAllowed)
             }
-            How::ToImport | How::Told => Ok(()),
+            Self::ToImport | Self::Told => Ok(()),
         }
     }
 }
@@ -120,5 +126,45 @@ fn gone(hsm: &ManagedHsm, located: &Located) -> ApiError {
     match hsm.keys.locate(&located.entry.name, Some(located.version().id)) {
         Err(error) => error,
         Ok(_) => HsmError::NotFound.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_core::{CiphertextParts, EncryptionScheme, KeyOperations};
+    use holdfast_crypto::{AesSize, KeySpec, SecretBytes};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix_millis(1_800_000_000_000);
+
+    fn attributes(operations: &[KeyOperation], enabled: bool) -> KeyAttributes {
+        KeyAttributes {
+            spec: KeySpec::Aes(AesSize::Bits256),
+            operations: operations.iter().copied().collect::<KeyOperations>(),
+            enabled,
+            exportable: false,
+            not_before: None,
+            expires: None,
+            release_policy_sha256: None,
+        }
+    }
+
+    #[test]
+    fn an_answer_rests_on_how_the_key_was_used() {
+        let import = [KeyOperation::Import];
+        assert_eq!(How::ToImport.holds(&attributes(&import, true), NOW), Ok(()));
+        assert_eq!(How::ToImport.holds(&attributes(&import, false), NOW), Err(HsmError::Disabled));
+        let other = attributes(&[KeyOperation::Encrypt], true);
+        assert_eq!(How::ToImport.holds(&other, NOW), Err(HsmError::OperationNotAllowed));
+        assert_eq!(How::Told.holds(&attributes(&[], false), NOW), Ok(()), "it is there");
+        let encrypt = Operation::Encrypt {
+            scheme: EncryptionScheme::AesGcm,
+            plaintext: SecretBytes::copy_of(b""),
+            parts: CiphertextParts::default(),
+        };
+        let by = How::By(encrypt.need());
+        assert_eq!(by.holds(&other, NOW), Ok(()));
+        assert_eq!(by.holds(&attributes(&[KeyOperation::Encrypt], false), NOW), Err(HsmError::Disabled));
     }
 }

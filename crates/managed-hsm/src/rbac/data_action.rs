@@ -162,6 +162,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_in_two_sets_or_twice_in_one_is_in_their_union() {
+        let set = |actions: &[Action]| actions.iter().copied().collect::<ActionSet>();
+        let twice = set(&[Action::KeySign, Action::KeySign]);
+        assert_eq!(twice, set(&[Action::KeySign]));
+        let both = set(&[Action::KeySign, Action::KeyWrap]);
+        assert_eq!(both.union(twice), both);
+        assert_eq!(both.without(twice), set(&[Action::KeyWrap]));
+    }
+
+    #[test]
     fn names_are_distinct_and_found_again() {
         for action in ALL {
             let set = ActionSet::matching(&data_action_name(*action)).unwrap();

@@ -203,6 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn a_change_keeps_what_it_is_not_about() {
+        let signer = RoleDefinition {
+            id: "signer".into(),
+            role_name: "signer".into(),
+            description: String::new(),
+            built_in: false,
+            data_actions: vec!["Microsoft.KeyVault/managedHsm/keys/sign/action".into()],
+            not_data_actions: Vec::new(),
+        };
+        let who = principal(PrincipalKind::Service, "p", &[]);
+        let may = |state: &RbacState| allowed(state, &who, Action::KeySign, key("k"));
+        let nobody = RbacState::new([], []);
+        let built_in = built_in_definitions().count();
+        let defined = nobody.changed(|state| state.put_definition(signer.clone()));
+        assert_eq!(defined.definition("signer"), Some(&signer));
+        assert_eq!((defined.definitions().count(), may(&defined)), (built_in + 1, false));
+        let assigned = defined.changed(|state| state.put_assignment(assign("p", "signer", Scope::Keys)));
+        assert!(may(&assigned), "the role is still there");
+        assert_eq!(assigned.assignment("p-signer"), Some(&assign("p", "signer", Scope::Keys)));
+        assert_eq!(assigned.assignments().count(), 1);
+        let removed = assigned.changed(|state| state.remove_assignment("p-signer"));
+        assert!(!may(&removed) && removed.assignments().next().is_none());
+        assert_eq!(removed.definitions().count(), built_in + 1);
+        assert!(removed.definition("signer").is_some() && removed.definition("nothing").is_none());
+    }
+
+    #[test]
     fn groups_count_for_users_only() {
         let state = RbacState::new([], [assign("g", "21dbd100-6940-42c2-9190-5d6cb909625b", Scope::Instance)]);
         assert!(allowed(&state, &principal(PrincipalKind::User, "u", &["G"]), Action::KeyWrap, key("k")));
