@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    licences,
+    forgeries, licences,
     run::{output, program, root, step},
 };
 
@@ -82,6 +82,8 @@ pub(crate) fn run() -> Result<(), String> {
     step("formatting", program("cargo", &["fmt", "--all", "--check"]))?;
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("lints", program("cargo", &clippy))?;
+    forgeries::check()?;
+    eprintln!("==> forged stages: refused");
     let metadata = output(program("cargo", &["metadata", "--format-version", "1", "--locked"]))?;
     let metadata: Value = serde_json::from_str(&metadata).map_err(|error| error.to_string())?;
     let mut faults = edges(&metadata);

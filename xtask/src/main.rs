@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "a tool for the terminal")]
 
 mod check;
+mod forgeries;
 mod fuzz;
 mod licences;
 mod run;
@@ -13,13 +14,16 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask TASK
 
-  check                 formatting, lints, crate edges, purity, licences
+  check                 formatting, lints, crate edges, purity, forged stages, licences
   test [--kills N]      everything: check, unit, vector, property, doc and end-to-end tests, crash loop (N kills,
                         50 by default), fuzz targets; installs what the tests need
   fuzz [--seconds N]    builds every fuzz target and runs each for N seconds (10 by default)
 ";
 
 fn main() -> ExitCode {
+    if forgeries::stands_in() {
+        return forgeries::compile();
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let option = |name: &str, default: u64| -> Result<u64, String> {
         match args.iter().position(|arg| arg == name) {

@@ -25,6 +25,8 @@ mod dialect;
 mod error;
 mod explain;
 mod facts;
+#[cfg(forgery)]
+mod forgeries;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grants;

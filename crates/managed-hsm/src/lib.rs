@@ -10,6 +10,8 @@ mod client;
 mod code;
 mod dialect;
 mod error;
+#[cfg(forgery)]
+mod forgeries;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod keys;

@@ -6,6 +6,23 @@
 //! ```compile_fail
 //! let confirmed = holdfast_service::Confirmed(Ok::<(), ()>(()));
 //! ```
+//! What is handed over has the pass that it was looked at last under, or is what anybody may have:
+//! ```compile_fail,E0451
+//! let handed = holdfast_service::Handed { bytes: http_body_util::Full::default(), pass: None };
+//! ```
+//! A dialect makes no answer of what was not confirmed:
+//! ```compile_fail,E0308
+//! # use holdfast_service::{Dialect, Done, Head, Trace};
+//! fn answer<D: Dialect>(dialect: &D, head: &Head, trace: &Trace, outcome: Result<D::Reply, D::Error>) {
+//!     dialect.answer(head, trace, outcome);
+//! }
+//! ```
+//! Nothing is told as changed that was not committed:
+//! ```compile_fail,E0308
+//! fn changed() -> holdfast_service::Done<()> {
+//!     holdfast_service::Done::Changed((), ())
+//! }
+//! ```
 
 use std::{net::SocketAddr, time::Instant};
 

@@ -16,6 +16,8 @@ mod deks;
 mod encryption;
 mod error;
 mod event;
+#[cfg(forgery)]
+mod forgeries;
 mod format;
 mod grant;
 mod inspect;

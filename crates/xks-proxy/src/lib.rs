@@ -13,6 +13,8 @@ mod commit;
 mod dialect;
 mod ekm;
 mod error;
+#[cfg(forgery)]
+mod forgeries;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
