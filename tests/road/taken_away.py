@@ -1,8 +1,11 @@
 """Files that a service cannot write any more, though it has them open; and how they are given back."""
 import contextlib
+import os
 import pathlib
 import shutil
 import subprocess
+
+import pytest
 
 
 class Immutable:
@@ -55,3 +58,37 @@ class Full:
 
     def close(self) -> None:
         subprocess.run(["umount", "-l", self.directory], check=True)
+
+
+class Failing:
+    """Writes to a file, and syncs of it, end with an I/O error. The service must have been started under `preloaded`."""
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory, self.switch = directory, pathlib.Path(os.environ["FAILING_DISK"])
+
+    @property
+    def files(self) -> list[pathlib.Path]:
+        return [self.directory]
+
+    def prepare(self) -> None:
+        pass
+
+    def take(self) -> None:
+        [file] = self.files
+        self.switch.write_text(str(file))
+
+    def mend(self) -> None:
+        self.switch.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.mend()
+
+
+@pytest.fixture
+def preloaded(tmp_path, monkeypatch):
+    """What is started now may have a disk that fails."""
+    library = tmp_path / "failing_disk.so"
+    source = pathlib.Path(__file__).with_name("failing_disk.c")
+    subprocess.run(["cc", "-std=gnu11", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv("FAILING_DISK", str(tmp_path / "disk-fails"))
+    monkeypatch.setenv("LD_PRELOAD", str(library))

@@ -1,7 +1,7 @@
 """A store that cannot be written: no change is told as done, health says why, nothing is lost, and when it is mended all goes on without a restart.
 
-The store is taken away in two ways: its file is made immutable, so that writes to it fail under the database; or the disk of the whole data
-directory is full, log and all.
+The store is taken away in three ways: its file is made immutable, so that writes to it fail under the database; writes and syncs end with an I/O
+error; or the disk of the whole data directory is full, log and all.
 """
 import concurrent.futures
 import contextlib
@@ -10,8 +10,9 @@ import time
 
 import pytest
 import requests
-from taken_away import Full, Immutable
-from test_log import SECONDS_TO_MEND, THREADS, OfKeyVault, OfKms, check_changes, until_used
+from of_s3 import BUCKET, SMALL
+from taken_away import Failing, Full, Immutable, preloaded
+from test_log import SECONDS_TO_MEND, THREADS, OfKeyVault, OfKms, OfS3, check_changes, until_used
 
 CHANGES = 200
 THROTTLED = (b"Throttl", b"SlowDown", b"TooManyRequests", b"Rate exceeded")
@@ -19,18 +20,33 @@ LINES_MAX = 20
 """The log of the process tells of each change of state, and not of each attempt."""
 
 
-class ImmutableStore(Immutable):
+pytestmark = pytest.mark.usefixtures(preloaded.__name__)
+
+
+class OneFile:
     """The database takes no byte more; the log does."""
 
     @property
     def files(self) -> list[pathlib.Path]:
-        return [self.directory / "records.redb"]
+        """That of the role's changes."""
+        return [file for name in ("index.redb", "records.redb", "rows.shared") if (file := self.directory / name).exists()][:1]
+
+
+class ImmutableStore(OneFile, Immutable):
+    pass
+
+
+class FailingStore(OneFile, Failing):
+    pass
 
 
 class FullDisk(Full):
     """The whole data directory is full."""
 
     size = "128m"
+
+
+WAYS = [ImmutableStore, FailingStore, FullDisk]
 
 
 class KeyVaultStore(OfKeyVault):
@@ -58,6 +74,25 @@ class KmsStore(OfKms):
         return requests.get(f"{self.service.url}/metrics", verify=self.service.ca_file, timeout=10).text
 
 
+class S3Store(OfS3):
+    data = property(lambda self: self.storage.data_dir)
+    process_log = property(lambda self: self.storage.log)
+
+    def change_answer(self, mark: str):
+        return self.ask("PUT", f"/{BUCKET}/{mark}", SMALL, mark=mark)
+
+    def metrics_text(self) -> str:
+        return requests.get(f"{self.storage.url}/metrics", timeout=10).text
+
+
+ROLES = [KeyVaultStore, KmsStore, S3Store]
+
+
+def refused(there, answer) -> bool:
+    """Storage refuses new data before its disk is full, and that is told with the health; what is deleted needs the index only."""
+    return answer.status in (500, 503) or (isinstance(there, S3Store) and answer.status == 507)
+
+
 def gauge(there, name: str) -> float:
     lines = [line for line in there.metrics_text().splitlines() if line.split(" ")[0].split("{")[0] == name]
     return float(lines[0].split()[-1]) if lines else 0.0
@@ -70,8 +105,8 @@ def until_well(there) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", [ImmutableStore, FullDisk])
-@pytest.mark.parametrize("role", [KeyVaultStore, KmsStore])
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("role", ROLES)
 def test_changes_without_a_store(role, how, tmp_path):
     there = role(tmp_path, 0)
     store = how(there.data)
@@ -86,12 +121,15 @@ def test_changes_without_a_store(role, how, tmp_path):
             marks = [f"c{number}" for number in range(CHANGES)]
             answers = dict(zip(marks, pool.map(there.change_answer, marks)))
         for mark, answer in answers.items():
-            assert answer.status in (500, 503), (mark, answer)
+            assert refused(there, answer), (mark, answer)
             assert not any(word in answer.body for word in THROTTLED), (mark, answer)
+        if isinstance(there, S3Store):
+            answer = there.ask("DELETE", f"/{BUCKET}/before", mark="deleted")
+            assert answer.status == 503, answer
         told = there.health()
         assert told["status"] == "degraded" and "the store takes no changes: " in told["store_fault"], told
         assert gauge(there, "holdfast_store_faulty") == 1
-        if how is ImmutableStore:
+        if how is not FullDisk:
             assert there.use() == 200, "a use changes nothing"
         assert len(there.process_log.read_text().splitlines()) < CHANGES + LINES_MAX, "one line a change of state, and one a request"
         store.mend()
@@ -111,7 +149,7 @@ def test_changes_without_a_store(role, how, tmp_path):
         store.close()
 
 
-@pytest.mark.parametrize("role", [KeyVaultStore, KmsStore])
+@pytest.mark.parametrize("role", ROLES)
 def test_a_store_put_back_while_it_could_not_be_written_is_not_taken(role, tmp_path):
     there = role(tmp_path, 0)
     store = ImmutableStore(there.data)
@@ -142,7 +180,7 @@ def test_a_store_put_back_while_it_could_not_be_written_is_not_taken(role, tmp_p
         store.close()
 
 
-@pytest.mark.parametrize("role", [KeyVaultStore, KmsStore])
+@pytest.mark.parametrize("role", ROLES)
 def test_a_stop_while_the_store_cannot_be_written(role, tmp_path):
     there = role(tmp_path, 0)
     store = FullDisk(there.data)
@@ -152,7 +190,7 @@ def test_a_stop_while_the_store_cannot_be_written(role, tmp_path):
         there.restart(kill=False)
         assert there.change("before") // 100 == 2
         store.take()
-        assert there.change("while") in (500, 503)
+        assert refused(there, there.change_answer("while"))
         # As soon as on any other day: see `stop`, which waits so long and no longer.
         there.halt()
         store.mend()

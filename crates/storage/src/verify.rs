@@ -128,9 +128,10 @@ impl Storage {
         Ok(report)
     }
 
-    /// Looks at every set of rows once, as a service does in the background of each start: what somebody evens out over several stops is not even
-    /// in between. Tells the log of what is not whole, by name. Gives how many sets are not; `None` if that could not be found out.
-    pub async fn look_at_rows(&self) -> Option<usize> {
+    /// Looks at every set of rows once, as a service does in the background of each start, and when a failed index was opened anew: what somebody
+    /// evens out over several stops is not even in between. Tells the log of what is not whole, by name, as an event of this name. Gives how many
+    /// sets are not; `None` if that could not be found out.
+    pub async fn look_at_rows(&self, operation: &'static str) -> Option<usize> {
         let names = self.index.sets().inspect_err(|error| tracing::warn!(%error, "the index is not looked at")).ok()?;
         let buckets = self.names_of_buckets();
         let mut bad: Vec<String> = (!names.whole).then(|| "what is kept of all sets".into()).into_iter().collect();
@@ -156,7 +157,7 @@ impl Storage {
             let told: Vec<&str> = bad.iter().take(SETS_TOLD_MAX).map(String::as_str).collect();
             let context = vec![("sets", bad.len().to_string()), ("bad", told.join(", "))];
             let why = "rows of the index are not what was committed".to_owned();
-            if let Err(error) = self.record_own("CheckIndexAtStart", context, Some(why)).await {
+            if let Err(error) = self.record_own(operation, context, Some(why)).await {
                 tracing::error!(%error, "that rows are not what was committed could not be told to the audit log");
             }
         }

@@ -2,19 +2,37 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// Whether an engine takes changes. Clones tell of the same engine.
 #[derive(Clone, Default)]
-pub struct Condition(Arc<Mutex<Option<String>>>);
+pub struct Condition(Arc<Told>);
+
+#[derive(Default)]
+struct Told {
+    fault: Mutex<Option<String>>,
+    reopened: Notify,
+}
 
 impl Condition {
     fn state(&self) -> MutexGuard<'_, Option<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why it takes no changes, while it takes none. It tries again by itself.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.state().clone()
+    }
+
+    /// Waits until its file was opened anew after a failure; at once, if that was since somebody waited last. For one who waits.
+    pub async fn reopened(&self) {
+        self.0.reopened.notified().await;
+    }
+
+    /// Its file was opened anew.
+    pub(crate) fn was_reopened(&self) {
+        self.0.reopened.notify_one();
     }
 
     /// It takes no changes. Said once for each cause, and not with each attempt.

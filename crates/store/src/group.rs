@@ -4,7 +4,6 @@
 //! refused at once, and nobody waits.
 
 use std::{
-    marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -51,11 +50,6 @@ pub(crate) trait Target: Send + 'static {
 
     /// Whether the database works, as far as can be seen without a job.
     fn look(&self) -> Result<(), StoreError>;
-
-    /// Whether [`Target::mend`] can do anything.
-    fn mends(&self) -> bool {
-        true
-    }
 
     /// Opens the database anew, and sees that it is the one that was there before the failure. If a group failed, and what became of it was not
     /// known: finds out, tells memory and outbox if it did happen, and gives how its jobs fared. `None`: nothing of it was written.
@@ -111,14 +105,6 @@ impl<J: Send + 'static, D: Send + 'static> GroupWriter<J, D> {
         self.condition.clone()
     }
 
-    /// Starts the thread for what is not mended: each group is tried, and what became of the last is told.
-    pub(crate) fn start(
-        name: &'static str,
-        write: impl FnMut(Vec<J>) -> Fared<D> + Send + 'static,
-    ) -> Result<Self, StoreError> {
-        Self::over(Unmended { name, write, sort: PhantomData }, Condition::default())
-    }
-
     /// Hands a job in, and returns when its group is durable.
     ///
     /// # Errors
@@ -145,42 +131,6 @@ enum Illness {
     Full,
     /// The database has failed: it is tried again at this moment.
     Failed { again: Instant },
-}
-
-/// A target that is nothing but a way to write.
-struct Unmended<W, J, D> {
-    name: &'static str,
-    write: W,
-    sort: PhantomData<fn(J) -> D>,
-}
-
-impl<W: FnMut(Vec<J>) -> Fared<D> + Send + 'static, J: Send + 'static, D: Send + 'static> Target for Unmended<W, J, D> {
-    type Job = J;
-    type Done = D;
-
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn write(&mut self, jobs: Vec<J>) -> Fared<D> {
-        (self.write)(jobs)
-    }
-
-    fn has_room(&self) -> bool {
-        true
-    }
-
-    fn look(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn mends(&self) -> bool {
-        false
-    }
-
-    fn mend(&mut self) -> Result<Mended<D>, StoreError> {
-        Err(failed("a restart mends it"))
-    }
 }
 
 struct Writer<T> {
@@ -248,10 +198,6 @@ impl<T: Target> Writer<T> {
             }
             other => return other,
         };
-        if !self.target.mends() {
-            self.condition.ill(self.name, &format!("{why}; if that stays so, a restart mends it"));
-            return Err(StoreError::Failed(why));
-        }
         // At once, before those who wait are answered: it may be well again, and what became of the group is known then.
         match self.fail(&why) {
             Some(Mended::Happened(results)) => Ok(results),
@@ -306,6 +252,7 @@ impl<T: Target> Writer<T> {
                 self.illness = None;
                 self.mended = Some(Instant::now());
                 self.condition.well(self.name);
+                self.condition.was_reopened();
                 Some(mended)
             }
             Err(error) => {

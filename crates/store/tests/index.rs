@@ -315,7 +315,7 @@ async fn a_whole_set_put_back_is_found_at_the_start() {
     // Whoever accepted it has ended before the log told of it: then nothing was accepted.
     assert_eq!(open(&path, IN_FORCE, None).err(), Some(StoreError::NotWhole { revision: Revision(5) }));
     let index = open(&path, ACCEPTING, None).unwrap();
-    index.keep_accepted().unwrap();
+    index.keep_accepted().await.unwrap();
     assert!(index.sets().unwrap().whole && index.check(b"a").unwrap().whole);
     drop(index);
     closed(&path);
@@ -327,7 +327,7 @@ async fn a_whole_set_put_back_is_found_at_the_start() {
     });
     assert!(open(&path, IN_FORCE, None).is_err());
     let index = open(&path, ACCEPTING, None).unwrap();
-    index.keep_accepted().unwrap();
+    index.keep_accepted().await.unwrap();
     assert_eq!(counts(&index.check(b"a").unwrap()), (3, Some(3), true, 0));
 }
 
@@ -353,7 +353,7 @@ async fn an_event_of_a_change_that_is_not_there_is_not_told() {
     let index = open(&path, ACCEPTING, None).unwrap();
     assert!(index.notes()[0].contains("1 events of changes"), "{:?}", index.notes());
     let waiting = index.outbox().waiting();
-    index.keep_accepted().unwrap();
+    index.keep_accepted().await.unwrap();
     drop(index);
     closed(&path);
     let index = open(&path, IN_FORCE, None).unwrap();

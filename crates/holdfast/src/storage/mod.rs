@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, StoreError};
 use holdfast_service::AuditDoor;
 use holdfast_storage::{Seams, Storage, StorageConfig};
-use holdfast_store::{CloudBlobs, EmbeddedIndex, FileBlobs, IndexOpening, IndexOwner, audit::AuditLog};
+use holdfast_store::{CloudBlobs, Condition, EmbeddedIndex, FileBlobs, IndexOpening, IndexOwner, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -163,7 +163,7 @@ pub(crate) async fn start(
     };
     let of_index = index.condition();
     let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
-    index.keep_accepted().map_err(Fault::new)?;
+    index.keep_accepted().await.map_err(Fault::new)?;
     let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
@@ -198,7 +198,7 @@ pub(crate) async fn start(
     let log = AuditDoor::new(source, "storage", move || asked.latest().revision, Arc::clone(&ambient));
     let log = Arc::new((log, readers));
     let health = Health::new(
-        StorageTold { role: Arc::clone(&storage), ground: Ground::new(&audit, [condition, of_index]) },
+        StorageTold { role: Arc::clone(&storage), ground: Ground::new(&audit, [condition, of_index.clone()]) },
         setup.metrics,
     );
     let on_main = setup.metrics_socket.is_none();
@@ -235,7 +235,7 @@ pub(crate) async fn start(
     tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
     tasks.push(tokio::spawn(collect(Arc::clone(&storage), stopped.clone())));
-    tasks.push(tokio::spawn(look_at_rows(Arc::clone(&storage), stopped.clone())));
+    tasks.push(tokio::spawn(look_at_rows(Arc::clone(&storage), of_index, stopped.clone())));
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { tasks, role: storage, audit, marks })
 }
@@ -251,10 +251,17 @@ async fn follow(storage: Arc<Storage>, interval: Duration, mut stopped: watch::R
     }
 }
 
-/// Once, in the background: reads every row.
-async fn look_at_rows(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
+/// In the background: reads every row, at the start and whenever the index was opened anew.
+async fn look_at_rows(storage: Arc<Storage>, index: Condition, mut stopped: watch::Receiver<bool>) {
+    let looks = async {
+        storage.look_at_rows("CheckIndexAtStart").await;
+        loop {
+            index.reopened().await;
+            storage.look_at_rows("CheckIndexAfterFailure").await;
+        }
+    };
     tokio::select! {
-        _ = storage.look_at_rows() => {}
+        () = looks => {}
         _ = stopped.wait_for(|stop| *stop) => storage.stop_looking(),
     }
 }

@@ -328,7 +328,9 @@ struct ProxyTold {
 
 impl Told for ProxyTold {
     fn ready(&self) -> serde_json::Value {
-        self.ground.tell(control::status(&self.proxy))
+        let mut told = control::status(&self.proxy);
+        told["status"] = if self.proxy.distrusted().is_some() { "degraded" } else { "ready" }.into();
+        self.ground.tell(told)
     }
 
     fn set_gauges(&self) {

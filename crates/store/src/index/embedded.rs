@@ -1,15 +1,18 @@
 //! One redb file, one writer thread. The writer drains its queue into one transaction: each decision sees the state
 //! that the ones before it left, and one sync makes them all durable. The event of a change is a row of the same transaction, and so is
-//! what is kept of all rows together. Each row has a MAC, which is looked at whenever the row is read.
+//! what is kept of all rows together. Each row has a MAC, which is looked at whenever the row is read. After a failure the file is opened anew.
 
+#[cfg(test)]
+mod failures;
 mod instance;
+mod mending;
 mod opening;
 mod sets;
 mod writer;
 
 use std::{
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,13 +26,13 @@ use holdfast_core::{
 };
 use holdfast_crypto::SecretBytes;
 pub use instance::{IndexCopy, IndexOwner};
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use writer::{Job, Work, Writer};
 
 use super::seals::Seals;
 use crate::{
     condition::Condition,
-    database::{has_room, open_or_make},
+    database::{DatabaseFile, open_or_make},
     group::{GroupWriter, failed},
     outbox::{Outbox, StoredEvent},
 };
@@ -72,7 +75,7 @@ pub struct IndexOpening<'a> {
 
 /// An index in one file.
 pub struct EmbeddedIndex {
-    database: Arc<Database>,
+    file: Arc<DatabaseFile>,
     seals: Arc<Seals>,
     sets: IndexSets,
     commits: GroupWriter<Job, writer::Done>,
@@ -92,53 +95,57 @@ impl EmbeddedIndex {
     /// [`StoreError::Failed`]: not to be read, locked by another process, of another instance, or put back from before the upgrade;
     /// [`StoreError::Damaged`]; [`StoreError::NotWhole`].
     pub fn open(path: &Path, opening: IndexOpening<'_>) -> Result<Self, StoreError> {
+        let database = open_or_make(path, CACHE_BYTES, false)?;
+        Self::over(|database| DatabaseFile::new(path, database, CACHE_BYTES), database, &opening)
+    }
+
+    fn over(
+        file: impl FnOnce(Database) -> DatabaseFile,
+        database: Database,
+        opening: &IndexOpening<'_>,
+    ) -> Result<Self, StoreError> {
         let seals = Seals::new(opening.instance, opening.database_key, Arc::clone(&opening.ambient))?;
-        let seals = Arc::new(seals);
-        let database = Arc::new(open_or_make(path, CACHE_BYTES, false)?);
-        let opening::Prepared { revision, mut notes, mut accepted } = opening::prepare(&database, &seals, &opening)?;
-        let (left, beyond) = events_left(&database, &seals, revision)?;
+        let (seals, sets) = (Arc::new(seals), opening.sets);
+        let opening::Prepared { head, mut notes, mut accepted } = opening::prepare(&database, &seals, opening)?;
+        let (left, beyond) = events_left(&database, &seals, head.revision)?;
         if beyond > 0 {
             if !opening.accept_loss {
-                return Err(StoreError::NotWhole { revision });
+                return Err(StoreError::NotWhole { revision: head.revision });
             }
             accepted = true;
             notes.push(format!(
                 "{beyond} events of changes that the index does not have lay in it; that they are not told was accepted"
             ));
         }
-        let outbox = Arc::new(Outbox::with(left, revision));
+        let outbox = Arc::new(Outbox::with(left, head.revision));
+        let file = Arc::new(file(database));
         let writer = Writer {
-            database: Arc::clone(&database),
+            file: Arc::clone(&file),
             seals: Arc::clone(&seals),
-            sets: opening.sets,
+            sets,
             outbox: Arc::clone(&outbox),
+            head,
+            unknown: None,
         };
-        let disk: PathBuf = path.parent().unwrap_or(path).into();
-        let commits = GroupWriter::start("index-writer", move |jobs| {
-            if !has_room(&disk) {
-                return Err(StoreError::Unavailable("the disk of the index is full".into()));
-            }
-            writer.write_group(jobs)
-        })?;
-        Ok(Self {
-            database,
-            seals,
-            sets: opening.sets,
-            commits,
-            outbox,
-            notes,
-            accepted,
-            checks_stopped: AtomicBool::default(),
-        })
+        let commits = GroupWriter::over(writer, Condition::default())?;
+        Ok(Self { file, seals, sets, commits, outbox, notes, accepted, checks_stopped: AtomicBool::default() })
     }
 
     /// Keeps what was accepted at opening. To be called once the log has told of it, and before anything is served: until then the file is as it
     /// was, and whoever opens it has to accept it anew.
     ///
     /// # Errors
-    /// [`StoreError::Failed`].
-    pub fn keep_accepted(&self) -> Result<(), StoreError> {
-        if self.accepted { opening::keep_accepted(&self.database, &self.seals, self.sets) } else { Ok(()) }
+    /// [`StoreError::Failed`], [`StoreError::Unavailable`].
+    pub async fn keep_accepted(&self) -> Result<(), StoreError> {
+        if !self.accepted {
+            return Ok(());
+        }
+        self.commits.write(Job { work: Work::KeepAccepted, place: None }).await.map(drop)
+    }
+
+    /// What is there now; while a file that failed is opened anew, nothing is.
+    fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        seen(&self.commits, self.file.begin_read())
     }
 
     /// Whether it takes changes.
@@ -203,10 +210,19 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> IndexReader for Checked<'_,
     }
 }
 
+/// A failure that a reader meets may be the file's: the writer looks.
+fn seen<T>(commits: &GroupWriter<Job, writer::Done>, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    if matches!(read, Err(StoreError::Failed(_))) {
+        commits.look();
+    }
+    read
+}
+
 /// The same, of what it holds.
 struct Snapshot<'a> {
     table: ReadOnlyTable<&'static [u8], &'static [u8]>,
     seals: &'a Seals,
+    commits: &'a GroupWriter<Job, writer::Done>,
 }
 
 impl Snapshot<'_> {
@@ -217,23 +233,20 @@ impl Snapshot<'_> {
 
 impl IndexReader for Snapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.checked().get(key)
+        seen(self.commits, self.checked().get(key))
     }
 
     fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
-        self.checked().scan(from, prefix, visit)
+        seen(self.commits, self.checked().scan(from, prefix, visit))
     }
-}
-
-fn rows_of(database: &Database) -> Result<ReadOnlyTable<&'static [u8], &'static [u8]>, StoreError> {
-    database.begin_read().map_err(failed)?.open_table(ROWS).map_err(failed)
 }
 
 #[async_trait]
 impl Index for EmbeddedIndex {
     /// Reads on the caller's thread: a page that is not cached costs one `pread`.
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
-        Ok(Box::new(Snapshot { table: rows_of(&self.database)?, seals: &self.seals }))
+        let table = seen(&self.commits, self.begin_read()?.open_table(ROWS).map_err(failed))?;
+        Ok(Box::new(Snapshot { table, seals: &self.seals, commits: &self.commits }))
     }
 
     async fn commit(&self, decide: IndexDecision) -> Result<Revision, StoreError> {
@@ -246,14 +259,17 @@ impl Index for EmbeddedIndex {
     }
 
     fn sets(&self) -> Result<SetNames, StoreError> {
-        sets::names(&self.database, &self.seals, self.sets)
+        seen(&self.commits, sets::names(&self.begin_read()?, &self.seals, self.sets))
     }
 
     fn check(&self, set: &[u8]) -> Result<SetCheck, StoreError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let (rows, kept) =
-            (transaction.open_table(ROWS).map_err(failed)?, transaction.open_table(SETS).map_err(failed)?);
-        sets::check_until(&self.checks_stopped, &rows, &kept, &self.seals, self.sets, set).map(|looked| looked.check)
+        let transaction = self.begin_read()?;
+        let checked = || {
+            let (rows, kept) =
+                (transaction.open_table(ROWS).map_err(failed)?, transaction.open_table(SETS).map_err(failed)?);
+            sets::check_until(&self.checks_stopped, &rows, &kept, &self.seals, self.sets, set)
+        };
+        seen(&self.commits, checked()).map(|looked| looked.check)
     }
 
     fn stop_checks(&self) {

@@ -3,7 +3,7 @@
 //! Rows of version 1 have no MAC. They are moved in small transactions, so that whatever is interrupted goes on where it was; the last of
 //! them tells the log. That no others are taken after that is not written here, where it could be put back, but with the instance's secrets.
 
-use holdfast_core::{AuditEvent, IndexSets, Revision, StoreError};
+use holdfast_core::{AuditEvent, Revision, StoreError};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle, WriteTransaction};
 
 use super::{
@@ -29,8 +29,8 @@ const BYTES_A_COMMIT: usize = 8 * 1024 * 1024;
 
 /// An index as it was found.
 pub(super) struct Prepared {
-    /// Its newest change.
-    pub revision: Revision,
+    /// What its newest commit left.
+    pub head: Head,
     /// What was accepted, for the log.
     pub notes: Vec<String>,
     /// Whether something of that is still to be kept.
@@ -57,7 +57,7 @@ pub(super) fn prepare(database: &Database, seals: &Seals, opening: &IndexOpening
             head.revision
         ));
     }
-    Ok(Prepared { revision: head.revision, notes, accepted })
+    Ok(Prepared { head, notes, accepted })
 }
 
 fn has(transaction: &WriteTransaction, name: &str) -> Result<bool, StoreError> {
@@ -187,33 +187,8 @@ fn take_over(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> 
     Ok(left)
 }
 
-fn whole_head(database: &Database, seals: &Seals) -> Result<Head, StoreError> {
+/// What the last commit left of the whole.
+pub(super) fn whole_head(database: &Database, seals: &Seals) -> Result<Head, StoreError> {
     let transaction = database.begin_read().map_err(failed)?;
     stored_head(&transaction.open_table(META).map_err(failed)?, seals)?.ok_or(StoreError::Damaged)
-}
-
-/// Makes the head one of what is kept of the sets, and that one of the rows where it is not ours. It is known here that this is accepted; whether
-/// the rows of the other sets are what is kept of them is not looked at. Events of changes that the index does not have go.
-pub(super) fn keep_accepted(database: &Database, seals: &Seals, sets: IndexSets) -> Result<(), StoreError> {
-    let transaction = database.begin_write().map_err(failed)?;
-    {
-        let rows = transaction.open_table(ROWS).map_err(failed)?;
-        let mut kept = transaction.open_table(SETS).map_err(failed)?;
-        let mut bad = Vec::new();
-        for entry in kept.iter().map_err(failed)? {
-            let (set, sealed) = entry.map_err(failed)?;
-            bad.extend(seals.open_set(set.value(), sealed.value()).is_none().then(|| set.value().to_vec()));
-        }
-        for set in bad {
-            let found = sets::check(&rows, &kept, seals, sets, &set)?.found;
-            kept.insert(set.as_slice(), seals.seal_set(&set, found)?.as_slice()).map_err(failed)?;
-        }
-        let sum = sets::sum_of(&kept, seals)?.ok_or(StoreError::Damaged)?;
-        let mut meta = transaction.open_table(META).map_err(failed)?;
-        let head = Head { sum, ..stored_head(&meta, seals)?.ok_or(StoreError::Damaged)? };
-        meta.insert(HEAD, seals.seal_head(head)?.as_slice()).map_err(failed)?;
-        let mut events = transaction.open_table(EVENTS).map_err(failed)?;
-        events.retain(|revision, _| revision <= head.revision.0).map_err(failed)?;
-    }
-    transaction.commit().map_err(failed)
 }

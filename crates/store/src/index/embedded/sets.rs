@@ -6,7 +6,7 @@ use std::{
 };
 
 use holdfast_core::{IndexSets, SetCheck, SetNames, StoreError};
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::{
     super::seals::{Head, Seals, SetState},
@@ -86,8 +86,7 @@ pub(super) fn check_until(
 }
 
 /// Every set that something is kept of, or that there are rows of.
-pub(super) fn names(database: &Database, seals: &Seals, sets: IndexSets) -> Result<SetNames, StoreError> {
-    let transaction = database.begin_read().map_err(failed)?;
+pub(super) fn names(transaction: &ReadTransaction, seals: &Seals, sets: IndexSets) -> Result<SetNames, StoreError> {
     let kept = transaction.open_table(SETS).map_err(failed)?;
     let mut names = BTreeSet::new();
     for entry in kept.iter().map_err(failed)? {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use holdfast_core::{AcceptTold, AuditEvent, IndexDecision, IndexSets, IndexWrite, Revision, SetCheck, StoreError};
-use redb::{Database, ReadableTable, Table, WriteTransaction};
+use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{
     super::seals::{Head, Seals, SetState},
@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     audit,
-    group::failed,
+    database::DatabaseFile,
+    group::{Fared, failed},
     outbox::{Outbox, Place, StoredEvent},
 };
 
@@ -25,6 +26,8 @@ pub(super) enum Work {
     Decide(IndexDecision),
     /// The rows of a set are what they are from now on.
     Accept(Vec<u8>, AcceptTold),
+    /// What was accepted at opening is so from now on.
+    KeepAccepted,
 }
 
 /// What a job came to.
@@ -33,74 +36,106 @@ pub(super) struct Done {
     pub accepted: Option<SetCheck>,
 }
 
+/// The thread that commits; `mending` is the rest of it.
 pub(super) struct Writer {
-    pub database: Arc<Database>,
+    pub file: Arc<DatabaseFile>,
     pub seals: Arc<Seals>,
     pub sets: IndexSets,
     pub outbox: Arc<Outbox>,
+    /// Of what is known to be durable.
+    pub head: Head,
+    /// What the group would have done whose commit failed last.
+    pub unknown: Option<Outcome>,
 }
 
-/// Events with their places.
-type Told = Vec<(Place, StoredEvent)>;
+type Events<'t> = Table<'t, u64, &'static [u8]>;
+
+/// What a transaction does, once it is durable.
+pub(super) struct Outcome {
+    pub head: Head,
+    results: Vec<Result<Done, StoreError>>,
+    /// Events with their places.
+    told: Vec<(Place, StoredEvent)>,
+}
+
+impl Outcome {
+    /// It is durable.
+    pub(super) fn done(self) -> Vec<Result<Done, StoreError>> {
+        for (place, event) in self.told {
+            place.fill(event);
+        }
+        self.results
+    }
+}
 
 impl Writer {
-    /// One transaction. The outer error means that nothing of the group is known to be written.
-    pub(super) fn write_group(&self, jobs: Vec<Job>) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
+    /// One transaction. The outer error means that it is not known whether anything of the group is written.
+    pub(super) fn write_group(&mut self, jobs: Vec<Job>) -> Fared<Done> {
         // The rows of events that the log has go with whatever is committed next.
         let dropped = self.outbox.take_recorded();
         let written = self.try_write_group(jobs, &dropped);
         if written.is_err() {
+            // Whether they are gone or not: a row that is not there can be dropped.
             self.outbox.still_stored(dropped);
         }
-        let (results, told) = written?;
-        for (place, event) in told {
-            place.fill(event);
-        }
-        Ok(results)
+        written.map(Outcome::done)
     }
 
-    fn try_write_group(
+    fn try_write_group(&mut self, jobs: Vec<Job>, dropped: &[Revision]) -> Result<Outcome, StoreError> {
+        let transaction = self.file.begin_write()?;
+        let outcome = self.decide_group(&transaction, jobs, dropped)?;
+        let head = outcome.head;
+        if let Err(error) = transaction.commit() {
+            self.unknown = Some(outcome);
+            return Err(failed(error));
+        }
+        self.head = head;
+        Ok(outcome)
+    }
+
+    /// Writes what the jobs come to into a transaction.
+    fn decide_group(
         &self,
+        transaction: &WriteTransaction,
         jobs: Vec<Job>,
         dropped: &[Revision],
-    ) -> Result<(Vec<Result<Done, StoreError>>, Told), StoreError> {
-        let transaction = self.database.begin_write().map_err(failed)?;
+    ) -> Result<Outcome, StoreError> {
         let (mut results, mut told) = (Vec::with_capacity(jobs.len()), Vec::new());
-        {
-            let mut events = transaction.open_table(EVENTS).map_err(failed)?;
-            for revision in dropped {
-                events.remove(revision.0).map_err(failed)?;
-            }
-            let mut group = Group::begin(&transaction, &self.seals, self.sets)?;
-            for Job { work, place } in jobs {
-                let decided = match work {
-                    Work::Decide(decide) => {
-                        let reader = Checked { table: &group.rows, seals: &self.seals };
-                        decide(&reader).and_then(|change| Ok((change.writes, None, told_of(change.event, place)?)))
-                    }
-                    Work::Accept(set, tell) => group.accept(&set).and_then(|(writes, check)| {
-                        told_of(Some(tell(&check)), place).map(|event| (writes, Some(check), event))
-                    }),
-                };
-                results.push(match decided {
-                    Ok((writes, accepted, event)) => {
-                        group.apply(writes)?;
-                        if let Some((body, place)) = event {
-                            group.head.revision = Revision(group.head.revision.0 + 1);
-                            let revision = group.head.revision;
-                            let sealed = self.seals.seal_event(revision, &body)?;
-                            events.insert(revision.0, sealed.as_slice()).map_err(failed)?;
-                            told.push((place, StoredEvent { revision, body: body.into() }));
-                        }
-                        Ok(Done { revision: group.head.revision, accepted })
-                    }
-                    Err(error) => Err(error),
-                });
-            }
-            group.finish()?;
+        let mut events = transaction.open_table(EVENTS).map_err(failed)?;
+        for revision in dropped {
+            events.remove(revision.0).map_err(failed)?;
         }
-        transaction.commit().map_err(failed)?;
-        Ok((results, told))
+        let mut group = Group::begin(transaction, &self.seals, self.sets)?;
+        for Job { work, place } in jobs {
+            let decided = match work {
+                Work::Decide(decide) => {
+                    let reader = Checked { table: &group.rows, seals: &self.seals };
+                    decide(&reader).and_then(|change| Ok((change.writes, None, told_of(change.event, place)?)))
+                }
+                Work::Accept(set, tell) => group.accept(&set).and_then(|(writes, check)| {
+                    told_of(Some(tell(&check)), place).map(|event| (writes, Some(check), event))
+                }),
+                Work::KeepAccepted => {
+                    group.keep_accepted(&mut events)?;
+                    Ok((Vec::new(), None, None))
+                }
+            };
+            results.push(match decided {
+                Ok((writes, accepted, event)) => {
+                    group.apply(writes)?;
+                    if let Some((body, place)) = event {
+                        group.head.revision = Revision(group.head.revision.0 + 1);
+                        let revision = group.head.revision;
+                        let sealed = self.seals.seal_event(revision, &body)?;
+                        events.insert(revision.0, sealed.as_slice()).map_err(failed)?;
+                        told.push((place, StoredEvent { revision, body: body.into() }));
+                    }
+                    Ok(Done { revision: group.head.revision, accepted })
+                }
+                Err(error) => Err(error),
+            });
+        }
+        Ok(Outcome { head: group.finish()?, results, told })
     }
 }
 
@@ -209,6 +244,24 @@ impl<'t> Group<'t> {
         Ok((looked.forged.into_iter().map(IndexWrite::remove).collect(), looked.check))
     }
 
+    /// Makes the head one of what is kept of the sets, and that one of the rows where it is not ours. It is known here that this is accepted;
+    /// whether the rows of the other sets are what is kept of them is not looked at. Events of changes that the index does not have go.
+    fn keep_accepted(&mut self, events: &mut Events<'_>) -> Result<(), StoreError> {
+        self.write_sets()?;
+        let mut bad = Vec::new();
+        for entry in self.kept.iter().map_err(failed)? {
+            let (set, sealed) = entry.map_err(failed)?;
+            bad.extend(self.seals.open_set(set.value(), sealed.value()).is_none().then(|| set.value().to_vec()));
+        }
+        for set in bad {
+            let found = sets::check(&self.rows, &self.kept, self.seals, self.sets, &set)?.found;
+            self.kept.insert(set.as_slice(), self.seals.seal_set(&set, found)?.as_slice()).map_err(failed)?;
+        }
+        self.head.sum = sets::sum_of(&self.kept, self.seals)?.ok_or(StoreError::Damaged)?;
+        let newest = self.head.revision.0;
+        events.retain(|revision, _| revision <= newest).map_err(failed)
+    }
+
     /// How many rows there are in all sets.
     pub(super) fn rows_kept(&mut self) -> Result<u64, StoreError> {
         self.write_sets()?;
@@ -241,14 +294,14 @@ impl<'t> Group<'t> {
         Ok(())
     }
 
-    /// Writes down what is kept of the whole, if it is another than before.
-    pub(super) fn finish(mut self) -> Result<(), StoreError> {
+    /// Writes down what is kept of the whole, if it is another than before. Gives it.
+    pub(super) fn finish(mut self) -> Result<Head, StoreError> {
         self.write_sets()?;
         if self.head != self.head_before {
             let sealed = self.seals.seal_head(self.head)?;
             self.meta.insert(HEAD, sealed.as_slice()).map_err(failed)?;
         }
-        Ok(())
+        Ok(self.head)
     }
 }
 
