@@ -26,6 +26,7 @@ mod open_keys;
 mod principal;
 mod sealer;
 mod store;
+mod trouble;
 
 pub use access::{
     Action, BucketId, Decision, Denial, Intent, Permit, PermitMismatch, Policy, Resource, Spent, authorize,
@@ -60,3 +61,4 @@ pub use sealer::{SealError, Sealer};
 pub use store::{
     Change, Changed, Committed, Decided, Itself, Projection, Record, RecordKey, Revision, Store, StoreError, Write,
 };
+pub use trouble::{Trouble, Troubles};

@@ -139,6 +139,7 @@ pub struct Kms {
     evidence: Option<Arc<dyn EvidenceVerifier>>,
     limits: Limits,
     spine: Spine,
+    efforts: maintain::Efforts,
 }
 
 impl Kms {
@@ -174,6 +175,7 @@ impl Kms {
             evidence,
             limits,
             spine,
+            efforts: maintain::Efforts::default(),
         })
     }
 

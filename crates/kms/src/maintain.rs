@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holdfast_core::{Committed, Decided, Itself};
+use holdfast_core::{Committed, Decided, Itself, Trouble, Troubles};
 use metrics::gauge;
 
 use crate::{
@@ -14,9 +14,21 @@ use crate::{
     stores::{About, Connection},
 };
 
+/// What is tried again and again, and told when it begins to fail.
+#[derive(Default)]
+pub(crate) struct Efforts {
+    /// Writing down when keys were last used.
+    usage: Trouble,
+    /// The other sides of custom key stores, by store.
+    stores: Troubles,
+    /// Automatic acts, by name and key.
+    acts: Troubles,
+}
+
 impl Kms {
-    /// Does what is due. Each act is an event of its own: with the change, or of the failure.
+    /// Does what is due. Each act is an event of its own, with the change; one that fails is tried again, and its failure is told once.
     pub async fn maintain(&self) {
+        self.efforts.acts.round();
         let now = self.keys.now();
         for key in self.keys.find(|key| ops::is_due(key, now)) {
             self.ended("RotateKeyAutomatic", &key, self.rotate(&key).await).await;
@@ -41,13 +53,21 @@ impl Kms {
 
     /// Writes down when keys were last used.
     pub(crate) async fn write_usage(&self) {
-        if let Err(error) = self.usage.flush().await {
-            tracing::warn!(%error, "the last use of keys could not be written; it is tried again");
+        let trouble = &self.efforts.usage;
+        match self.usage.flush().await {
+            Ok(()) => {
+                trouble.ends();
+            }
+            Err(error) if trouble.begins() => {
+                tracing::warn!(%error, "the last use of keys could not be written; it is tried again");
+            }
+            Err(_) => {}
         }
     }
 
     /// Looks at the other side of each store in use. What is found is shown in metrics; the state of the store stays as its owner set it.
     async fn watch_stores(&self) {
+        self.efforts.stores.round();
         for store in self.stores.all() {
             let Some(link) = store.link.as_ref().filter(|_| store.connection == Connection::Connected) else {
                 continue;
@@ -62,7 +82,9 @@ impl Kms {
                 proof: None,
             };
             let health = link.health(about).await;
-            if let Err(fault) = &health {
+            if let Err(fault) = &health
+                && self.efforts.stores.begins(&store.id)
+            {
                 tracing::warn!(store = store.id, %fault, "the other side of a custom key store is not well");
             }
             let well = if health.is_ok() { 1.0 } else { 0.0 };
@@ -75,6 +97,8 @@ impl Kms {
         match result {
             Ok(None) => {}
             Ok(Some(committed)) => tracing::info!(operation, key = key.arn, revision = %committed.revision(), "done"),
+            // Told when it begins to fail, and not with each attempt.
+            Err(_) if !self.efforts.acts.begins(&format!("{operation} {}", key.arn)) => {}
             Err(error) => {
                 let reason = error.reason.as_deref().unwrap_or(&error.message);
                 tracing::error!(operation, key = key.arn, reason, "an automatic act failed");

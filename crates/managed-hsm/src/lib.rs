@@ -33,7 +33,7 @@ pub use authn::{Authenticator, Fetch, HostNames, HostPort, IssuerConfig};
 pub use client::{KekClient, ServiceIdentity};
 pub use code::{Code, InnerCode};
 pub use error::ApiError;
-use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError};
+use holdfast_core::{Ambient, AuditSink, Hsm, HsmAdmin, Store, StoreError, Troubles};
 use holdfast_service::{Spine, Trace};
 use http::StatusCode;
 use keys::{KeyRing, KeyRingLimits};
@@ -128,6 +128,8 @@ pub struct ManagedHsm {
     audit: Arc<dyn AuditSink>,
     ambient: Arc<dyn Ambient>,
     spine: Spine,
+    /// Automatic acts that fail, by name and key.
+    troubles: Troubles,
 }
 
 impl ManagedHsm {
@@ -187,6 +189,7 @@ impl ManagedHsm {
             audit,
             ambient,
             spine,
+            troubles: Troubles::default(),
         })
     }
 

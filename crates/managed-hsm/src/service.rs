@@ -52,8 +52,10 @@ impl ManagedHsm {
         crate::guid(self.ambient.random())
     }
 
-    /// Automatic acts: rotation by policy, purge after retention. Each is an event of its own.
+    /// Automatic acts: rotation by policy, purge after retention. Each is an event of its own; one that fails is tried again, and its failure is told
+    /// once.
     pub async fn maintain(&self) {
+        self.troubles.round();
         let now = self.keys.now();
         for name in self.keys.names_where(|entry| crate::rotation::is_due(entry, now)) {
             let trace = Trace::automatic(self.new_guid(), "KeyRotateAutomatic", "/");
@@ -99,6 +101,9 @@ impl ManagedHsm {
     /// Tells the log of an automatic act that failed; one that was done has its event in its commit.
     async fn record_failure(&self, trace: &Trace, name: &KeyName, error: ApiError) {
         let operation = trace.operation();
+        if !self.troubles.begins(&format!("{operation} {name}")) {
+            return;
+        }
         let (reason, message) = (error.reason.as_deref(), error.message.as_str());
         tracing::error!(operation, reason, message, "an automatic act failed");
         let mut event = trace.event(self.ambient.now(), &system_facts(name), error.status());

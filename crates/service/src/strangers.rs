@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_core::{AuditEvent, AuditSink};
+use holdfast_core::{AuditEvent, AuditSink, Trouble};
 
 /// How long refusals are counted together.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -50,10 +50,12 @@ pub struct Strangers {
     window: Mutex<Window>,
     /// Held by whoever tells the log what was counted.
     telling: tokio::sync::Mutex<()>,
+    trouble: Trouble,
 }
 
 /// An address as it is counted: who has one of IPv6 has a network of them.
-fn counted_as(address: SocketAddr) -> IpAddr {
+#[must_use]
+pub fn counted_as(address: SocketAddr) -> IpAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -118,7 +120,12 @@ impl Strangers {
     /// Those of one role, for its log.
     #[must_use]
     pub fn new(audit: Arc<dyn AuditSink>) -> Arc<Self> {
-        Arc::new(Self { audit, window: Mutex::default(), telling: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            audit,
+            window: Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
+            trouble: Trouble::default(),
+        })
     }
 
     /// Counts a refusal. Gives it back if it is to be written at once.
@@ -150,8 +157,14 @@ impl Strangers {
                 later |= window.put_back(kind, Counted { count, last });
             }
         }
-        if let Some(error) = fault {
-            tracing::warn!(%error, "the audit log does not take refusals of callers who are not known: they are counted on");
+        match fault {
+            None => {
+                self.trouble.ends();
+            }
+            Some(error) if self.trouble.begins() => {
+                tracing::warn!(%error, "the audit log does not take refusals of callers who are not known: they are counted on");
+            }
+            Some(_) => {}
         }
         if later {
             self.tell_later();

@@ -45,10 +45,21 @@ impl Storage {
     pub async fn collect(&self) -> usize {
         let _turn = self.collecting.lock().await;
         self.deks.sweep();
-        let deleted = self.collect_all().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "garbage could not be collected");
-            0
-        });
+        let trouble = &self.efforts.collecting;
+        let deleted = match self.collect_all().await {
+            Ok(deleted) => {
+                if trouble.ends() {
+                    tracing::info!("garbage is collected again");
+                }
+                deleted
+            }
+            Err(error) => {
+                if trouble.begins() {
+                    tracing::warn!(%error, "garbage could not be collected");
+                }
+                0
+            }
+        };
         metrics::counter!("holdfast_storage_blobs_collected_total").increment(deleted as u64);
         deleted
     }
@@ -90,18 +101,28 @@ impl Storage {
 
     /// Says which are gone.
     async fn delete_blobs(&self, blobs: Vec<Id>) -> Vec<Id> {
+        let asked = blobs.len();
         let store = Arc::clone(&self.blobs);
         let deletions = stream::iter(blobs).map(move |id| {
             let store = Arc::clone(&store);
-            async move {
-                let deleted = store.delete(id.blob()).await;
-                deleted
-                    .map(|()| id)
-                    .inspect_err(|error| tracing::warn!(%error, blob = %id, "a blob could not be deleted"))
-            }
+            async move { store.delete(id.blob()).await.map(|()| id).map_err(|error| (id, error)) }
         });
-        let gone: Vec<_> = deletions.buffer_unordered(DELETIONS_AT_ONCE).collect().await;
-        gone.into_iter().flatten().collect()
+        let mut gone = Vec::with_capacity(asked);
+        let mut deletions = deletions.buffer_unordered(DELETIONS_AT_ONCE);
+        let trouble = &self.efforts.deleting;
+        while let Some(deleted) = deletions.next().await {
+            match deleted {
+                Ok(id) => gone.push(id),
+                Err((id, error)) if trouble.begins() => {
+                    tracing::warn!(%error, blob = %id, "a blob could not be deleted; it is tried again");
+                }
+                Err(_) => {}
+            }
+        }
+        if asked > 0 && gone.len() == asked && trouble.ends() {
+            tracing::info!("blobs are deleted again");
+        }
+        gone
     }
 
     async fn write(&self, writes: Vec<IndexWrite>) -> Result<()> {

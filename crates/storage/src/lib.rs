@@ -50,6 +50,7 @@ pub use event::{founding_event, upgraded_event};
 use grant::{Change, Upkeep, Whole};
 use holdfast_core::{
     Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
+    Trouble,
 };
 use holdfast_service::Strangers;
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
@@ -123,6 +124,18 @@ pub struct Storage {
     collecting: tokio::sync::Mutex<()>,
     /// Held by the one who compares rows with what was committed.
     verifying: tokio::sync::Mutex<()>,
+    efforts: Efforts,
+}
+
+/// What is tried again and again, and told when it begins to fail and when that is over.
+#[derive(Default)]
+struct Efforts {
+    /// Collecting garbage.
+    collecting: Trouble,
+    /// Deleting a blob.
+    deleting: Trouble,
+    /// Following the rotation of KEKs.
+    rotation: Trouble,
 }
 
 impl Storage {
@@ -146,6 +159,7 @@ impl Storage {
             discarded: Notify::new(),
             collecting: tokio::sync::Mutex::default(),
             verifying: tokio::sync::Mutex::default(),
+            efforts: Efforts::default(),
         })
     }
 

@@ -245,12 +245,19 @@ impl Storage {
         if !reachable || self.config.encryption_off {
             return;
         }
+        let trouble = &self.efforts.rotation;
         match self.rewrap_containers(|_, _| ()).await {
-            Ok(report) if report.moved > 0 => tracing::info!(moved = report.moved, "container DEKs follow their KEKs"),
             Ok(report) => {
-                report.failed.iter().for_each(|why| tracing::debug!(why, "a container DEK stays where it is"))
+                if trouble.ends() {
+                    tracing::info!("rotation is followed again");
+                }
+                if report.moved > 0 {
+                    tracing::info!(moved = report.moved, "container DEKs follow their KEKs");
+                }
+                report.failed.iter().for_each(|why| tracing::debug!(why, "a container DEK stays where it is"));
             }
-            Err(error) => tracing::warn!(error, "rotation could not be followed"),
+            Err(error) if trouble.begins() => tracing::warn!(error, "rotation could not be followed"),
+            Err(_) => {}
         }
     }
 }

@@ -45,7 +45,7 @@ pub use beside::{Beside, Heard, PulledKill};
 use commit::State;
 pub use error::AdminError;
 pub use health::DeepHealth;
-use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, TokenObject};
+use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError, TokenObject, Trouble};
 use holdfast_service::Spine;
 use holdfast_wire::Quotas;
 pub use restore::{Acceptance, Restore, accept_restore, governors_of};
@@ -126,6 +126,23 @@ pub struct XksProxy {
     deep: Mutex<BTreeMap<String, DeepHealth>>,
     fleet: AtomicUsize,
     reloading: tokio::sync::Mutex<()>,
+    efforts: Efforts,
+}
+
+/// What is tried again and again, and told when it begins to fail and when that is over.
+#[derive(Default)]
+struct Efforts {
+    /// A reload waits in vain for requests under the old state.
+    draining: Trouble,
+    remembering: Trouble,
+    /// Taking kills into the state.
+    hearing: Trouble,
+    /// Taking events that are told out of the state.
+    forgetting: Trouble,
+    /// Telling the log of changes.
+    telling: Trouble,
+    /// Telling the log of what was throttled.
+    throttled: Trouble,
 }
 
 impl XksProxy {
@@ -163,6 +180,7 @@ impl XksProxy {
             deep: Mutex::default(),
             fleet: AtomicUsize::new(1),
             reloading: tokio::sync::Mutex::new(()),
+            efforts: Efforts::default(),
         });
         proxy.remember(&proxy.governed()).await;
         Ok(proxy)
@@ -204,7 +222,10 @@ impl XksProxy {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        if tokio::time::timeout(self.limits.answer_budget * 2, drained).await.is_err() {
+        let draining = &self.efforts.draining;
+        if tokio::time::timeout(self.limits.answer_budget * 2, drained).await.is_ok() {
+            draining.ends();
+        } else if draining.begins() {
             tracing::warn!("some requests that were judged by the old state take longer than they should");
         }
         // Answers that were looked at before are with the socket after this, or never will be.
@@ -229,12 +250,19 @@ impl XksProxy {
         }
         let (beside, operators) = (Arc::clone(&self.beside), governed.operators.record());
         let saw = tokio::task::spawn_blocking(move || beside.saw(generation, &operators)).await;
+        let saw = saw.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string())));
+        let trouble = &self.efforts.remembering;
         match saw {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 self.remembered.fetch_max(generation, Ordering::AcqRel);
+                if trouble.ends() {
+                    tracing::warn!(generation, "what is seen of the state is remembered again");
+                }
             }
-            Ok(Err(error)) => tracing::error!(%error, generation, "what was seen of the state could not be remembered"),
-            Err(error) => tracing::error!(%error, generation, "what was seen of the state could not be remembered"),
+            Err(error) if trouble.begins() => {
+                tracing::error!(%error, generation, "what was seen of the state could not be remembered");
+            }
+            Err(_) => {}
         }
     }
 
@@ -243,11 +271,20 @@ impl XksProxy {
         let governed = self.governed();
         self.remember(&governed).await;
         drop(governed);
-        if let Err(error) = self.hear_kills(false).await {
-            tracing::warn!(%error, "kills are in force, and could not be taken into the state yet");
+        let Efforts { hearing, forgetting, .. } = &self.efforts;
+        match self.hear_kills(false).await {
+            Err(error) if hearing.begins() => {
+                tracing::warn!(%error, "kills are in force, and could not be taken into the state yet");
+            }
+            Ok(_) if hearing.ends() => tracing::info!("kills are taken into the state again"),
+            Ok(_) | Err(_) => {}
         }
-        if let Err(error) = self.tell_left().await {
-            tracing::warn!(%error, "events that are told could not be taken out of the state yet");
+        match self.tell_left().await {
+            Err(error) if forgetting.begins() => {
+                tracing::warn!(%error, "events that are told could not be taken out of the state yet");
+            }
+            Ok(()) if forgetting.ends() => tracing::info!("events that are told are taken out of the state again"),
+            Ok(()) | Err(_) => {}
         }
     }
 

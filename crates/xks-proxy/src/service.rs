@@ -85,8 +85,15 @@ impl XksProxy {
     pub async fn report_throttled(&self) {
         for (store, count) in self.quotas.take_refused() {
             let context = vec![("count", count.to_string()), ("store", store)];
-            if let Err(error) = self.note("Throttled", None, AuditOutcome::Failed, None, context).await {
-                tracing::error!(%error, "the audit log could not be written");
+            let trouble = &self.efforts.throttled;
+            match self.note("Throttled", None, AuditOutcome::Failed, None, context).await {
+                Err(error) if trouble.begins() => {
+                    tracing::error!(%error, "the audit log is not told how many requests were throttled");
+                }
+                Err(_) => {}
+                Ok(()) => {
+                    trouble.ends();
+                }
             }
         }
     }

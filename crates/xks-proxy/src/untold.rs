@@ -198,7 +198,12 @@ impl XksProxy {
                 if told.len() > TOLD_MAX {
                     told.pop_front();
                 }
+                drop(told);
+                if self.efforts.telling.ends() {
+                    tracing::info!("the audit log takes events of changes again");
+                }
             }
+            Err(_) if !self.efforts.telling.begins() => {}
             Err(error) => {
                 let operation = untold.change.operation();
                 tracing::error!(%error, operation, id = untold.id, "a change is done, and its event waits for the audit log");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_core::{Ambient, PartitionId, StoreError};
+use holdfast_core::{Ambient, PartitionId, StoreError, Trouble};
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{SlotFile, SlotLayout, audit::Checkpoint};
 
@@ -25,6 +25,7 @@ pub(crate) struct Watermark {
     /// What it says.
     pub reached: Option<Checkpoint>,
     written: Instant,
+    trouble: Trouble,
 }
 
 impl Watermark {
@@ -41,7 +42,8 @@ impl Watermark {
             .map_err(|error| StoreError::Failed(error.to_string()))?;
         let last = slots.read()?.pop();
         let number = last.as_ref().map_or(0, |record| record.number);
-        Ok(Self { slots, number, reached: last.and_then(|record| decode_mark(&record.value)), written: Instant::now() })
+        let reached = last.and_then(|record| decode_mark(&record.value));
+        Ok(Self { slots, number, reached, written: Instant::now(), trouble: Trouble::default() })
     }
 
     /// Writes how far the log has come; whether that is durable. A disk without room for it stops nothing.
@@ -53,8 +55,14 @@ impl Watermark {
         let (number, value) = (self.number + 1, encode_mark(reached));
         let written = self.slots.prepare().and_then(|()| self.slots.write(number, &value));
         match written {
-            Ok(()) => (self.number, self.reached) = (number, Some(*reached)),
-            Err(error) => tracing::warn!(%error, "the audit log's progress could not be remembered a second time"),
+            Ok(()) => {
+                (self.number, self.reached) = (number, Some(*reached));
+                self.trouble.ends();
+            }
+            Err(error) if self.trouble.begins() => {
+                tracing::warn!(%error, "the audit log's progress could not be remembered a second time");
+            }
+            Err(_) => {}
         }
         self.reached.as_ref() == Some(reached)
     }

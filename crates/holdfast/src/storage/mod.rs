@@ -7,7 +7,7 @@ mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, StoreError};
+use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, StoreError, Trouble};
 use holdfast_service::AuditDoor;
 use holdfast_storage::{Seams, Storage, StorageConfig};
 use holdfast_store::{CloudBlobs, Condition, EmbeddedIndex, FileBlobs, IndexOpening, IndexOwner, audit::AuditLog};
@@ -266,18 +266,26 @@ async fn look_at_rows(storage: Arc<Storage>, index: Condition, mut stopped: watc
     }
 }
 
+/// Tells when it begins to fail.
+fn told_once(trouble: &Trouble, done: Result<usize, String>, what: &'static str) {
+    match done {
+        Ok(_) => {
+            trouble.ends();
+        }
+        Err(error) if trouble.begins() => tracing::warn!(error, "{what}"),
+        Err(_) => {}
+    }
+}
+
 async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
     let mut swept = tokio::time::Instant::now();
+    let (orphans, answers) = (Trouble::default(), Trouble::default());
     loop {
         storage.collect().await;
         if swept.elapsed() >= SWEEP_INTERVAL {
             swept = tokio::time::Instant::now();
-            if let Err(error) = storage.collect_orphans(false).await {
-                tracing::warn!(error, "orphans could not be collected");
-            }
-            if let Err(error) = storage.forget_completed().await {
-                tracing::warn!(error, "answers of long ago could not be forgotten");
-            }
+            told_once(&orphans, storage.collect_orphans(false).await, "orphans could not be collected");
+            told_once(&answers, storage.forget_completed().await, "answers of long ago could not be forgotten");
         }
         if stops(&mut stopped, COLLECT_PAUSE).await {
             return;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::{Ambient, StoreError};
+use holdfast_core::{Ambient, StoreError, Trouble};
 use holdfast_pkcs11::Pin;
 use holdfast_store::{FileStamp, SharedEngine, open_regular};
 use holdfast_xks_proxy::XksProxy;
@@ -86,12 +86,18 @@ async fn follow(
     let mut seen: Option<Stamps> = None;
     let mut complained_of = None;
     let (mut settling, mut looks) = (0, 0);
+    let blind = Trouble::default();
     while !stops(&mut stopped, WATCH_INTERVAL).await {
         looks += 1;
         let stamps = match look.stamps() {
-            Ok(stamps) => Some(stamps),
+            Ok(stamps) => {
+                blind.ends();
+                Some(stamps)
+            }
             Err(error) => {
-                tracing::error!(%error, "the shared state cannot be looked at");
+                if blind.begins() {
+                    tracing::error!(%error, "the shared state cannot be looked at");
+                }
                 proxy.distrust(&error.to_string());
                 seen = None;
                 continue;

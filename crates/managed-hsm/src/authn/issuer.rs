@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use holdfast_core::{Ambient, Timestamp};
+use holdfast_core::{Ambient, Timestamp, Trouble};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -68,12 +68,21 @@ pub(super) struct Issuer {
     generation: AtomicU64,
     /// When a fetch was last tried. One at a time.
     tried: Mutex<Option<Timestamp>>,
+    trouble: Trouble,
 }
 
 impl Issuer {
     pub(super) fn new(config: IssuerConfig, fetch: Arc<dyn Fetch>, ambient: Arc<dyn Ambient>) -> Self {
         let keys = ArcSwap::default();
-        Self { config, fetch, ambient, keys, generation: AtomicU64::new(0), tried: Mutex::new(None) }
+        Self {
+            config,
+            fetch,
+            ambient,
+            keys,
+            generation: AtomicU64::new(0),
+            tried: Mutex::new(None),
+            trouble: Trouble::default(),
+        }
     }
 
     pub(super) fn config(&self) -> &IssuerConfig {
@@ -114,8 +123,13 @@ impl Issuer {
         }
         *tried = Some(now);
         let keys = self.fetch_keys().await.inspect_err(|error| {
-            tracing::warn!(issuer = %self.config.url, %error, "the issuer's keys could not be fetched");
+            if self.trouble.begins() {
+                tracing::warn!(issuer = %self.config.url, %error, "the issuer's keys could not be fetched");
+            }
         })?;
+        if self.trouble.ends() {
+            tracing::info!(issuer = %self.config.url, "the issuer's keys are fetched again");
+        }
         let lost = self.keys.load().keys.keys().any(|id| !keys.contains_key(id));
         self.keys.store(Arc::new(KeySet { keys, fetched: Some(now) }));
         if lost {

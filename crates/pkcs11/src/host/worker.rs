@@ -13,7 +13,7 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use holdfast_core::{ExternalWrap, HsmError, KeyOperation, KeyOperations, TokenObject};
+use holdfast_core::{ExternalWrap, HsmError, KeyOperation, KeyOperations, TokenObject, Trouble};
 use holdfast_crypto::{EncryptionPadding, SecretBytes, WrapPadding, kdf};
 
 use super::{
@@ -38,6 +38,8 @@ pub(super) struct Worker {
     objects: Arc<ObjectCache>,
     ivs: Vec<u8>,
     lost: bool,
+    /// Opening a session anew.
+    trouble: Trouble,
 }
 
 /// Failed at the HSM, or refused by us.
@@ -60,7 +62,7 @@ impl From<HsmError> for Failure {
 
 impl Worker {
     pub(super) fn new(token: Arc<Token>, session: Session, objects: Arc<ObjectCache>) -> Self {
-        Self { token, session, objects, ivs: Vec::new(), lost: false }
+        Self { token, session, objects, ivs: Vec::new(), lost: false, trouble: Trouble::default() }
     }
 
     /// Whether the token is gone and the process should end.
@@ -103,10 +105,13 @@ impl Worker {
             (Fault::StaleSession, _) => match self.token.session() {
                 Ok(session) => {
                     self.session = session;
+                    self.trouble.ends();
                     true
                 }
                 Err(why) => {
-                    tracing::warn!(why, "a session could not be opened anew");
+                    if self.trouble.begins() {
+                        tracing::warn!(why, "a session could not be opened anew");
+                    }
                     false
                 }
             },
