@@ -4,11 +4,20 @@
 //! last byte is with the socket. A change that is in memory clears the gate: it waits for every pass given before, for a bounded time, and
 //! revokes those that are left. So whoever has cleared it knows: what goes on from here has seen the change, and the rest has come to its end or
 //! never will. Entering costs two short locks; nobody who enters waits for anybody.
+//!
+//! A change holds a pass, too, from the look until it is in memory. Whoever commits it says so first ([`Pass::commits`]): one whose pass was revoked
+//! is not made, and one that is being made is waited for as long as its disk takes, since it cannot be called back.
+//!
+//! An answer that its client does not read is waited for, once. After that nobody waits for what that [`Reader`] does not read: see [`Pass::stalls`].
 
 use std::{
     collections::BTreeMap,
+    future::pending,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Poll, Waker},
     time::Duration,
 };
@@ -28,13 +37,71 @@ struct Inside {
     /// Number of the newest who waits.
     next_clearing: u64,
     passes: BTreeMap<u64, Arc<Revocable>>,
+    /// Those that nobody waits for: their readers have kept a change waiting before, and do not read.
+    stalled: BTreeMap<u64, Arc<Revocable>>,
     /// Those who wait until no pass below a number is left, each under a number of its own.
     clearing: BTreeMap<u64, (u64, Waker)>,
 }
 
 /// Whether a pass still holds.
 #[derive(Debug, Default)]
-struct Revocable(Mutex<bool>);
+struct Revocable(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    fate: Fate,
+    /// Who does not read what is handed to him by leave of the pass.
+    stalls: Option<Arc<Reader>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Fate {
+    #[default]
+    Holds,
+    /// What it is for is being made durable, and cannot be called back.
+    Commits,
+    Revoked,
+}
+
+impl Revocable {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: what is being made durable goes on.
+    fn revoke(&self) -> bool {
+        let mut state = self.lock();
+        if state.fate == Fate::Commits {
+            return false;
+        }
+        state.fate = Fate::Revoked;
+        if let Some(reader) = &state.stalls {
+            reader.keeps_waiting();
+        }
+        true
+    }
+}
+
+/// Somebody to whom answers are handed: by address, say.
+#[derive(Debug, Default)]
+pub struct Reader(AtomicBool);
+
+impl Reader {
+    /// Whether a change had to wait for an answer that he did not read.
+    #[must_use]
+    pub fn kept_waiting(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn keeps_waiting(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// He is waited for again.
+    pub fn forgive(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
 
 /// Leave to go on with what was looked at after it was given. Dropping it gives it back.
 #[must_use = "a pass that is dropped is given back"]
@@ -78,19 +145,33 @@ impl Gate {
     }
 
     /// Waits until every pass that was given before is back, or until `bound` ends (a timer of [`CLEAR_WAIT_MAX`]); then revokes those that are not.
-    pub async fn clear(&self, bound: impl Future<Output = ()>) {
+    /// Waits on for those whose change is being made durable. Whether it waited for somebody until `bound` ended.
+    pub async fn clear(&self, bound: impl Future<Output = ()>) -> bool {
         let until = self.lock().next;
         self.wait(until, bound).await;
-        let late: Vec<_> = self.lock().passes.range(..until).map(|(_, state)| Arc::clone(state)).collect();
+        let (late, kept_waiting) = self.late(until);
         if late.is_empty() {
-            return;
+            return false;
         }
-        for state in late {
-            *state.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        }
+        self.revoke(late);
+        self.wait(until, pending()).await;
+        kept_waiting
+    }
+
+    /// Those that were given before and are not back; and whether one of them is waited for.
+    fn late(&self, until: u64) -> (Vec<(u64, Arc<Revocable>)>, bool) {
+        let inside = self.lock();
+        let all = inside.passes.range(..until).chain(inside.stalled.range(..until));
+        (all.map(|(number, held)| (*number, Arc::clone(held))).collect(), !inside.is_clear(until))
+    }
+
+    fn revoke(&self, mut late: Vec<(u64, Arc<Revocable>)>) {
+        late.retain(|(_, held)| held.revoke());
         // Nothing can be done by leave of them any more: the next change does not wait for them again, however long they are held.
         let mut inside = self.lock();
-        inside.passes = inside.passes.split_off(&until);
+        for (number, _) in late {
+            inside.forget(number);
+        }
         Inside::wake(inside);
     }
 
@@ -128,6 +209,11 @@ impl Drop for Clearing<'_> {
 }
 
 impl Inside {
+    fn forget(&mut self, number: u64) {
+        self.stalled.remove(&number);
+        self.passes.remove(&number);
+    }
+
     fn is_clear(&self, until: u64) -> bool {
         self.passes.first_key_value().is_none_or(|(number, _)| *number >= until)
     }
@@ -159,15 +245,59 @@ impl Pass {
         if self.holds.as_ref().is_some_and(|holds| !holds()) {
             return None;
         }
-        let revoked = self.state.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *revoked { None } else { Some(step()) }
+        let state = self.state.lock();
+        if state.fate == Fate::Revoked { None } else { Some(step()) }
+    }
+
+    /// What was looked at under the pass is made durable now, in its place among all changes. False: the pass was revoked, and it must not be.
+    #[must_use]
+    pub fn commits(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.fate == Fate::Holds {
+            state.fate = Fate::Commits;
+        }
+        state.fate == Fate::Commits
+    }
+
+    /// What is handed over by leave of the pass is not read now. A change waits for that; but not for a reader who has kept one waiting before.
+    pub fn stalls(&self, reader: &Arc<Reader>) {
+        let mut state = self.state.lock();
+        if state.fate != Fate::Holds {
+            return;
+        }
+        state.stalls = Some(Arc::clone(reader));
+        drop(state);
+        if !reader.kept_waiting() {
+            return;
+        }
+        let mut inside = self.gate.lock();
+        if let Some(held) = inside.passes.remove(&self.number) {
+            inside.stalled.insert(self.number, held);
+            Inside::wake(inside);
+        }
+    }
+
+    /// It is read again.
+    pub fn moves(&self) {
+        self.state.lock().stalls = None;
+        let mut inside = self.gate.lock();
+        if let Some(held) = inside.stalled.remove(&self.number) {
+            inside.passes.insert(self.number, held);
+        }
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
+        let stalls = self.state.lock().stalls.take();
         let mut inside = self.gate.lock();
-        inside.passes.remove(&self.number);
+        let is_waited_for = inside.clearing.values().any(|(until, _)| self.number < *until);
+        let held = inside.passes.remove(&self.number).is_some();
+        inside.stalled.remove(&self.number);
+        if let Some(reader) = stalls.filter(|_| held && is_waited_for) {
+            // He goes before his time is over, and a change has waited all the same.
+            reader.keeps_waiting();
+        }
         Inside::wake(inside);
     }
 }
@@ -175,8 +305,8 @@ impl Drop for Pass {
 #[cfg(test)]
 mod tests {
     use std::{
-        future::{pending, ready},
-        sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        future::ready,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
         task::{Context, Wake},
         thread,
     };
@@ -191,10 +321,13 @@ mod tests {
         }
     }
 
-    fn block_on(future: impl Future<Output = ()>) {
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
         let waker = Arc::new(Thread(thread::current())).into();
         let mut future = pin!(future);
-        while future.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        loop {
+            if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return done;
+            }
             thread::park();
         }
     }
@@ -302,6 +435,91 @@ mod tests {
         assert!(gate.lock().clearing.is_empty());
         assert_eq!(pass.step(|| 7), Some(7), "nobody revoked it");
         assert_eq!(format!("{pass:?}"), "Pass { number: 0, .. }");
+    }
+
+    #[test]
+    fn a_change_that_is_being_made_is_waited_for_and_one_that_is_not_begun_is_not_made() {
+        let gate = Gate::new();
+        let (begun, waits) = (gate.enter(), gate.enter());
+        assert!(begun.commits());
+        let mut clearing = Box::pin(gate.clear(ready(())));
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            assert!(
+                clearing.as_mut().poll(&mut context).is_pending(),
+                "its bound is over, and the change is not in memory"
+            );
+        }
+        assert!(!waits.commits() && waits.step(|| 7).is_none());
+        assert!(begun.commits() && begun.step(|| 7).is_some());
+        drop(begun);
+        assert!(clearing.as_mut().poll(&mut context).is_ready());
+        // The control: where nobody says that it is being made, it is not waited for.
+        let unsaid = gate.enter();
+        block_on(gate.clear(ready(())));
+        assert!(!unsaid.commits());
+    }
+
+    /// Whether a change would wait for what is held now.
+    fn waits(gate: &Gate) -> bool {
+        let mut clearing = Box::pin(gate.clear(pending()));
+        clearing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    #[test]
+    fn who_does_not_read_keeps_one_change_waiting_and_no_other() {
+        let gate = Gate::new();
+        let reader = Arc::<Reader>::default();
+        let first = gate.enter();
+        first.stalls(&reader);
+        assert!(waits(&gate) && !reader.kept_waiting(), "whoever waits is gone, and he may still read");
+        assert!(block_on(gate.clear(ready(()))));
+        assert!(reader.kept_waiting() && first.step(|| 7).is_none());
+        for _ in 0..3 {
+            // Each of them is new, and stalls before the change comes, or while it waits.
+            let next = gate.enter();
+            let mut clearing = Box::pin(gate.clear(pending()));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(clearing.as_mut().poll(&mut context).is_pending(), "it may be on its way");
+            next.stalls(&reader);
+            assert!(clearing.as_mut().poll(&mut context).is_ready());
+            assert!(next.step(|| 7).is_none(), "and is revoked");
+            let next = gate.enter();
+            next.stalls(&reader);
+            assert!(!block_on(gate.clear(pending())));
+            assert!(next.step(|| 7).is_none());
+        }
+        // The control: one that is not known for it is waited for, and so is this one when he reads, or is forgiven.
+        let (other, moving, forgiven) = (gate.enter(), gate.enter(), gate.enter());
+        other.stalls(&Arc::default());
+        assert!(waits(&gate));
+        drop(other);
+        moving.stalls(&reader);
+        moving.moves();
+        assert!(waits(&gate));
+        drop(moving);
+        reader.forgive();
+        forgiven.stalls(&reader);
+        assert!(waits(&gate));
+    }
+
+    #[test]
+    fn who_hangs_up_just_before_his_time_is_over_is_known_for_it_too() {
+        let gate = Gate::new();
+        let (reader, quick) = (Arc::<Reader>::default(), Arc::<Reader>::default());
+        let pass = gate.enter();
+        pass.stalls(&reader);
+        let mut clearing = Box::pin(gate.clear(pending()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(clearing.as_mut().poll(&mut context).is_pending());
+        drop(pass);
+        assert!(clearing.as_mut().poll(&mut context).is_ready() && reader.kept_waiting());
+        let pass = gate.enter();
+        pass.stalls(&quick);
+        drop(pass);
+        assert!(!quick.kept_waiting(), "nobody waited");
+        let inside = gate.lock();
+        assert!(inside.passes.is_empty() && inside.stalled.is_empty() && inside.clearing.is_empty());
     }
 
     /// Four threads that use something until it is forbidden, and one that forbids it. How often something was used after that returned.

@@ -321,15 +321,17 @@ pub trait HsmAdmin: Send + Sync {
     /// As [`Self::generate`].
     async fn import(&self, permit: Permit, version: &KeyVersion, key: ImportedKey) -> Result<NewKey, HsmError>;
 
-    /// Takes in a key that was wrapped under an exchange key of this partition.
+    /// Takes in a key that was wrapped under an exchange key of this partition, which is asked for at the moment of its use, as in
+    /// [`OpenKey::perform`].
     ///
     /// # Errors
-    /// As [`Self::generate`]; [`HsmError::Rejected`] if it does not unwrap.
+    /// As [`Self::generate`]; [`HsmError::Disabled`], [`HsmError::OperationNotAllowed`] of the exchange key; [`HsmError::Rejected`] if it does not
+    /// unwrap.
     async fn import_wrapped(
         &self,
         permit: Permit,
         version: &KeyVersion,
-        exchange: (&KeyVersion, &MaskedKey),
+        exchange: (Arc<dyn AtThisMoment>, &KeyVersion, &MaskedKey),
         transfer: Transfer,
         wrapped: &[u8],
     ) -> Result<NewKey, HsmError>;

@@ -110,7 +110,7 @@ pub enum Itself {
 
 impl Decided {
     /// Somebody asked for it and was permitted to, and was looked at last under `pass`: a change that ends what he was allowed by waits until this
-    /// one is in memory, as long as it waits for anybody. Nobody waits for anything between the look and the commit: locks are taken before.
+    /// one is in memory, or revokes the pass, and then this one is not made. Nobody waits for anything between the look and the commit: locks are taken before.
     pub fn asked(event: AuditEvent, spent: Spent, pass: Pass) -> Self {
         Self { event, leave: Leave::Asked { spent, pass } }
     }
@@ -200,6 +200,9 @@ pub enum StoreError {
     /// A record is not at the version the batch expected. Nothing was written.
     #[error("the record was changed by somebody else")]
     Conflict,
+    /// What allowed the change may have ended while it waited to be written. Nothing was written; it is to be decided anew.
+    #[error("what the change rests on was changed before it could be written")]
+    Overtaken,
     /// A record does not open: it was changed, swapped, or belongs to another instance.
     #[error("a stored record does not open: it was changed, swapped or restored from elsewhere")]
     Damaged,
@@ -270,14 +273,14 @@ pub trait Store: Send + Sync {
     /// For stores to implement: roles call [`Store::commit`] or [`Store::keep`].
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
+    /// [`StoreError::Conflict`], [`StoreError::Overtaken`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
     /// [`StoreError::Failed`].
     async fn write(&self, writes: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError>;
 
     /// Makes a change: one revision more.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
+    /// [`StoreError::Conflict`], [`StoreError::Overtaken`], [`StoreError::Busy`], [`StoreError::Unrecorded`], [`StoreError::Unavailable`],
     /// [`StoreError::Failed`].
     async fn commit(&self, change: Change) -> Result<Committed, StoreError> {
         let revision = self.write(change.writes, Some(change.event)).await?;

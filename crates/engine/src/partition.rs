@@ -1,6 +1,6 @@
 //! A partition: one masking key and what it alone can open.
 
-use holdfast_core::{KeyName, KeyOperation, KeyVersion, MaskedKey, NewKey, PartitionId};
+use holdfast_core::{HsmError, KeyName, KeyVersion, MaskedKey, NewKey, PartitionId};
 use holdfast_crypto::{
     CryptoError, HashAlgorithm, ImportedKey, KeyMaterial, KeySpec, LoadedKey, PublicKey, Rsa1_5Policy, SealingKey,
     SecretBytes, aead,
@@ -10,7 +10,7 @@ use holdfast_crypto::{
 
 use crate::{
     blob::{self, BlobError, BlobHeader},
-    perform::Keyed,
+    perform::{Keyed, refuse},
 };
 
 const BACKUP_MAGIC: &[u8; 5] = b"HFKB\x01";
@@ -135,31 +135,30 @@ impl Partition {
         self.mask_checked(to.clone(), header.public, &material, random).map_err(|_| BlobError::Damaged)
     }
 
-    /// Unwraps a key sent for import under an exchange key of this partition, an RSA key for `import` only.
+    /// Unwraps a key sent for import under an exchange key of this partition, an RSA key for `import` only. `as_told`: the exchange key as the role
+    /// has it at this moment.
     ///
     /// # Errors
-    /// [`CryptoError::Mismatch`] if the exchange key is not for import, [`CryptoError::Rejected`] if it does not unwrap.
+    /// As of [`Keyed::perform`]; [`HsmError::InvalidInput`] if the exchange key is no RSA key, [`HsmError::Rejected`] if the key does not unwrap.
     pub fn unwrap_import(
         &self,
         exchange: &Keyed,
+        as_told: &KeyVersion,
         spec: KeySpec,
         transfer: Transfer,
         wrapped: &[u8],
-    ) -> Result<KeyMaterial, CryptoError> {
-        let LoadedKey::Rsa(key) = exchange.key() else { return Err(CryptoError::Mismatch) };
-        if !exchange.version().attributes.operations.contains(KeyOperation::Import)
-            || !exchange.version().attributes.enabled
-        {
-            return Err(CryptoError::Mismatch);
-        }
-        let target = transfer::unwrap(key, transfer, wrapped)?;
-        KeyMaterial::import(match spec {
+    ) -> Result<KeyMaterial, HsmError> {
+        exchange.check_import(as_told)?;
+        let LoadedKey::Rsa(key) = exchange.key() else { return Err(refuse(CryptoError::Mismatch)) };
+        let target = transfer::unwrap(key, transfer, wrapped).map_err(refuse)?;
+        let material = KeyMaterial::import(match spec {
             KeySpec::Aes(_) => ImportedKey::Aes(target),
             KeySpec::Hmac(hash) => ImportedKey::Hmac(hash, target),
             KeySpec::Ec(_) | KeySpec::Ed25519 | KeySpec::MlDsa(_) | KeySpec::MlKem(_) | KeySpec::Rsa { .. } => {
                 ImportedKey::Pkcs8(spec, target)
             }
-        })
+        });
+        material.map_err(refuse)
     }
 
     /// Encrypts the description of one key for its owner to keep (`docs/formats/key-backup.md`).

@@ -1,7 +1,7 @@
 //! Using a key: attributes decide first, its own and those that the role tells, then the algorithm must fit, then the work is done.
 
 use holdfast_core::{
-    CiphertextParts, EncryptionScheme, HsmError, KeyVersion, Operation, Outcome, Timestamp, WrapScheme,
+    CiphertextParts, EncryptionScheme, HsmError, KeyOperation, KeyVersion, Operation, Outcome, Timestamp, WrapScheme,
 };
 use holdfast_crypto::{
     AesKey, CbcPadding, CryptoError, Curve, EncryptionPadding, LoadedKey, MlKemKey, PublicKey, Rsa1_5Policy, RsaKey,
@@ -127,12 +127,31 @@ impl Keyed {
 
     /// Two lines: what the blob is bound to, and what the role says of the key now. Neither makes up for the other.
     fn check(&self, now: Timestamp, as_told: &KeyVersion, operation: &Operation) -> Result<(), HsmError> {
+        self.is_the_one(as_told)?;
+        self.version.attributes.allow(now, operation.need())?;
+        as_told.attributes.allow(now, operation.need())
+    }
+
+    /// The same for taking in what was wrapped for it. Its validity does not count: whoever wrapped for it may have done so before.
+    pub(crate) fn check_import(&self, as_told: &KeyVersion) -> Result<(), HsmError> {
+        self.is_the_one(as_told)?;
+        for attributes in [&self.version.attributes, &as_told.attributes] {
+            if !attributes.enabled {
+                return Err(HsmError::Disabled);
+            }
+            if !attributes.operations.contains(KeyOperation::Import) {
+                return Err(HsmError::OperationNotAllowed);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_the_one(&self, as_told: &KeyVersion) -> Result<(), HsmError> {
         let own = &self.version;
         if own.id != as_told.id || own.name != as_told.name || own.attributes.spec != as_told.attributes.spec {
             return Err(HsmError::Damaged);
         }
-        own.attributes.allow(now, operation.need())?;
-        as_told.attributes.allow(now, operation.need())
+        Ok(())
     }
 
     fn aes(&self) -> Result<&AesKey, HsmError> {
@@ -273,7 +292,7 @@ fn block(iv: &[u8]) -> Result<[u8; 16], HsmError> {
     iv.try_into().map_err(|_| HsmError::InvalidInput("the iv of AES-CBC has 16 bytes"))
 }
 
-fn refuse(error: CryptoError) -> HsmError {
+pub(crate) fn refuse(error: CryptoError) -> HsmError {
     match error {
         CryptoError::InvalidInput(why) | CryptoError::InvalidKey(why) => HsmError::InvalidInput(why),
         CryptoError::Mismatch => HsmError::InvalidInput("the algorithm does not fit the key's type or size"),

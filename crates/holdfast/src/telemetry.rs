@@ -100,6 +100,10 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
         "holdfast_answers_not_read_total",
         "Connections ended since their client read nothing for a minute"
     );
+    describe_counter!(
+        "holdfast_changes_kept_waiting_total",
+        "Changes that waited as long as they may for answers under way or uses, and revoked them"
+    );
     describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");
     describe_counter!("holdfast_crypto_pool_refused_total", "Private-key operations refused for want of room");

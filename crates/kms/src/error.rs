@@ -120,7 +120,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Busy => Self::throttled("Rate exceeded"),
-            StoreError::Conflict => Self::stale(error.to_string()),
+            StoreError::Conflict | StoreError::Overtaken => Self::stale(error.to_string()),
             StoreError::Damaged
             | StoreError::Disordered
             | StoreError::Forged { .. }

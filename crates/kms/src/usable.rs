@@ -120,6 +120,34 @@ impl AtThisMoment for Asked {
     }
 }
 
+/// The wrapping key of an import, of which nothing is kept here: it is as good as the key is there that the material is for.
+struct Wrapping {
+    keys: Arc<KeyRing>,
+    gate: Arc<Gate>,
+    key: Arc<KeyEntry>,
+    wrapping: KeyVersion,
+}
+
+impl AtThisMoment for Wrapping {
+    fn look(&self) -> Result<(Pass, KeyVersion), HsmError> {
+        let pass = self.gate.enter();
+        let mut wrapping = self.wrapping.clone();
+        wrapping.attributes.enabled =
+            self.keys.entry(&self.key.key_ref()).is_some_and(|entry| entry.deletion.is_none());
+        Ok((pass, wrapping))
+    }
+}
+
+/// What the partition asks of a key that material was wrapped under, at the moment of its use.
+pub(crate) fn wrapping(kms: &Kms, key: &Arc<KeyEntry>, wrapping: &KeyVersion) -> Arc<dyn AtThisMoment> {
+    Arc::new(Wrapping {
+        keys: Arc::clone(&kms.keys),
+        gate: Arc::clone(kms.store.gate()),
+        key: Arc::clone(key),
+        wrapping: wrapping.clone(),
+    })
+}
+
 /// What the partition is told of a material: the key version with the attributes that it has now.
 fn as_it_is(keys: &KeyRing, stores: &KeyStores, key: &KeyEntry, material: KeyVersionId) -> KeyVersion {
     let mut version = key.bound(material);

@@ -207,6 +207,9 @@ impl From<StoreError> for ApiError {
             StoreError::Conflict => {
                 Self::conflict(Code::Conflict, "The object was changed by another request; try again")
             }
+            StoreError::Overtaken => {
+                Self::conflict(Code::Conflict, "What the request rests on was changed by another request; try again")
+            }
             StoreError::Damaged
             | StoreError::Disordered
             | StoreError::Forged { .. }

@@ -105,17 +105,21 @@ impl AtThisMoment for Asked {
     }
 }
 
-/// Uses a key: the one way into the partition.
-pub(crate) async fn perform(hsm: &ManagedHsm, permit: Permit, usable: Usable<'_>) -> Result<Outcome, ApiError> {
-    let Usable { located, operation } = usable;
-    let open = hsm.keys.open_key(located).await?;
-    let asked = Asked {
+/// What the partition asks at the moment of its use.
+pub(crate) fn asked(hsm: &ManagedHsm, located: &Located) -> Arc<dyn AtThisMoment> {
+    Arc::new(Asked {
         keys: Arc::clone(&hsm.keys),
         gate: Arc::clone(hsm.store.gate()),
         name: located.entry.name.clone(),
         version: located.version().id,
-    };
-    open.perform(permit, Arc::new(asked), operation).await.map_err(|error| match error {
+    })
+}
+
+/// Uses a key: the one way into the partition.
+pub(crate) async fn perform(hsm: &ManagedHsm, permit: Permit, usable: Usable<'_>) -> Result<Outcome, ApiError> {
+    let Usable { located, operation } = usable;
+    let open = hsm.keys.open_key(located).await?;
+    open.perform(permit, asked(hsm, located), operation).await.map_err(|error| match error {
         HsmError::NotFound => gone(hsm, located),
         error => error.into(),
     })

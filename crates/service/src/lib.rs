@@ -27,5 +27,5 @@ pub use holdfast_wire::sigv4::SigningSecret;
 pub use measure::{Ended, measure_requests};
 pub use spine::Spine;
 pub use stages::{Confirmed, Done, Handed, Head, Request};
-pub use strangers::Strangers;
+pub use strangers::{Strangers, counted_as};
 pub use trace::{Client, Told, Trace};

@@ -446,7 +446,7 @@ fn told_of_kek(error: &KekError) -> (&'static str, StatusCode, Cow<'_, str>) {
 fn told_of_store(error: &StoreError) -> (&'static str, StatusCode, Cow<'static, str>) {
     match error {
         StoreError::Busy => ("SlowDown", StatusCode::SERVICE_UNAVAILABLE, "Reduce your request rate".into()),
-        StoreError::Conflict => {
+        StoreError::Conflict | StoreError::Overtaken => {
             ("OperationAborted", StatusCode::CONFLICT, "A conflicting operation is in progress".into())
         }
         StoreError::Damaged
@@ -545,7 +545,11 @@ pub(crate) fn from_store(error: StoreError) -> Error {
         StoreError::Forged { row } => return forged(row),
         StoreError::Failed(why) => tracing::error!(why, "the store failed"),
         // Their causes are told by whoever finds them, once, and with the health of the service.
-        StoreError::Busy | StoreError::Conflict | StoreError::Unavailable(_) | StoreError::Unrecorded { .. } => {}
+        StoreError::Busy
+        | StoreError::Conflict
+        | StoreError::Overtaken
+        | StoreError::Unavailable(_)
+        | StoreError::Unrecorded { .. } => {}
     }
     Error::Store(error)
 }

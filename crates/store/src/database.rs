@@ -17,7 +17,9 @@ use std::{
 };
 
 use holdfast_core::StoreError;
-use redb::{Builder, Database, ReadTransaction, ReadableDatabase, WriteTransaction, backends::FileBackend};
+use redb::{
+    Builder, Database, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction, backends::FileBackend,
+};
 use rustix::fs::Advice;
 
 use crate::{files::open_regular, group::failed};
@@ -93,8 +95,13 @@ pub(crate) struct DatabaseFile {
 impl DatabaseFile {
     pub(crate) fn new(path: &Path, database: Database, cache_bytes: usize) -> Self {
         // One that is not there is not made: it was, a moment ago.
-        let opener =
-            move |path: &Path| open(path, cache_bytes, true, OpenOptions::new().read(true).write(true)).map_err(failed);
+        let opener = move |path: &Path| {
+            let file = open_regular(OpenOptions::new().read(true).write(true), path).map_err(failed)?;
+            let backend = NotNew(FileBackend::new(file).map_err(failed)?);
+            let mut builder = Builder::new();
+            builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
+            builder.create_with_backend(backend).map_err(failed)
+        };
         Self::with(path, database, Box::new(opener))
     }
 
@@ -139,6 +146,39 @@ impl DatabaseFile {
     }
 }
 
+/// A file that redb does not begin anew if it is empty: somebody may be about to put the right one in its place.
+#[derive(Debug)]
+struct NotNew<B>(B);
+
+impl<B: StorageBackend> StorageBackend for NotNew<B> {
+    fn len(&self) -> io::Result<u64> {
+        match self.0.len()? {
+            0 => Err(io::Error::other("the file is empty")),
+            bytes => Ok(bytes),
+        }
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+}
+
 /// What is read from now on is what the disk has: pages whose write failed are marked clean by some kernels, and shown as if they were there.
 fn settle(path: &Path) -> io::Result<()> {
     let file = open_regular(OpenOptions::new().read(true).write(true), path)?;
@@ -159,5 +199,19 @@ mod tests {
         drop(open_or_make(&path, 1 << 20, true).unwrap());
         assert!(path.exists() && !beside(&path).exists());
         drop(open_or_make(&path, 1 << 20, true).unwrap());
+    }
+
+    /// Whoever puts a file back empties it first: it is not begun anew under him.
+    #[test]
+    fn a_file_that_was_emptied_is_not_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records.redb");
+        let file = DatabaseFile::new(&path, open_or_make(&path, 1 << 20, true).unwrap(), 1 << 20);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, b"").unwrap();
+        assert!(file.reopen(|_| Ok(())).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        fs::write(&path, good).unwrap();
+        file.reopen(|_| Ok(())).unwrap();
     }
 }

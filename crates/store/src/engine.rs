@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
-use holdfast_core::{Revision, StoreError};
+use holdfast_core::{Pass, Revision, StoreError};
 pub use memory::MemoryEngine;
 pub use shared::{FileStamp, SharedEngine, StateId};
 
@@ -52,6 +52,8 @@ pub struct Batch {
     pub event: Option<EventRow>,
     /// What is kept of all rows together, if it is kept: changed in the same transaction.
     pub row_set: Option<Arc<RowSet>>,
+    /// What whoever wants the change was looked at under: asked in the order of commits, and held until the batch is applied.
+    pub leave: Option<Pass>,
     /// Called when the batch is durable: in the order of commits, and before whoever waits for it. Not called if it is refused.
     pub applied: Applied,
 }
@@ -65,7 +67,12 @@ impl Batch {
     /// A batch of rows and nothing else.
     #[must_use]
     pub fn of(rows: Vec<RowWrite>) -> Self {
-        Self { rows, dropped: Vec::new(), event: None, row_set: None, applied: Box::new(|_| ()) }
+        Self { rows, dropped: Vec::new(), event: None, row_set: None, leave: None, applied: Box::new(|_| ()) }
+    }
+
+    /// Whether it may still be made, now that its place in the order of commits has come.
+    fn may_be_made(&self) -> Result<(), StoreError> {
+        if self.leave.as_ref().is_none_or(Pass::commits) { Ok(()) } else { Err(StoreError::Overtaken) }
     }
 
     /// The revision behind this batch, if `before` is the one before it, and the row of its event.
@@ -117,7 +124,7 @@ pub trait Engine: Send + Sync {
     /// Writes all or nothing; gives the revision behind it. A batch with an event is a change, and one revision more.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`], [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`].
+    /// [`StoreError::Conflict`], [`StoreError::Overtaken`], [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`].
     async fn commit(&self, batch: Batch) -> Result<Revision, StoreError>;
 
     /// The revision of what is durable now.
@@ -146,6 +153,7 @@ fn apply(
     if batch.rows.iter().any(|write| current(&write.name) != write.expected_version) {
         return Err(StoreError::Conflict);
     }
+    batch.may_be_made()?;
     let (revision, event) = batch.event_row(before)?;
     let dropped = batch.dropped.drain(..).map(|name| RowWrite { name, expected_version: 0, sealed: None });
     for write in dropped.chain(batch.rows.drain(..)).chain(event) {

@@ -11,6 +11,7 @@ use holdfast_core::{
     StoreError, Write,
 };
 use holdfast_crypto::{HashAlgorithm, SealingKey, SecretBytes, kdf, kdf::MacKey};
+use metrics::counter;
 
 use crate::{
     audit,
@@ -180,7 +181,7 @@ impl<E: Engine> SealedStore<E> {
         let (memory, row_set) = (Arc::clone(&self.memory), self.row_set.clone());
         let Some((body, place, leave)) = event else {
             let applied = Box::new(move |revision| memory.apply(revision, &changes));
-            return Ok(Batch { rows, dropped, event: None, row_set, applied });
+            return Ok(Batch { rows, dropped, event: None, row_set, leave: None, applied });
         };
         let sealer = Arc::clone(&self.rows);
         let body: Arc<str> = body.into();
@@ -189,9 +190,8 @@ impl<E: Engine> SealedStore<E> {
         let applied = Box::new(move |revision| {
             memory.apply(revision, &changes);
             place.fill(StoredEvent { revision, body: told });
-            drop(leave);
         });
-        Ok(Batch { rows, dropped, event: Some(event), row_set, applied })
+        Ok(Batch { rows, dropped, event: Some(event), row_set, leave, applied })
     }
 }
 
@@ -335,7 +335,9 @@ impl<E: Engine> Store for SealedStore<E> {
         }
         if is_change {
             // A commit that failed may be on disk and in memory all the same.
-            self.gate.clear(tokio::time::sleep(CLEAR_WAIT_MAX)).await;
+            if self.gate.clear(tokio::time::sleep(CLEAR_WAIT_MAX)).await {
+                counter!("holdfast_changes_kept_waiting_total").increment(1);
+            }
         }
         result
     }

@@ -113,10 +113,16 @@ async fn contract<E: Engine + 'static>(engine: E) {
     let removed = store.commit(change("a", 1, None)).await.unwrap();
     assert_eq!(removed.revision(), Revision(2));
     // The leave that a change is made by is given back when it is in memory: nobody waits for it any more, the change itself least of all.
-    let event = Decided::asked(event("KeyCreate", "c"), spent(), store.gate().enter());
-    let change = Change { writes: vec![write("c", 0, Some("by leave"))], event };
+    let by_leave = |id| Decided::asked(event("KeyCreate", id), spent(), store.gate().enter());
+    let change = Change { writes: vec![write("c", 0, Some("by leave"))], event: by_leave("c") };
     assert_eq!(store.commit(change).await.unwrap().revision(), Revision(3));
     store.gate().clear(std::future::pending()).await;
+    // One that was revoked meanwhile is not made.
+    let event = by_leave("d");
+    store.gate().clear(std::future::ready(())).await;
+    let change = Change { writes: vec![write("d", 0, Some("too late"))], event };
+    assert_eq!(store.commit(change).await, Err(StoreError::Overtaken));
+    assert_eq!((store.revision(), store.outbox().waiting()), (Revision(3), 3));
     let disk = on_disk(&store).await;
     assert_eq!(seen.0.lock().unwrap().0, disk);
 }

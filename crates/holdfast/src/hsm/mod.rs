@@ -2,6 +2,8 @@
 
 mod external;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -167,19 +169,20 @@ impl HsmAdmin for SoftHsm {
         &self,
         permit: Permit,
         version: &KeyVersion,
-        exchange: (&KeyVersion, &MaskedKey),
+        exchange: (Arc<dyn AtThisMoment>, &KeyVersion, &MaskedKey),
         transfer: Transfer,
         wrapped: &[u8],
     ) -> Result<NewKey, HsmError> {
         permit.spend(Action::KeyImport, &Resource::Key(version.name.clone()))?;
         let partition = Arc::clone(&self.partition);
-        let (exchange_version, exchange_blob) = (exchange.0.clone(), exchange.1.clone());
+        let (exchange_key, exchange_version, exchange_blob) = (exchange.0, exchange.1.clone(), exchange.2.clone());
         let (version, wrapped) = (version.clone(), wrapped.to_vec());
         let random = self.ambient.random();
         let work = move || {
             let exchange = partition.open(&exchange_version, &exchange_blob).map_err(damaged)?;
-            let material =
-                partition.unwrap_import(&exchange, version.attributes.spec, transfer, &wrapped).map_err(refuse)?;
+            // The pass is held until the key is put down.
+            let (_pass, as_told) = exchange_key.look()?;
+            let material = partition.unwrap_import(&exchange, &as_told, version.attributes.spec, transfer, &wrapped)?;
             partition.mask(&version, material, random).map_err(refuse)
         };
         self.private_key.run(work).await?

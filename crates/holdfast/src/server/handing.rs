@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_core::Pass;
+use holdfast_core::{Pass, Reader};
 use holdfast_service::Handed;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{Full, combinators::UnsyncBoxBody};
@@ -137,22 +137,27 @@ fn under<T>(passes: &[Held], step: &mut dyn FnMut() -> T) -> Option<T> {
 pub(super) struct HandingOver<S> {
     stream: S,
     hand: Arc<Hand>,
+    reader: Arc<Reader>,
     /// How long a client may read nothing.
     stall_max: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> HandingOver<S> {
-    pub(super) fn new(stream: S, hand: &Arc<Hand>, stall_max: Duration) -> Self {
-        Self { stream, hand: Arc::clone(hand), stall_max, stalled: None }
+    pub(super) fn new(stream: S, hand: &Arc<Hand>, reader: Arc<Reader>, stall_max: Duration) -> Self {
+        Self { stream, hand: Arc::clone(hand), reader, stall_max, stalled: None }
     }
 
     /// What came of writing, if it did not stall for too long.
     fn in_time<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.hand.lock().iter().for_each(|held| held.pass.moves());
+            }
             return polled;
         }
+        // Again for those that have come since.
+        self.hand.lock().iter().for_each(|held| held.pass.stalls(&self.reader));
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall_max)));
         ready!(stalled.as_mut().poll(context));
         counter!("holdfast_answers_not_read_total").increment(1);
@@ -243,7 +248,7 @@ mod tests {
     async fn a_pass_is_back_when_the_last_byte_is_with_the_socket() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
         let body = answer(&gate, &hand);
         near.write_all(b"head").await.unwrap();
         near.flush().await.unwrap();
@@ -261,7 +266,7 @@ mod tests {
     async fn nothing_leaves_once_the_pass_is_revoked() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
         let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
         assert!(revokes(&gate).await, "it is still on its way");
         assert!(near.write_all(&bytes).await.is_err() && near.flush().await.is_err() && near.shutdown().await.is_err());
@@ -274,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn who_reads_nothing_for_long_is_left() {
         let (near, mut far) = duplex(4);
-        let mut near = HandingOver::new(near, &Arc::default(), Duration::from_millis(20));
+        let mut near = HandingOver::new(near, &Arc::default(), Arc::default(), Duration::from_millis(20));
         for _ in 0..3 {
             near.write_all(b"read").await.unwrap();
             let mut read = [0; 4];
@@ -282,6 +287,46 @@ mod tests {
         }
         near.write_all(b"left").await.unwrap();
         assert_eq!(near.write_all(b"!").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// A client of this reader who takes nothing. Whether a change waits for him in vain.
+    async fn waits_for_one_who_takes_nothing(reader: &Arc<Reader>) -> bool {
+        let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
+        let (near, _far) = duplex(4);
+        let mut near = HandingOver::new(near, &hand, Arc::clone(reader), STALL_MAX);
+        let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
+        let writing = tokio::time::timeout(Duration::from_millis(1), near.write_all(&bytes));
+        assert!(writing.await.is_err(), "it does not fit");
+        let waited = revokes(&gate).await;
+        assert!(near.write_all(&bytes).await.is_err(), "in any case nothing more leaves");
+        waited
+    }
+
+    #[tokio::test]
+    async fn one_change_waits_for_who_takes_nothing_and_no_other() {
+        let reader = Arc::<Reader>::default();
+        assert!(waits_for_one_who_takes_nothing(&reader).await);
+        for _ in 0..3 {
+            assert!(!waits_for_one_who_takes_nothing(&reader).await);
+        }
+        assert!(waits_for_one_who_takes_nothing(&Arc::default()).await, "for another one it does");
+        reader.forgive();
+        assert!(waits_for_one_who_takes_nothing(&reader).await);
+    }
+
+    #[tokio::test]
+    async fn who_takes_it_after_all_is_waited_for() {
+        let (gate, hand, reader) = (Gate::new(), Arc::<Hand>::default(), Arc::<Reader>::default());
+        assert!(waits_for_one_who_takes_nothing(&reader).await);
+        let (near, mut far) = duplex(4);
+        let mut near = HandingOver::new(near, &hand, Arc::clone(&reader), STALL_MAX);
+        let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
+        let mut read = [0; 6];
+        let (written, taken) = tokio::join!(near.write_all(&bytes), far.read_exact(&mut read));
+        written.unwrap();
+        taken.unwrap();
+        assert_eq!(&read, b"secret");
+        assert!(revokes(&gate).await, "it was not flushed, and it was not stalled either");
     }
 
     /// A stream that writes what it has kept back when it is read from, as TLS does before an alert.
@@ -303,7 +348,7 @@ mod tests {
             if is_revoked {
                 assert!(revokes(&gate).await);
             }
-            let mut near = HandingOver::new(WritesWhenRead(b"secret".to_vec(), near), &hand, STALL_MAX);
+            let mut near = HandingOver::new(WritesWhenRead(b"secret".to_vec(), near), &hand, Arc::default(), STALL_MAX);
             assert!(near.read_u8().await.is_err());
             drop((near, body));
             let mut read = Vec::new();
@@ -316,7 +361,7 @@ mod tests {
     async fn several_answers_on_one_connection() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
         for _ in 0..3 {
             let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
             near.write_all(&bytes).await.unwrap();

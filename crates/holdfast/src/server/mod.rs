@@ -5,12 +5,14 @@ pub(crate) mod client_certificate;
 mod handing;
 mod linger;
 pub(crate) mod owned;
+mod readers;
 pub(crate) mod tls;
 
 use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 pub(crate) use handing::AnswerBody;
 use handing::{Hand, HandingOver};
+use holdfast_core::{Reader, Trouble};
 use holdfast_xks_proxy::ClientCertificate;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -18,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use linger::Lingering;
 use metrics::{counter, gauge};
 use owned::{Abandoned, OwnedRequest, Place};
+use readers::Readers;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -118,6 +121,7 @@ pub(crate) async fn serve(
     let tls: Option<Tls> = tls.map(Into::into);
     let abandoned = Abandoned::new(name);
     let mut connections = JoinSet::new();
+    let (trouble, readers) = (Trouble::default(), Readers::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -125,10 +129,17 @@ pub(crate) async fn serve(
             Some(_) = connections.join_next() => continue,
         };
         let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                if trouble.ends() {
+                    tracing::info!(listener = name, "connections are accepted again");
+                }
+                accepted
+            }
             Err(error) => {
                 // Out of file descriptors, most likely: give connections time to end.
-                tracing::warn!(%error, "a connection could not be accepted");
+                if trouble.begins() {
+                    tracing::warn!(%error, listener = name, "a connection could not be accepted");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -137,7 +148,8 @@ pub(crate) async fn serve(
             counter!("holdfast_connections_refused_total", "listener" => name).increment(1);
             continue;
         };
-        let connection = Connection { name, peer, limits, place: Place::new(permit, Arc::clone(&abandoned)) };
+        let place = Place::new(permit, Arc::clone(&abandoned));
+        let connection = Connection { name, peer, limits, place, reader: readers.at(peer) };
         connections.spawn(connection.run(stream, tls.clone(), Arc::clone(&handler), shutdown.clone()));
     }
     drop(listener);
@@ -155,6 +167,7 @@ struct Connection {
     peer: SocketAddr,
     limits: ConnectionLimits,
     place: Arc<Place>,
+    reader: Arc<Reader>,
 }
 
 impl Connection {
@@ -192,7 +205,7 @@ impl Connection {
     {
         let (peer, place) = (self.peer, &self.place);
         let hand = Arc::<Hand>::default();
-        let io = TokioIo::new(HandingOver::new(stream, &hand, self.limits.stall_max));
+        let io = TokioIo::new(HandingOver::new(stream, &hand, Arc::clone(&self.reader), self.limits.stall_max));
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(Arc::clone(client));

@@ -20,6 +20,7 @@ use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, KeyState, Material, MaterialState, Origin},
     own::{self, Own},
+    usable::wrapping,
     wire::{self, BlobMember, Violations, moment, secs},
 };
 
@@ -212,7 +213,7 @@ async fn take_in(
 ) -> Result<NewKey, ApiError> {
     let permit = call.permit(KmsAction::ImportKeyMaterial, key, With::default())?;
     let transfer = transfer(token.algorithm).ok_or_else(|| ApiError::internal("a token with no algorithm"))?;
-    let exchange = (&token.wrapping, &token.masked);
+    let exchange = (wrapping(call.kms, key, &token.wrapping), &token.wrapping, &token.masked);
     let new = call.kms.admin.import_wrapped(permit, &key.bound(version), exchange, transfer, wrapped).await;
     let new = new.map_err(|error| match error {
         HsmError::InvalidInput(why) => incorrect(why),

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, VersionEntry, policy_digest},
-    usable::Used,
+    usable::{Used, asked},
     wire::{self, CreateRequest, ImportRequest, KeyType, TransferBlob, UpdateRequest},
 };
 
@@ -116,7 +116,8 @@ async fn import_wrapped(
     let masked = call.hsm.keys.masked(located.version()).await?;
     let wrapped = wire::decode("ciphertext", &blob.ciphertext)?;
     let transfer = Transfer::AesKeyWrap(EncryptionPadding::OaepSha1);
-    Ok(call.hsm.admin.import_wrapped(permit, target, (&exchange_version, &masked), transfer, &wrapped).await?)
+    let exchange = (asked(call.hsm, &located), &exchange_version, &masked);
+    Ok(call.hsm.admin.import_wrapped(permit, target, exchange, transfer, &wrapped).await?)
 }
 
 /// Name and version at the end of a key id.

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
 use holdfast_core::StoreError;
@@ -33,13 +33,17 @@ struct State {
     kept: Kept,
     errno: i32,
     failures: u64,
+    /// Syncs that may end; `None`: all.
+    syncs_left: Option<u64>,
+    /// Whether a sync waits for leave to end.
+    sync_waits: bool,
     /// As a lock on the file would say.
     open: bool,
 }
 
 /// The switches of a disk.
 #[derive(Clone, Debug)]
-pub(crate) struct Faults(Arc<Mutex<State>>);
+pub(crate) struct Faults(Arc<(Mutex<State>, Condvar)>);
 
 impl Default for Faults {
     fn default() -> Self {
@@ -51,15 +55,39 @@ impl Default for Faults {
             kept: Kept::Nothing,
             errno: 5,
             failures: 0,
+            syncs_left: None,
+            sync_waits: false,
             open: false,
         };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new((Mutex::new(state), Condvar::new())))
     }
 }
 
 impl Faults {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.0.lock().unwrap()
+    }
+
+    /// A slow disk: so many syncs end from now on, and others wait; `None`: all end.
+    pub(crate) fn end_syncs(&self, count: Option<u64>) {
+        let mut state = self.state();
+        // Said here, and not by the sync when it wakes: whoever asks next must not take it for one that waits still.
+        (state.syncs_left, state.sync_waits) = (count, state.sync_waits && count == Some(0));
+        self.0.1.notify_all();
+    }
+
+    /// Whether a sync waits for leave to end.
+    pub(crate) fn sync_waits(&self) -> bool {
+        self.state().sync_waits
+    }
+
+    fn wait_for_leave(&self) {
+        let mut state = self.state();
+        while state.syncs_left == Some(0) {
+            state.sync_waits = true;
+            state = self.0.1.wait(state).unwrap();
+        }
+        state.syncs_left = state.syncs_left.map(|left| left - 1);
     }
 
     /// The call after so many others that change something fails, and all after it, or it alone.
@@ -210,6 +238,7 @@ impl StorageBackend for FaultyDisk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.faults.wait_for_leave();
         let synced = self.faults.change();
         let unsynced = std::mem::take(&mut *self.unsynced.lock().unwrap());
         let kept = if synced.is_ok() { Kept::All } else { self.faults.state().kept };

@@ -15,7 +15,7 @@ mod failures;
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use holdfast_core::{Revision, StoreError};
+use holdfast_core::{Pass, Revision, StoreError};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Applied, Batch, Engine, Row, RowName, RowVisitor, RowWrite};
@@ -95,6 +95,8 @@ struct Group {
     revision: Revision,
     fold: Option<Fold>,
     applied: Vec<(Applied, Revision)>,
+    /// Changes that end what others were allowed by wait for these.
+    leaves: Vec<Pass>,
 }
 
 impl Group {
@@ -106,6 +108,7 @@ impl Group {
         for (applied, revision) in self.applied {
             applied(revision);
         }
+        drop(self.leaves);
         self.results
     }
 }
@@ -126,7 +129,8 @@ impl Target for Writer {
         let group = write_group(&transaction, jobs)?;
         let revision = group.revision;
         if let Err(error) = transaction.commit() {
-            self.unknown = Some(group);
+            // Nobody waits until the disk is mended.
+            self.unknown = Some(Group { leaves: Vec::new(), ..group });
             return Err(failed(error));
         }
         self.revision = revision;
@@ -201,7 +205,7 @@ impl Writer {
 
 /// Writes the batches into a transaction. The outer error means that nothing of the group can be committed.
 fn write_group(transaction: &redb::WriteTransaction, batches: Vec<Batch>) -> Result<Group, StoreError> {
-    let mut applied = Vec::with_capacity(batches.len());
+    let (mut applied, mut leaves) = (Vec::with_capacity(batches.len()), Vec::new());
     let mut fold = batches.iter().find_map(|batch| batch.row_set.as_ref()).map(|set| set.fold());
     let mut rows = transaction.open_table(ROWS).map_err(failed)?;
     let mut meta = transaction.open_table(META).map_err(failed)?;
@@ -213,6 +217,7 @@ fn write_group(transaction: &redb::WriteTransaction, batches: Vec<Batch>) -> Res
         if let Ok(after) = result {
             revision = after;
             applied.push((batch.applied, after));
+            leaves.extend(batch.leave);
         }
         results.push(result);
     }
@@ -223,7 +228,7 @@ fn write_group(transaction: &redb::WriteTransaction, batches: Vec<Batch>) -> Res
         let mut head = transaction.open_table(HEAD).map_err(failed)?;
         head.insert(ROW_SET, fold.head(revision)?.as_slice()).map_err(failed)?;
     }
-    Ok(Group { results, revision, fold, applied })
+    Ok(Group { results, revision, fold, applied, leaves })
 }
 
 fn revision_of(database: &Database) -> Result<Revision, StoreError> {
@@ -262,6 +267,9 @@ fn write_batch(
         if current != write.expected_version {
             return Ok(Err(StoreError::Conflict));
         }
+    }
+    if let Err(overtaken) = batch.may_be_made() {
+        return Ok(Err(overtaken));
     }
     let (revision, event) = match batch.event_row(before) {
         Ok(sealed) => sealed,

@@ -257,13 +257,20 @@ impl SharedEngine {
         self.noted(self.try_out())
     }
 
-    /// Writes the file that lies there once more, beside its place.
+    /// Writes what lies there once more, as a commit would: it may fail where the new file takes the place of the old one.
     fn try_out(&self) -> Result<(), StoreError> {
         let _lock = self.lock()?;
-        self.load()?;
-        let bytes = self.read_bytes()?.unwrap_or_default();
+        let id = self.load()?.id;
+        if id.generation > 0 {
+            // The same state under another nonce is another one: what is written is what was read, if it is still there.
+            let Some(bytes) = self.read_bytes()?.filter(|bytes| self.0.key.decode(bytes).is_ok_and(|now| now.id == id))
+            else {
+                return Err(StoreError::Unavailable("the file was changed a moment ago".into()));
+            };
+            return self.replace(&bytes);
+        }
         let temporary = self.temporary();
-        let written = self.write_new(&temporary, &bytes);
+        let written = self.write_new(&temporary, &[]);
         let removed = fs::remove_file(&temporary);
         written.and(removed).map_err(|error| failed(&error))
     }
@@ -271,7 +278,7 @@ impl SharedEngine {
     /// What became of a commit says whether the file takes changes.
     fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         match &done {
-            Ok(_) | Err(StoreError::Conflict) => self.0.condition.well(ENGINE),
+            Ok(_) | Err(StoreError::Conflict | StoreError::Overtaken) => self.0.condition.well(ENGINE),
             Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => self.0.condition.ill(ENGINE, why),
             Err(
                 error @ (StoreError::Damaged

@@ -10,8 +10,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, AuditEvent, AuditOutcome, Change, Changed, Decided, Itself, PartitionId, Projection, RecordKey, Store,
-    Timestamp, Write,
+    Action, Ambient, AuditEvent, AuditOutcome, CLEAR_WAIT_MAX, Change, Changed, Decided, Decision, Intent, Itself,
+    PartitionId, Policy, Principal, Projection, RecordKey, Resource, Store, Timestamp, Write, authorize,
 };
 use holdfast_crypto::SecretBytes;
 
@@ -312,4 +312,99 @@ fn without_the_row_set_it_would_be_taken() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(runtime.block_on(engine.read(&[1; 33])).unwrap().unwrap().sealed, b"old");
+}
+
+impl Known {
+    fn has(&self, id: &str) -> bool {
+        self.0.lock().unwrap().contains_key(id.as_bytes())
+    }
+}
+
+struct Everything;
+
+impl Policy for Everything {
+    fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+        Decision::Allow("test".into())
+    }
+}
+
+/// Without leave: as the instance itself.
+fn by_leave(id: &str, leave: Option<Pass>) -> Change {
+    let decided = match leave {
+        None => Decided::by_itself(event(id), Itself::Configured),
+        Some(pass) => {
+            let intent = Intent { action: Action::KeyCreate, resource: Resource::Keys };
+            let permit = authorize(&Everything, &Principal::system(), intent).unwrap();
+            Decided::asked(event(id), permit.spend(Action::KeyCreate, &Resource::Keys).unwrap(), pass)
+        }
+    };
+    Change { writes: vec![write(id, 0, id.as_bytes())], event: decided }
+}
+
+/// On a disk that takes longer than a change waits for anybody: somebody is looked at, a revocation of what he was allowed by is committed before his
+/// change, and his change is being written when the revocation would return. Whether it returned before his change was there.
+fn revocation_returns_before_a_change_that_it_forbids(leaves: bool) -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(race_on_a_slow_disk(bench.faults, Arc::new(bench.store), bench.known, leaves))
+}
+
+async fn race_on_a_slow_disk(
+    faults: Faults,
+    store: Arc<SealedStore<EmbeddedEngine>>,
+    known: Arc<Known>,
+    leaves: bool,
+) -> bool {
+    let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    faults.end_syncs(Some(0));
+    let revoking = Arc::clone(&store);
+    let mut revocation = tokio::spawn(async move { revoking.commit(by_leave("revocation", None)).await });
+    until("the revocation is written", &|| faults.sync_waits()).await;
+    // He is looked at before it is in memory, and waits for the disk behind it.
+    let leave = leaves.then(|| store.gate().enter());
+    let mut late = Box::pin(store.commit(by_leave("late", leave)));
+    let waits = std::future::poll_fn(|context| std::task::Poll::Ready(late.as_mut().poll(context).is_pending()));
+    assert!(waits.await);
+    while !known.has("revocation") {
+        faults.end_syncs(Some(1));
+        until("the next sync waits", &|| faults.sync_waits()).await;
+    }
+    let returned = tokio::time::timeout(CLEAR_WAIT_MAX * 4, &mut revocation).await.is_ok();
+    assert!(!known.has("late"), "the disk has not taken it");
+    faults.end_syncs(None);
+    if !returned {
+        assert!(revocation.await.unwrap().is_ok());
+        assert!(known.has("late"), "it is there when the revocation returns");
+    }
+    assert!(late.await.is_ok() && known.has("late"));
+    returned
+}
+
+/// The control: where nobody says by what leave a change is made, it follows the revocation.
+#[test]
+fn a_change_does_not_follow_the_revocation_that_forbids_it_however_slow_the_disk_is() {
+    assert!(!revocation_returns_before_a_change_that_it_forbids(true));
+    assert!(revocation_returns_before_a_change_that_it_forbids(false));
+}
+
+/// It waits for something between the look and the queue, such as the processor, until the revocation has returned.
+#[test]
+fn a_change_whose_leave_was_revoked_is_not_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path());
+    let (leave, none) = (bench.store.gate().enter(), None);
+    bench.change("revocation").unwrap();
+    let made = |id, leave| bench.runtime.block_on(bench.store.commit(by_leave(id, leave))).map(drop);
+    assert_eq!(made("late", Some(leave)), Err(StoreError::Overtaken));
+    assert!(!bench.known.has("late"));
+    // The control.
+    assert_eq!(made("unasked", none), Ok(()));
+    bench.check("overtaken");
 }
