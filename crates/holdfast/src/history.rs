@@ -31,9 +31,10 @@ pub(crate) const AUDIT_LINES_OF_PROCESSES: u8 = 3;
 pub(crate) const KEPT_ROWS: u8 = 3;
 const KEPT_ROWS_VERSION: u8 = 1;
 const WATERMARK_VERSION: u8 = 2;
-/// Beside these: 4, the storage's index, whose rows have MACs since version 2.
+/// Beside these: 4, the storage's index, whose rows have MACs since version 2, and which keeps something of its events since version 3.
 pub(crate) const STORAGE_INDEX: u8 = 4;
-pub(crate) const STORAGE_INDEX_VERSION: u8 = 2;
+pub(crate) const STORAGE_INDEX_ROWS: u8 = 2;
+pub(crate) const STORAGE_INDEX_VERSION: u8 = 3;
 
 /// Record that remembers how far the audit log had come.
 const AUDIT_MARK: u8 = 64;

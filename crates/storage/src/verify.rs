@@ -4,7 +4,7 @@
 use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
 
 use futures::{StreamExt, stream};
-use holdfast_core::{AuditEvent, SetCheck};
+use holdfast_core::{AuditEvent, SetCheck, StoreError};
 
 use crate::{
     Storage,
@@ -23,6 +23,9 @@ const BLOBS_AT_ONCE: usize = 8;
 /// Blobs that are told by name.
 const BLOBS_TOLD_MAX: usize = 16;
 
+/// What is bad beside sets of rows.
+const ALL_SETS: &str = "what is kept of all sets";
+const ORDER: &str = "the order of the rows";
 /// Sets that the event of a start tells by name.
 const SETS_TOLD_MAX: usize = 16;
 
@@ -102,7 +105,10 @@ impl Storage {
         let buckets = self.names_of_buckets();
         let mut report = VerifyReport::default();
         if !names.whole {
-            report.bad.push("what is kept of all sets".into());
+            report.bad.push(ALL_SETS.into());
+        }
+        if !self.rows_are_in_order().await.map_err(|error| error.to_string())? {
+            report.bad.push(ORDER.into());
         }
         let wanted = bucket.map(|bucket| self.set_called(bucket).ok_or("there is no such bucket")).transpose()?;
         for set in names.names.into_iter().chain(wanted.clone()) {
@@ -134,7 +140,18 @@ impl Storage {
     pub async fn look_at_rows(&self, operation: &'static str) -> Option<usize> {
         let names = self.index.sets().inspect_err(|error| tracing::warn!(%error, "the index is not looked at")).ok()?;
         let buckets = self.names_of_buckets();
-        let mut bad: Vec<String> = (!names.whole).then(|| "what is kept of all sets".into()).into_iter().collect();
+        let mut bad: Vec<String> = (!names.whole).then(|| ALL_SETS.into()).into_iter().collect();
+        match self.rows_are_in_order().await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::error!("the rows of the index do not stand in the order of their names: restore its file");
+                bad.push(ORDER.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "not all rows of the index were looked at");
+                return None;
+            }
+        }
         for set in names.names {
             match self.check(set, &buckets).await {
                 Ok(found) if found.is_whole() => {}
@@ -185,11 +202,17 @@ impl Storage {
     /// Whether all rows are those that were committed.
     pub(crate) async fn rows_are_whole(&self) -> Result<bool> {
         let names = self.index.sets().map_err(crate::error::from_store)?;
-        let mut whole = names.whole;
+        let mut whole = names.whole && self.rows_are_in_order().await.map_err(crate::error::from_store)?;
         for set in names.names {
             whole &= self.check(set, &HashMap::new()).await?.is_whole();
         }
         Ok(whole)
+    }
+
+    async fn rows_are_in_order(&self) -> std::result::Result<bool, StoreError> {
+        let index = Arc::clone(&self.index);
+        let checked = tokio::task::spawn_blocking(move || index.check_order()).await;
+        checked.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 
     async fn check(&self, set: Vec<u8>, buckets: &HashMap<Id, String>) -> Result<SetReport> {

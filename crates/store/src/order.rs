@@ -41,7 +41,7 @@ pub(crate) fn visit_all<K: Key + 'static, V: Value + 'static>(
     Ok(())
 }
 
-/// The rows from `from` on, where the names before and behind that place say that it is the right one.
+/// The rows from `from` on, where the name before that place says that it is the right one.
 ///
 /// # Errors
 /// [`StoreError::Disordered`], [`StoreError::Failed`].
@@ -51,11 +51,6 @@ pub(crate) fn from<'t>(
 ) -> Result<Range<'t, Bytes, Bytes>, StoreError> {
     if let Some(before) = table.range(..from).map_err(failed)?.next_back()
         && before.map_err(failed)?.0.value() >= from
-    {
-        return Err(StoreError::Disordered);
-    }
-    if let Some(next) = table.range(from..).map_err(failed)?.next()
-        && next.map_err(failed)?.0.value() < from
     {
         return Err(StoreError::Disordered);
     }

@@ -25,7 +25,7 @@ use crate::{
     control,
     fault::Fault,
     health::{Ground, Health, Told},
-    history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_VERSION},
+    history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_ROWS, STORAGE_INDEX_VERSION},
     instance::{self, AuditMarks, Opened, close_audit},
     server::{self, AnswerBody, ConnectionLimits},
 };
@@ -113,7 +113,8 @@ fn open_index(opened: &Opened, adopts: bool, accept_loss: bool) -> Result<Embedd
         sets: holdfast_storage::SETS,
         founding: founding.as_ref(),
         upgraded: &|rows| holdfast_storage::upgraded_event(opened.ambient.now(), rows),
-        in_force: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_VERSION),
+        in_force: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_ROWS),
+        counted: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_VERSION),
         accept_loss,
     };
     EmbeddedIndex::open(&path, opening).map_err(|error| {

@@ -3,15 +3,19 @@
 //! what is kept of all rows together. Each row has a MAC, which is looked at whenever the row is read. After a failure the file is opened anew.
 
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod failures;
 mod instance;
 mod mending;
 mod opening;
+mod own;
 mod sets;
 mod writer;
 
 use std::{
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc,
@@ -26,6 +30,7 @@ use holdfast_core::{
 };
 use holdfast_crypto::SecretBytes;
 pub use instance::{IndexCopy, IndexOwner};
+use own::Seen;
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use writer::{Job, Work, Writer};
 
@@ -34,6 +39,7 @@ use crate::{
     condition::Condition,
     database::{DatabaseFile, open_or_make},
     group::{GroupWriter, failed},
+    order,
     outbox::{Outbox, StoredEvent},
 };
 
@@ -69,6 +75,8 @@ pub struct IndexOpening<'a> {
     pub upgraded: &'a dyn Fn(u64) -> AuditEvent,
     /// Whether rows of an earlier version were taken over before: no others are taken any more.
     pub in_force: bool,
+    /// Whether what is kept of the index is known to be of its events, too.
+    pub counted: bool,
     /// Go on although what is kept of all rows together is not what the last commit left, and say so in the notes.
     pub accept_loss: bool,
 }
@@ -79,6 +87,7 @@ pub struct EmbeddedIndex {
     seals: Arc<Seals>,
     sets: IndexSets,
     commits: GroupWriter<Job, writer::Done>,
+    seen: Arc<Seen>,
     outbox: Arc<Outbox>,
     notes: Vec<String>,
     /// Whether something is accepted that is not kept so far.
@@ -96,7 +105,8 @@ impl EmbeddedIndex {
     /// [`StoreError::Damaged`]; [`StoreError::NotWhole`].
     pub fn open(path: &Path, opening: IndexOpening<'_>) -> Result<Self, StoreError> {
         let database = open_or_make(path, CACHE_BYTES, false)?;
-        Self::over(|database| DatabaseFile::new(path, database, CACHE_BYTES), database, &opening)
+        let file = |database| DatabaseFile::new(path, database, CACHE_BYTES);
+        guarded(|| Self::over(file, database, &opening))
     }
 
     fn over(
@@ -106,8 +116,12 @@ impl EmbeddedIndex {
     ) -> Result<Self, StoreError> {
         let seals = Seals::new(opening.instance, opening.database_key, Arc::clone(&opening.ambient))?;
         let (seals, sets) = (Arc::new(seals), opening.sets);
-        let opening::Prepared { head, mut notes, mut accepted } = opening::prepare(&database, &seals, opening)?;
-        let (left, beyond) = events_left(&database, &seals, head.revision)?;
+        let opening::Prepared { head, events_lost, mut notes, mut accepted } =
+            opening::prepare(&database, &seals, opening)?;
+        let (mut left, beyond) = events_left(&database, &seals, head.revision)?;
+        if events_lost {
+            left.clear();
+        }
         if beyond > 0 {
             if !opening.accept_loss {
                 return Err(StoreError::NotWhole { revision: head.revision });
@@ -118,17 +132,18 @@ impl EmbeddedIndex {
             ));
         }
         let outbox = Arc::new(Outbox::with(left, head.revision));
-        let file = Arc::new(file(database));
+        let (file, seen) = (Arc::new(file(database)), Arc::<Seen>::default());
         let writer = Writer {
             file: Arc::clone(&file),
             seals: Arc::clone(&seals),
             sets,
             outbox: Arc::clone(&outbox),
             head,
+            seen: Arc::clone(&seen),
             unknown: None,
         };
         let commits = GroupWriter::over(writer, Condition::default())?;
-        Ok(Self { file, seals, sets, commits, outbox, notes, accepted, checks_stopped: AtomicBool::default() })
+        Ok(Self { file, seals, sets, commits, seen, outbox, notes, accepted, checks_stopped: AtomicBool::default() })
     }
 
     /// Keeps what was accepted at opening. To be called once the log has told of it, and before anything is served: until then the file is as it
@@ -196,7 +211,7 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> IndexReader for Checked<'_,
     }
 
     fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
-        for entry in self.table.range(from..).map_err(failed)? {
+        for entry in order::from(self.table, from)? {
             let (key, row) = entry.map_err(failed)?;
             if !key.value().starts_with(prefix) {
                 break;
@@ -208,6 +223,12 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> IndexReader for Checked<'_,
         }
         Ok(())
     }
+}
+
+/// Reads. A damaged page may make the library panic, which is a failure here.
+fn guarded<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Nothing is changed by a read that is cut short.
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(failed("it is damaged, and redb gave up on it")))
 }
 
 /// A failure that a reader meets may be the file's: the writer looks.
@@ -233,11 +254,11 @@ impl Snapshot<'_> {
 
 impl IndexReader for Snapshot<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        seen(self.commits, self.checked().get(key))
+        seen(self.commits, guarded(|| self.checked().get(key)))
     }
 
     fn scan(&self, from: &[u8], prefix: &[u8], visit: &mut IndexVisitor<'_>) -> Result<(), StoreError> {
-        seen(self.commits, self.checked().scan(from, prefix, visit))
+        seen(self.commits, guarded(|| self.checked().scan(from, prefix, visit)))
     }
 }
 
@@ -245,7 +266,8 @@ impl IndexReader for Snapshot<'_> {
 impl Index for EmbeddedIndex {
     /// Reads on the caller's thread: a page that is not cached costs one `pread`.
     fn snapshot(&self) -> Result<Box<dyn IndexReader + '_>, StoreError> {
-        let table = seen(&self.commits, self.begin_read()?.open_table(ROWS).map_err(failed))?;
+        let transaction = self.begin_read()?;
+        let table = seen(&self.commits, guarded(|| transaction.open_table(ROWS).map_err(failed)))?;
         Ok(Box::new(Snapshot { table, seals: &self.seals, commits: &self.commits }))
     }
 
@@ -259,17 +281,39 @@ impl Index for EmbeddedIndex {
     }
 
     fn sets(&self) -> Result<SetNames, StoreError> {
-        seen(&self.commits, sets::names(&self.begin_read()?, &self.seals, self.sets))
+        let transaction = self.begin_read()?;
+        seen(&self.commits, guarded(|| sets::names(&transaction, &self.seals, self.sets)))
+    }
+
+    fn check_order(&self) -> Result<bool, StoreError> {
+        let file = self.seen.file();
+        let transaction = self.begin_read()?;
+        let checked = || {
+            order::visit_all(&transaction.open_table(ROWS).map_err(failed)?, |_, _| {
+                if self.checks_stopped.load(Ordering::Relaxed) { Err(sets::was_stopped()) } else { Ok(()) }
+            })
+        };
+        match seen(&self.commits, guarded(checked)) {
+            Ok(()) => self.seen.in_order(file),
+            Err(StoreError::Disordered) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
 
     fn check(&self, set: &[u8]) -> Result<SetCheck, StoreError> {
+        let file = self.seen.file();
         let transaction = self.begin_read()?;
         let checked = || {
             let (rows, kept) =
                 (transaction.open_table(ROWS).map_err(failed)?, transaction.open_table(SETS).map_err(failed)?);
             sets::check_until(&self.checks_stopped, &rows, &kept, &self.seals, self.sets, set)
         };
-        seen(&self.commits, checked()).map(|looked| looked.check)
+        let check = seen(&self.commits, guarded(checked))?.check;
+        if check.whole {
+            self.seen.whole(file, set);
+        }
+        Ok(check)
     }
 
     fn stop_checks(&self) {

@@ -122,6 +122,16 @@ impl Seals {
         Sum::of(&self.digests.sign(&[b"row", row.get(..TAG_BYTES).unwrap_or(row)]))
     }
 
+    /// What an event that waits adds to the set of those.
+    pub(super) fn digest_of_event(&self, revision: u64, sealed: &[u8]) -> Sum {
+        Sum::of(&self.digests.sign(&[b"event", &revision.to_be_bytes(), sealed]))
+    }
+
+    /// What a pin adds to the set of pins.
+    pub(super) fn digest_of_pin(&self, name: &[u8], left: &[u8]) -> Sum {
+        Sum::of(&self.digests.sign(&[b"pin", &(name.len() as u32).to_be_bytes(), name, left]))
+    }
+
     /// What a set adds to the head.
     pub(super) fn digest_of_set(&self, set: &[u8], state: SetState) -> Sum {
         Sum::of(&self.digests.sign(&[b"set", &(set.len() as u32).to_be_bytes(), set, &state.encode()]))

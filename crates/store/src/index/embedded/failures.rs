@@ -62,6 +62,7 @@ fn open(path: &Path, faults: &Faults) -> Result<EmbeddedIndex, StoreError> {
         founding: None,
         upgraded: &|_| event("upgrade"),
         in_force: true,
+        counted: true,
         accept_loss: false,
     };
     EmbeddedIndex::over(file, database, &opening)

@@ -8,7 +8,7 @@ use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableDefi
 
 use super::{
     super::seals::TAG_BYTES,
-    CACHE_BYTES, INSTANCE, META, ROWS,
+    CACHE_BYTES, INSTANCE, META, ROWS, guarded,
     opening::{META_V1, ROWS_V1, TAKEN_OVER, has_rows_of_v1},
 };
 use crate::{database::open_or_make, group::failed};
@@ -34,6 +34,10 @@ impl IndexOwner {
             return Ok(Self::Missing);
         }
         let database = open_or_make(path, CACHE_BYTES, false)?;
+        guarded(|| Self::named_in(&database))
+    }
+
+    fn named_in(database: &Database) -> Result<Self, StoreError> {
         let transaction = database.begin_read().map_err(failed)?;
         for meta in [META, META_V1] {
             let Some(meta) = table(&transaction, meta)? else { continue };

@@ -8,8 +8,9 @@ use holdfast_core::StoreError;
 use redb::Database;
 
 use super::{
-    HEAD, META, events_left,
+    HEAD, META,
     opening::whole_head,
+    own::Own,
     sets,
     writer::{Done, Job, Writer, stored_head},
 };
@@ -37,6 +38,8 @@ impl Target for Writer {
 
     fn mend(&mut self) -> Result<Mended<Done>, StoreError> {
         let file = Arc::clone(&self.file);
+        // Whatever lies there from now on is looked at anew.
+        self.seen.forget();
         let happened = file.reopen(|database| {
             let happened = self.judge(database)?;
             // Writes something, and syncs it: or else it is not mended.
@@ -63,8 +66,8 @@ impl Writer {
     /// Whether the group that failed is there. It is the index from before it, or the one behind it: no other is taken.
     fn judge(&self, database: &Database) -> Result<bool, StoreError> {
         let head = whole_head(database, &self.seals)?;
-        let whole =
-            sets::whole(database, &self.seals, head)? && events_left(database, &self.seals, head.revision)?.1 == 0;
+        let whole = sets::whole(database, &self.seals, head)?
+            && Own::in_database(database, &self.seals, head.revision)?.is_whole();
         // One that changes nothing of the rows, and has no event, has happened in any case.
         if whole && self.unknown.as_ref().is_some_and(|outcome| outcome.head == head) {
             return Ok(true);

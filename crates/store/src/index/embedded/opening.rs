@@ -8,7 +8,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableErro
 
 use super::{
     super::seals::{Head, Seals},
-    EVENTS, HEAD, INSTANCE, IndexOpening, META, ROWS, SETS, sets,
+    EVENTS, HEAD, INSTANCE, IndexOpening, META, ROWS, SETS,
+    own::{Own, PINS, Seen},
+    sets,
     writer::{Group, stored_head},
 };
 use crate::{audit, group::failed, row_set::Sum};
@@ -31,6 +33,8 @@ const BYTES_A_COMMIT: usize = 8 * 1024 * 1024;
 pub(super) struct Prepared {
     /// What its newest commit left.
     pub head: Head,
+    /// The events that wait cannot be believed, which was accepted.
+    pub events_lost: bool,
     /// What was accepted, for the log.
     pub notes: Vec<String>,
     /// Whether something of that is still to be kept.
@@ -46,18 +50,33 @@ pub(super) fn prepare(database: &Database, seals: &Seals, opening: &IndexOpening
         );
     }
     while take_over(database, seals, opening)? {}
+    if !opening.counted {
+        count_events(database, seals, opening)?;
+    }
     let head = whole_head(database, seals)?;
-    let accepted = !sets::whole(database, seals, head)?;
+    let own = Own::in_database(database, seals, head.revision)?;
+    let (sets_whole, events_lost) = (sets::whole(database, seals, head)?, !own.events_are_whole());
+    let accepted = !sets_whole || events_lost || !own.pins_are_whole();
     if accepted && !opening.accept_loss {
         return Err(StoreError::NotWhole { revision: head.revision });
     }
-    if accepted {
+    if events_lost {
+        notes.push(
+            "the events of changes that wait in the index are not those that its commits left; that they are not told was accepted".into(),
+        );
+    }
+    if !own.pins_are_whole() {
+        notes.push(
+            "rows of the index are not as they were left before their set was looked at; this was accepted".into(),
+        );
+    }
+    if !sets_whole {
         notes.push(format!(
             "what the index keeps of its rows is not what its last commit, change {}, left; this was accepted",
             head.revision
         ));
     }
-    Ok(Prepared { head, notes, accepted })
+    Ok(Prepared { head, events_lost, notes, accepted })
 }
 
 fn has(transaction: &WriteTransaction, name: &str) -> Result<bool, StoreError> {
@@ -84,6 +103,7 @@ fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Resu
         transaction.open_table(ROWS).map_err(failed)?;
         transaction.open_table(SETS).map_err(failed)?;
         transaction.open_table(EVENTS).map_err(failed)?;
+        transaction.open_table(PINS).map_err(failed)?;
         let named = meta.get(INSTANCE).map_err(failed)?.map(|value| value.value().to_vec());
         if known && named.as_deref() != Some(seals.instance().as_bytes().as_slice()) {
             return Err(failed("the index belongs to another instance"));
@@ -101,11 +121,14 @@ fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Resu
             ));
         }
         if !known {
-            let revision = if old { found(&transaction, seals, opening.founding)? } else { Revision(0) };
+            let revision = if old { revision_of_v1(&transaction, seals)? } else { Revision(0) };
             let head = Head { revision, upgrading: old, sum: Sum::default() };
             meta.insert(HEAD, seals.seal_head(head)?.as_slice()).map_err(failed)?;
             meta.insert(INSTANCE, seals.instance().as_bytes().as_slice()).map_err(failed)?;
         }
+    }
+    if let Some(event) = opening.founding.filter(|_| old) {
+        found(&transaction, seals, opening, event)?;
     }
     if old {
         let rows = transaction.open_table(ROWS_V1).map_err(failed)?;
@@ -120,33 +143,46 @@ fn begin(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Resu
     Ok(accepted)
 }
 
-/// Whose the index of version 1 is: this instance's, or nobody's, and then it is this one's from now on. Gives its newest change.
-fn found(transaction: &WriteTransaction, seals: &Seals, founding: Option<&AuditEvent>) -> Result<Revision, StoreError> {
+/// The newest change of an index of version 1, which is this instance's or nobody's.
+fn revision_of_v1(transaction: &WriteTransaction, seals: &Seals) -> Result<Revision, StoreError> {
     let meta = transaction.open_table(META_V1).map_err(failed)?;
-    let revision = match meta.get(REVISION_V1).map_err(failed)? {
-        None => Revision(0),
-        Some(value) => Revision(u64::from_be_bytes(value.value().try_into().map_err(|_| StoreError::Damaged)?)),
-    };
-    match (meta.get(INSTANCE).map_err(failed)?, founding) {
-        (Some(known), _) if known.value() == seals.instance().as_bytes() => Ok(revision),
-        (Some(_), _) => Err(failed("the index belongs to another instance")),
-        (None, None) => Ok(revision),
-        (None, Some(event)) => tell(transaction, seals, revision, event),
+    if meta.get(INSTANCE).map_err(failed)?.is_some_and(|known| known.value() != seals.instance().as_bytes()) {
+        return Err(failed("the index belongs to another instance"));
+    }
+    match meta.get(REVISION_V1).map_err(failed)? {
+        None => Ok(Revision(0)),
+        Some(value) => Ok(Revision(u64::from_be_bytes(value.value().try_into().map_err(|_| StoreError::Damaged)?))),
     }
 }
 
-/// Leaves an event to the log; gives its revision.
-fn tell(
+/// Tells the log that an index that was nobody's is this instance's from now on.
+fn found(
     transaction: &WriteTransaction,
     seals: &Seals,
-    before: Revision,
+    opening: &IndexOpening<'_>,
     event: &AuditEvent,
-) -> Result<Revision, StoreError> {
-    let revision = Revision(before.0 + 1);
-    let sealed = seals.seal_event(revision, &audit::event_body(event)?)?;
-    let mut events = transaction.open_table(EVENTS).map_err(failed)?;
-    events.insert(revision.0, sealed.as_slice()).map_err(failed)?;
-    Ok(revision)
+) -> Result<(), StoreError> {
+    if transaction.open_table(META_V1).map_err(failed)?.get(INSTANCE).map_err(failed)?.is_some() {
+        return Ok(());
+    }
+    let seen = Seen::default();
+    let mut group = Group::begin(transaction, seals, opening.sets, &seen)?;
+    group.tell(&audit::event_body(event)?)?;
+    group.finish().map(drop)
+}
+
+/// Counts the events of an index of before they were counted, once.
+fn count_events(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(failed)?;
+    {
+        let seen = Seen::default();
+        let mut group = Group::begin(&transaction, seals, opening.sets, &seen)?;
+        if !group.count_events()? {
+            return Ok(());
+        }
+        group.finish()?;
+    }
+    transaction.commit().map_err(failed)
 }
 
 /// One transaction of the upgrade. False: there is nothing left to do.
@@ -154,7 +190,10 @@ fn take_over(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> 
     let transaction = database.begin_write().map_err(failed)?;
     let mut left = true;
     {
-        let mut group = Group::begin(&transaction, seals, opening.sets)?;
+        // Nobody has seen these rows before, and nobody evens anything out in them.
+        let seen = Seen::default();
+        let mut group = Group::begin(&transaction, seals, opening.sets, &seen)?;
+        group.pins_nothing = true;
         if !group.head.upgrading {
             return Ok(false);
         }
@@ -172,7 +211,7 @@ fn take_over(database: &Database, seals: &Seals, opening: &IndexOpening<'_>) -> 
         if !left {
             let rows = group.rows_kept()?;
             group.head.upgrading = false;
-            group.head.revision = tell(&transaction, seals, group.head.revision, &(opening.upgraded)(rows))?;
+            group.tell(&audit::event_body(&(opening.upgraded)(rows))?)?;
             tracing::warn!(
                 rows,
                 "the index was upgraded to version 2: each row has a MAC, and none of version 1 is taken any more"

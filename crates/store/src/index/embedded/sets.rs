@@ -10,10 +10,10 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::{
     super::seals::{Head, Seals, SetState},
-    META, ROWS, SETS,
+    META, ROWS, SETS, own,
     writer::stored_head,
 };
-use crate::{group::failed, row_set::Sum};
+use crate::{group::failed, order, row_set::Sum};
 
 type Bytes = &'static [u8];
 
@@ -38,6 +38,10 @@ pub(super) fn check(
     check_until(&AtomicBool::default(), rows, kept, seals, sets, set)
 }
 
+pub(super) fn was_stopped() -> StoreError {
+    StoreError::Unavailable("the check was stopped".into())
+}
+
 /// The same; it ends with an error once `stopped` turns true.
 pub(super) fn check_until(
     stopped: &AtomicBool,
@@ -57,9 +61,9 @@ pub(super) fn check_until(
     };
     let (mut found, mut forged) = (SetState::default(), Vec::new());
     for prefix in (sets.prefixes)(set) {
-        for entry in rows.range(prefix.as_slice()..).map_err(failed)? {
+        for entry in order::from(rows, &prefix)? {
             if stopped.load(Ordering::Relaxed) {
-                return Err(StoreError::Unavailable("the check was stopped".into()));
+                return Err(was_stopped());
             }
             let (name, row) = entry.map_err(failed)?;
             if !name.value().starts_with(&prefix) {
@@ -90,11 +94,28 @@ pub(super) fn names(transaction: &ReadTransaction, seals: &Seals, sets: IndexSet
     let kept = transaction.open_table(SETS).map_err(failed)?;
     let mut names = BTreeSet::new();
     for entry in kept.iter().map_err(failed)? {
-        names.insert(entry.map_err(failed)?.0.value().to_vec());
+        let set = entry.map_err(failed)?.0.value().to_vec();
+        if !own::is_own(&set) {
+            names.insert(set);
+        }
     }
-    let rows = transaction.open_table(ROWS).map_err(failed)?;
+    named_by(&transaction.open_table(ROWS).map_err(failed)?, sets, &mut names)?;
+    // Of one that is empty by now there may be pins.
+    named_by(&transaction.open_table(own::PINS).map_err(failed)?, sets, &mut names)?;
+    let head = stored_head(&transaction.open_table(META).map_err(failed)?, seals)?;
+    let sum = sum_of(&kept, seals)?;
+    let whole = head.is_some_and(|head| Some(head.sum) == sum);
+    Ok(SetNames { names: names.into_iter().collect(), whole })
+}
+
+/// The sets that these rows are of.
+fn named_by(
+    rows: &impl ReadableTable<Bytes, Bytes>,
+    sets: IndexSets,
+    names: &mut BTreeSet<Vec<u8>>,
+) -> Result<(), StoreError> {
     let mut from = Vec::new();
-    while let Some(entry) = rows.range(from.as_slice()..).map_err(failed)?.next() {
+    while let Some(entry) = order::from(rows, &from)?.next() {
         let (name, _) = entry.map_err(failed)?;
         let (name, set) = (name.value(), (sets.of)(name.value()));
         let prefix = (sets.prefixes)(set).into_iter().find(|prefix| !prefix.is_empty() && name.starts_with(prefix));
@@ -102,10 +123,7 @@ pub(super) fn names(transaction: &ReadTransaction, seals: &Seals, sets: IndexSet
         // Whatever cannot be passed over as a whole is passed over row by row: a planted name hides nothing behind it.
         from = prefix.as_deref().and_then(after).unwrap_or_else(|| [name, &[0]].concat());
     }
-    let head = stored_head(&transaction.open_table(META).map_err(failed)?, seals)?;
-    let sum = sum_of(&kept, seals)?;
-    let whole = head.is_some_and(|head| Some(head.sum) == sum);
-    Ok(SetNames { names: names.into_iter().collect(), whole })
+    Ok(())
 }
 
 /// The smallest name after all that begin with `prefix`.
