@@ -381,4 +381,6 @@ pub(crate) fn event(
 }
 
 #[cfg(test)]
+pub(crate) mod flips;
+#[cfg(test)]
 mod tests;

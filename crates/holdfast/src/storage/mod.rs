@@ -3,6 +3,8 @@
 pub(crate) mod admin;
 pub(crate) mod config;
 pub(crate) mod keks;
+#[cfg(test)]
+mod flips;
 mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};

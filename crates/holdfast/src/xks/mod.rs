@@ -2,6 +2,8 @@
 
 pub(crate) mod config;
 pub(crate) mod control;
+#[cfg(test)]
+mod flips;
 mod logged;
 mod members;
 mod opening;
