@@ -10,6 +10,7 @@ What must hold afterwards, and again after a restart:
 """
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import random
 import statistics
@@ -24,6 +25,7 @@ WHOLE = 3
 STAGES = ("head", "body", "work", "work", "work", "work", "work", "work")
 """While what a client hangs up: mostly while the request is at work or answered."""
 EXAMPLES = 3
+SECONDS_TO_SETTLE = 30
 
 
 @dataclasses.dataclass
@@ -130,12 +132,18 @@ class Battery:
             self.open.append(half)
 
     def settle(self) -> None:
-        """Waits until nothing of what was abandoned is at work any more, and the log grows no further."""
+        """Waits until nothing of what was abandoned is at work any more, and the log grows no further. Who has closed his sending half only hears
+        the end of his request."""
+        deadline = time.monotonic() + SECONDS_TO_SETTLE
+        for stream in self.open:
+            stream.settimeout(max(0.001, deadline - time.monotonic()))
+            with contextlib.suppress(OSError):
+                stream.recv(1)
         count, calm = -1, 0
         while calm < 4:
             time.sleep(0.25)
             lines = self.dialect.metrics().splitlines()
-            at_work = any(line.startswith("holdfast_requests_abandoned{") and not line.endswith(" 0") for line in lines)
+            at_work = self.dialect.is_busy() or any(line.startswith("holdfast_requests_abandoned{") and not line.endswith(" 0") for line in lines)
             now = self.dialect.size_of_log()
             count, calm = now, calm + 1 if now == count and not at_work else 0
         for stream in self.open:

@@ -208,6 +208,9 @@ class KeyVault:
     def metrics(self) -> str:
         return self.ask("GET", "/metrics").body.decode()
 
+    def is_busy(self) -> bool:
+        return False
+
     def size_of_log(self) -> int:
         return sum(path.stat().st_size for path in (self.hsm.data_dir / "audit").glob("*.jsonl"))
 

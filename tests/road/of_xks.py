@@ -47,6 +47,10 @@ class OfProxy:
     def metrics(self) -> str:
         return requests.get(f"http://127.0.0.1:{self.proxy.metrics['a']}/metrics", timeout=30).text
 
+    def is_busy(self) -> bool:
+        """Events may wait in the state for a moment."""
+        return self.proxy.status()["state"]["events_to_tell"] > 0
+
     def size_of_log(self) -> int:
         return sum(path.stat().st_size for path in self.logs)
 
