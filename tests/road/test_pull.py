@@ -3,6 +3,7 @@ import hashlib
 import json
 import pathlib
 import random
+import secrets
 import shutil
 import subprocess
 import threading
@@ -10,7 +11,9 @@ import time
 
 import pytest
 import requests
+from authority import Authority
 from process import BINARY
+import proxy as xks
 from pulled import DENIED, FORMAT, HISTORY, PATH, UNAVAILABLE, Between, Logged, OfHsm, OfKms, OfStorage, OfXks, put_together, taken_apart
 
 ROLES = [OfHsm, OfKms, OfXks, OfStorage]
@@ -580,3 +583,34 @@ def test_a_disk_that_takes_no_more(there, tmp_path):
         assert done.returncode, done.stdout
     there.pull(copy)
     is_copy(copy, there)
+
+
+def test_a_proxy_that_wants_a_client_certificate(tmp_path):
+    """The reader shows one, and is still asked for his signature; without one, or with another, nothing is asked."""
+    good, other = Authority(tmp_path, "good"), Authority(tmp_path, "other")
+    secret = tmp_path / "auditor.secret"
+    secret.write_text(secrets.token_hex(32))
+    readers = f'[[audit_pull.readers]]\nname = "auditor"\naccess_key_id = "{"A" * 20}"\nsecret_file = "{secret}"\n'
+    proxy = xks.Proxy(tmp_path / "proxy", '[[hsms]]\nname = "east"\nsoftware_insecure = true\n' + readers,
+                      tls=f'client_ca_file = "{good.file}"\nclient_subjects = ["auditor"]').start()
+    env = tmp_path / "env"
+    env.write_text(f"AWS_ACCESS_KEY_ID={'A' * 20}\nAWS_SECRET_ACCESS_KEY={secret.read_text()}\n")
+
+    def pull(*more) -> subprocess.CompletedProcess:
+        command = [BINARY, "audit", "pull", "--role", "xks", "--url", proxy.url(), "--ca", proxy.ca_file, "--env-file", env, "--to", tmp_path / "copy", *more]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def shows(pair) -> tuple:
+        return "--client-cert", pair[0], "--client-key", pair[1]
+    try:
+        for more in ((), shows(other.client("auditor")), shows(good.client("somebody"))):
+            assert pull(*more).returncode == 4, more
+        certificate, key = good.client("auditor")
+        assert pull("--client-cert", certificate).returncode == 2, "one without the other"
+        wrong = pull("--client-cert", certificate, "--client-key", other.client("auditor")[1])
+        assert wrong.returncode not in (0, 4) and "is the key the certificate's?" in wrong.stderr, wrong
+        done = pull(*shows((certificate, key)))
+        assert done.returncode == 0, done
+        proxy.holdfast("audit", "verify", "--log", proxy.state / "processes/a/audit", "--against", tmp_path / "copy")
+    finally:
+        proxy.stop()

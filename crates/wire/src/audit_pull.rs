@@ -125,6 +125,22 @@ pub struct PullErrorJson {
     pub message: String,
 }
 
+/// Reads the head of an answer, and says where the lines begin, which are as long as it says. Nothing of it is proved.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_answer(body: &[u8]) -> Result<(PullAnswer, usize), String> {
+    let newline = body.iter().take(HEAD_BYTES_MAX).position(|byte| *byte == b'\n').ok_or("it has no head")?;
+    let answer: PullAnswer = serde_json::from_slice(&body[..newline]).map_err(|error| error.to_string())?;
+    if answer.format != FORMAT {
+        return Err("its format is another".into());
+    }
+    if body.len() - newline - 1 != answer.bytes {
+        return Err("it is not as long as it says".into());
+    }
+    Ok((answer, newline + 1))
+}
+
 /// 32 bytes.
 fn digest(text: &str) -> Option<[u8; 32]> {
     unhex(text)?.try_into().ok()

@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use holdfast_crypto::SecretBytes;
 use holdfast_managed_hsm::Fetch;
 use holdfast_wire::{Exchange, ExchangeError};
 use http::{HeaderValue, Request, Response, Uri, header};
@@ -21,9 +22,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, ConfigBuilder, RootCertStore,
+    client::WantsClientCert,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -40,6 +42,32 @@ const RESOLVED_TTL: Duration = Duration::from_secs(5);
 /// Addresses of one host and port, and when they were asked for.
 type Resolved = HashMap<(String, u16), (Instant, Vec<SocketAddr>)>;
 
+fn roots_of(ca_file: Option<&Path>) -> Result<RootCertStore, Fault> {
+    match ca_file {
+        Some(path) => roots_in(&std::fs::read(path).map_err(|error| Fault::file(path, error))?),
+        None => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Ok(roots)
+        }
+    }
+}
+
+fn roots_in(pem: &[u8]) -> Result<RootCertStore, Fault> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        roots.add(certificate.map_err(Fault::tls)?).map_err(Fault::tls)?;
+    }
+    Ok(roots)
+}
+
+fn builder(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Fault> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(Fault::tls)?;
+    Ok(builder.with_root_certificates(roots))
+}
+
 /// A client that trusts given certificates, or else the system's.
 #[derive(Clone)]
 pub(crate) struct HttpsClient {
@@ -53,35 +81,30 @@ pub(crate) struct HttpsClient {
 impl HttpsClient {
     /// Trusts the certificates in `ca_file` and no others; without a file, the system's.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, Fault> {
-        match ca_file {
-            Some(path) => {
-                let pem = std::fs::read(path).map_err(|error| Fault::file(path, error))?;
-                Self::trusting(&pem)
-            }
-            None => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                Self::with_roots(roots)
-            }
+        Ok(Self::over(builder(roots_of(ca_file)?)?.with_no_client_auth()))
+    }
+
+    /// The same, which shows a certificate to whoever asks for one: a chain and its key, in PEM files.
+    pub(crate) fn showing(ca_file: Option<&Path>, chain: &Path, key: &Path) -> Result<Self, Fault> {
+        let read = |path: &Path| std::fs::read(path).map_err(|error| Fault::file(path, error));
+        let pem = SecretBytes::take(read(key)?);
+        let private = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|error| Fault::file(key, error))?;
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(chain)?).collect();
+        let certificates = certificates.map_err(|error| Fault::file(chain, error))?;
+        if certificates.is_empty() {
+            return Err(Fault::file(chain, "there is no certificate in it"));
         }
+        let shown = builder(roots_of(ca_file)?)?.with_client_auth_cert(certificates, private);
+        Ok(Self::over(shown.map_err(|error| Fault::file(chain, error).hint("is the key the certificate's?"))?))
     }
 
     /// Trusts the certificates in `pem` and no others.
     pub(crate) fn trusting(pem: &[u8]) -> Result<Self, Fault> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            roots.add(certificate.map_err(Fault::tls)?).map_err(Fault::tls)?;
-        }
-        Self::with_roots(roots)
+        Ok(Self::over(builder(roots_in(pem)?)?.with_no_client_auth()))
     }
 
-    fn with_roots(roots: RootCertStore) -> Result<Self, Fault> {
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(Fault::tls)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), plain: false, resolved: Arc::default() })
+    fn over(config: ClientConfig) -> Self {
+        Self { tls: TlsConnector::from(Arc::new(config)), plain: false, resolved: Arc::default() }
     }
 
     /// The same, which asks `http` URLs, too: nobody is recognized at their other end.

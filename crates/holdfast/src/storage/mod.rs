@@ -2,9 +2,9 @@
 
 pub(crate) mod admin;
 pub(crate) mod config;
-pub(crate) mod keks;
 #[cfg(test)]
 mod flips;
+pub(crate) mod keks;
 mod room;
 
 use std::{path::Path, sync::Arc, time::Duration};

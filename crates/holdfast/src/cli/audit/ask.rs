@@ -13,6 +13,7 @@ use holdfast_crypto::SecretBytes;
 use holdfast_wire::{
     audit_pull::{
         FORMAT, HEAD_BYTES_MAX, HeadJson, LINES_BYTES_MAX, PATH, PullAnswer, PullRefusal, PullRequest, SCOPE,
+        read_answer,
     },
     hex::hex,
     printable,
@@ -72,6 +73,12 @@ pub(super) struct Source {
     /// Another client in the env file: HOLDFAST_NAME_CLIENT_ID, HOLDFAST_NAME_CLIENT_SECRET
     #[arg(long, value_name = "NAME")]
     client: Option<String>,
+    /// Certificate to show, with its chain (PEM): a proxy may want one of whoever connects
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
     /// Ask an http address: anybody between may then read the log, though not change what is kept
     #[arg(long)]
     insecure_http: bool,
@@ -105,7 +112,10 @@ impl Source {
             None => EnvFile::of_process(),
         };
         let url = self.url.trim_end_matches('/').to_owned();
-        let mut client = HttpsClient::new(self.ca.as_deref())?;
+        let mut client = match (&self.client_cert, &self.client_key) {
+            (Some(chain), Some(key)) => HttpsClient::showing(self.ca.as_deref(), chain, key)?,
+            _ => HttpsClient::new(self.ca.as_deref())?,
+        };
         match (url.starts_with("https://"), url.starts_with("http://"), self.insecure_http) {
             (true, ..) => {}
             (_, true, true) => client = client.insecure_http(),
@@ -192,20 +202,10 @@ impl Asker {
 }
 
 fn lines_of(body: &Bytes) -> Result<Told, Fault> {
-    let not_an_answer = |why: &str| Fault::new(format!("what was answered is no answer: {why}"));
-    let newline = body.iter().take(HEAD_BYTES_MAX).position(|byte| *byte == b'\n');
-    let newline = newline.ok_or_else(|| not_an_answer("it has no head"))?;
-    let answer: PullAnswer =
-        serde_json::from_slice(&body[..newline]).map_err(|error| not_an_answer(&error.to_string()))?;
-    let PullAnswer { format, segment, offset, bytes, head } = answer;
-    if format != FORMAT {
-        return Err(not_an_answer("its format is another"));
-    }
-    let lines = body.slice(newline + 1..);
-    if lines.len() != bytes {
-        return Err(not_an_answer("it is not as long as it says"));
-    }
-    Ok(Told::Lines { segment, offset, lines, head })
+    let (answer, lines) =
+        read_answer(body).map_err(|why| Fault::new(format!("what was answered is no answer: {why}")))?;
+    let PullAnswer { segment, offset, head, .. } = answer;
+    Ok(Told::Lines { segment, offset, lines: body.slice(lines..), head })
 }
 
 fn refusal_of(answer: &Response<Bytes>) -> Result<Told, Fault> {
