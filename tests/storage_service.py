@@ -90,4 +90,9 @@ client_secret_file = "{hsm.directory / 'storage.secret'}"
         return [event for event in self.events() if event["request_id"] == request_id]
 
     def blobs(self) -> list[pathlib.Path]:
-        return sorted(path for path in (self.data_dir / "blobs").rglob("*") if path.is_file())
+        """Finished ones and those that are being written, without the mark of their owner."""
+        return sorted(path for path in (self.data_dir / "blobs").rglob("*") if path.is_file() and path.name != "owner")
+
+    def metric(self, name: str) -> float | None:
+        lines = requests.get(self.url + "/metrics", headers={"Host": "localhost"}, timeout=5).text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.split(" ")[0] == name), None)

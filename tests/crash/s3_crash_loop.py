@@ -100,14 +100,15 @@ def check_events(storage, writers):
     assert told == now, "what the events tell is not what is there"
 
 
-def empty(storage):
+def empty(storage, orphans_max):
     s3 = storage.client()
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket="crash"):
         for entry in page.get("Contents", []):
             s3.delete_object(Bucket="crash", Key=entry["Key"])
     s3.delete_bucket(Bucket="crash")
+    # One that was finished when the kill came, and not yet named, is kept for a month: a writer may leave one with each kill.
     deadline = time.monotonic() + 30
-    while storage.blobs():
+    while len(storage.blobs()) > orphans_max:
         assert time.monotonic() < deadline, f"{len(storage.blobs())} blobs are left"
         time.sleep(0.1)
 
@@ -134,7 +135,7 @@ def main():
             check_events(storage, writers)
             if chance.random() < 0.2:
                 assert MARKER not in storage.raw_bytes(), "plaintext at rest"
-        empty(storage)
+        empty(storage, kills * WRITERS)
         total = sum(len(writer.acknowledged) for writer in writers)
         storage.stop()
         hsm.stop()

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError, ResponseStreamingError, IncompleteReadError
@@ -169,19 +170,85 @@ def test_tampered_index_is_refused(stored, what):
     assert read(storage.client(), "bkt-t", "aaaa") == b"x" * 100
 
 
-def test_orphans_of_a_crash_are_deleted_at_the_next_start(make_storage):
+def age(path, days):
+    """As if it had been written so many days ago."""
+    then = time.time() - days * 86400
+    os.utime(path, (then, then))
+
+
+def test_blobs_that_nothing_names_are_set_aside_and_counted(make_storage):
+    """None is deleted at a start: the index may be an older one than its blobs."""
     storage = make_storage()
     s3 = storage.client()
     s3.create_bucket(Bucket="bkt-g")
     s3.put_object(Bucket="bkt-g", Key="k", Body=os.urandom(200_000))
-    named = storage.blobs()
-    orphan = storage.data_dir / "blobs/ab/cd/abcd0000000000000000000000000000"
-    orphan.parent.mkdir(parents=True, exist_ok=True)
-    orphan.write_bytes(b"left by a crash")
+    orphans = [storage.data_dir / f"blobs/ab/cd/abcd{number:028x}" for number in range(2)]
+    orphans[0].parent.mkdir(parents=True, exist_ok=True)
+    for orphan, days in zip(orphans, (0, 2)):
+        orphan.write_bytes(b"left by a crash")
+        age(orphan, days)
+    there = storage.blobs()
     storage.stop()
     storage.start()
-    assert storage.blobs() == named, "the orphan is gone, and nothing else"
+    deadline = time.monotonic() + 10
+    while storage.metric("holdfast_storage_orphan_blobs") != 1:
+        assert time.monotonic() < deadline, storage.log.read_text()
+        time.sleep(0.05)
+    assert storage.blobs() == there, "one is aside, one is too young, none is gone"
+    unfinished = orphans[0].with_suffix(".unfinished")
+    unfinished.write_bytes(b"a crash came before its end")
+    storage.stop()
+    storage.start()
+    assert storage.blobs() == there, "what never was a blob is removed"
+    assert "blobs that nothing names" in storage.log.read_text()
     assert len(s3.get_object(Bucket="bkt-g", Key="k")["Body"].read()) == 200_000
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_an_installation_does_not_touch_the_blobs_of_another(make_storage, mark):
+    """A new data directory on the blobs of an old one: they were all deleted once. Without the mark they are as they were written before there were any."""
+    storage = make_storage()
+    s3 = storage.client()
+    s3.create_bucket(Bucket="bkt-o")
+    for number in range(3):
+        s3.put_object(Bucket="bkt-o", Key=str(number), Body=os.urandom(200_000))
+    storage.stop()
+    owner = storage.data_dir / "blobs/owner"
+    if not mark:
+        owner.unlink()
+    for blob in storage.blobs():
+        age(blob, 40)
+    other = make_storage()
+    other.stop()
+    ours = storage.blobs()
+    shutil.rmtree(other.data_dir / "blobs")
+    (other.data_dir / "blobs").symlink_to(storage.data_dir / "blobs")
+    with pytest.raises(AssertionError, match="belong to another installation" if mark else "names none of them"):
+        other.start()
+    assert storage.blobs() == ours and owner.exists() == mark
+    storage.start()
+    assert owner.exists(), "its own are marked, whenever they were written"
+    for number in range(3):
+        assert len(storage.client().get_object(Bucket="bkt-o", Key=str(number))["Body"].read()) == 200_000
+    with pytest.raises(AssertionError, match="belong to another installation"):
+        other.start()
+
+
+def test_blobs_of_nobody_are_adopted_with_a_word(make_storage):
+    storage = make_storage()
+    storage.stop()
+    stray = storage.data_dir / "blobs/ab/cd/abcd0000000000000000000000000000"
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b"of nobody")
+    (storage.data_dir / "blobs/owner").unlink()
+    with pytest.raises(AssertionError, match="adopt_blobs = true"):
+        storage.start()
+    config = storage.directory / "storage.toml"
+    config.write_text(config.read_text().replace("[storage]", "[storage]\nadopt_blobs = true", 1))
+    storage.start()
+    storage.settle()
+    [*_, event] = [event for event in storage.events() if event["operation"] == "ClaimBlobs"]
+    assert event["context"]["adopted"] == "true" and stray.exists()
 
 
 def test_blobs_in_an_object_store(storage, make_storage, keks, tmp_path):
@@ -190,12 +257,13 @@ def test_blobs_in_an_object_store(storage, make_storage, keks, tmp_path):
     outer.create_bucket(Bucket="ciphertext")
     access_key, secret = storage.keys["alice"]
     (tmp_path / "blobs.secret").write_text(secret)
-    inner = make_storage(more=f'''
+    there = f'''
 [blobs]
 url = "s3://ciphertext/inner"
 options = {{ aws_endpoint = "{storage.url}", aws_region = "us-east-1", aws_allow_http = "true", aws_access_key_id = "{access_key}" }}
 secret_files = {{ aws_secret_access_key = "{tmp_path / 'blobs.secret'}" }}
-''')
+'''
+    inner = make_storage(more=there)
     s3 = inner.client()
     s3.create_bucket(Bucket="plain")
     body = MARKER * 700_000
@@ -203,7 +271,11 @@ secret_files = {{ aws_secret_access_key = "{tmp_path / 'blobs.secret'}" }}
         s3.put_object(Bucket="plain", Key=key, Body=body, **args)
         assert s3.get_object(Bucket="plain", Key=key)["Body"].read() == body
         assert read(s3, "plain", key, Range="bytes=10000000-10000099") == body[10_000_000:10_000_100]
+    with pytest.raises(AssertionError, match="the blobs in s3://ciphertext/inner: they belong to another installation"):
+        make_storage(more=there)
     stored = outer.list_objects_v2(Bucket="ciphertext", Prefix="inner/")["Contents"]
+    [owner] = [entry for entry in stored if entry["Key"] == "inner/owner"]
+    stored.remove(owner)
     assert len(stored) == 2 and not inner.blobs()
     for entry in stored:
         raw = outer.get_object(Bucket="ciphertext", Key=entry["Key"])["Body"].read()

@@ -25,7 +25,11 @@ impl BlobId {
     }
 }
 
-/// A blob being written. Dropped without [`BlobWriter::finish`], it is an orphan, to be collected.
+/// The most bytes that a mark of ownership has.
+pub const OWNER_MARK_BYTES_MAX: usize = 256;
+
+/// A blob being written. Dropped without [`BlobWriter::finish`], it never was one; what is left of it goes with [`BlobStore::delete`] or
+/// [`BlobStore::drop_unfinished`].
 #[async_trait]
 pub trait BlobWriter: Send {
     /// Appends.
@@ -67,4 +71,23 @@ pub trait BlobStore: Send + Sync {
     /// # Errors
     /// [`StoreError::Failed`].
     async fn list_older(&self, age_secs: u64) -> Result<Vec<BlobId>, StoreError>;
+
+    /// Removes what writers have left that were never finished, and says of how many, as far as that can be seen from here. Only while there are no
+    /// writers.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    async fn drop_unfinished(&self) -> Result<usize, StoreError>;
+
+    /// The mark of whose blobs these are, if somebody left one; at most its first [`OWNER_MARK_BYTES_MAX`] bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    async fn owner_mark(&self) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Leaves a mark, durable when this returns. False: there is one already, perhaps since a moment ago, and it stays.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    async fn leave_owner_mark(&self, mark: &[u8]) -> Result<bool, StoreError>;
 }

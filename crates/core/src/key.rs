@@ -95,7 +95,7 @@ macro_rules! hex_id {
         impl $name {
             /// From its bytes.
             #[must_use]
-            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(bytes)
             }
 

@@ -36,7 +36,7 @@ pub use audit::{AuditError, AuditEvent, AuditOutcome, AuditSink};
 pub use audit_pull::{
     AuditAsk, AuditHead, AuditLine, AuditPlace, AuditPullError, AuditPulled, AuditSource, AuditVerdict,
 };
-pub use blob::{BlobId, BlobStore, BlobWriter};
+pub use blob::{BlobId, BlobStore, BlobWriter, OWNER_MARK_BYTES_MAX};
 pub use evidence::{EvidenceClaims, EvidenceError, EvidenceVerifier};
 pub use external::{
     ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,

@@ -160,7 +160,11 @@ impl Drop for Unkept {
         if !self.kept {
             let (storage, id) = (Arc::clone(&self.storage), self.id);
             tokio::spawn(async move {
-                if let Err(error) = storage.blobs.delete(id.blob()).await {
+                let deleted = match storage.own_blobs().await {
+                    Ok(blobs) => blobs.delete(id.blob()).await.map_err(from_store),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = deleted {
                     tracing::warn!(%error, blob = %id, "an unfinished blob is left for collection");
                 }
             });
@@ -266,7 +270,7 @@ impl Storage {
     ) -> Result<&'a mut Box<dyn BlobWriter>> {
         if blob.is_none() {
             let unkept = Unkept { storage: Arc::clone(self), id, kept: false };
-            let writer = self.blobs.create(id.blob()).await.map_err(from_store)?;
+            let writer = self.own_blobs().await?.create(id.blob()).await.map_err(from_store)?;
             *blob = Some((unkept, writer));
         }
         match blob {

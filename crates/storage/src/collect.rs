@@ -1,26 +1,24 @@
 //! What goes on in the background: blobs that nothing refers to any more are deleted, as soon as nobody reads them; what big changes
-//! left behind is cleared away in small commits; orphans of crashes are found.
+//! left behind is cleared away in small commits.
 //!
 //! Whatever is interrupted here is done again: a row that asks for something goes only after it was done.
 
-use std::{collections::HashSet, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{collections::HashSet, ops::ControlFlow, time::Duration};
 
 use futures::{StreamExt, stream};
-use holdfast_core::{BlobId, IndexWrite};
+use holdfast_core::IndexWrite;
 
 use crate::{
     Storage,
     error::Result,
     grant::Upkeep,
-    record::{self, CompletedRecord, FORMAT, Id, ManifestPart, PartRecord, UploadRecord, Waste},
+    record::{self, CompletedRecord, FORMAT, Id, ManifestPart, UploadRecord, Waste},
     rows,
-    view::{decode_manifest, record_of, waste},
+    view::{decode_manifest, waste},
 };
 
-/// A blob without an owner is an orphan at this age: no request takes longer to name what it wrote.
-const ORPHAN_AGE_SECS: u64 = 24 * 3600;
 /// Rows that one commit of the collector changes: a millisecond or two in which others wait.
-const ROWS_A_COMMIT: usize = 256;
+pub(crate) const ROWS_A_COMMIT: usize = 256;
 /// Blobs deleted at a time.
 const DELETIONS_AT_ONCE: usize = 8;
 /// How long the answer to a completed upload is remembered. A client that lost it asks again within minutes.
@@ -102,14 +100,22 @@ impl Storage {
     /// Says which are gone.
     async fn delete_blobs(&self, blobs: Vec<Id>) -> Vec<Id> {
         let asked = blobs.len();
-        let store = Arc::clone(&self.blobs);
+        let trouble = &self.efforts.deleting;
+        let store = match self.own_blobs().await {
+            Ok(store) => store,
+            Err(error) => {
+                if trouble.begins() {
+                    tracing::warn!(%error, "garbage is left where it is");
+                }
+                return Vec::new();
+            }
+        };
         let deletions = stream::iter(blobs).map(move |id| {
-            let store = Arc::clone(&store);
+            let store = store.clone();
             async move { store.delete(id.blob()).await.map(|()| id).map_err(|error| (id, error)) }
         });
         let mut gone = Vec::with_capacity(asked);
         let mut deletions = deletions.buffer_unordered(DELETIONS_AT_ONCE);
-        let trouble = &self.efforts.deleting;
         while let Some(deleted) = deletions.next().await {
             match deleted {
                 Ok(id) => gone.push(id),
@@ -125,7 +131,7 @@ impl Storage {
         gone
     }
 
-    async fn write(&self, writes: Vec<IndexWrite>) -> Result<()> {
+    pub(crate) async fn write(&self, writes: Vec<IndexWrite>) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
@@ -242,64 +248,6 @@ impl Storage {
         let count = old.len();
         for rows in old.chunks(ROWS_A_COMMIT) {
             self.write(rows.to_vec()).await.map_err(|error| error.to_string())?;
-        }
-        Ok(count)
-    }
-
-    /// Every blob that something refers to.
-    fn referenced(&self) -> Result<HashSet<BlobId>> {
-        self.look_whole(|view| {
-            let mut all = HashSet::new();
-            for rows in [rows::all_objects(), rows::all_versions()] {
-                view.scan(&rows, &rows, |_, value| {
-                    all.extend(record_of(value)?.stream.filter(|stream| !stream.inline).map(|stream| stream.id.blob()));
-                    Ok(ControlFlow::Continue(()))
-                })?;
-            }
-            view.scan(&rows::all_manifests(), &rows::all_manifests(), |_, value| {
-                let parts: Vec<ManifestPart> = decode_manifest(value)?;
-                all.extend(parts.iter().map(|part| part.stream.id.blob()));
-                Ok(ControlFlow::Continue(()))
-            })?;
-            view.scan(&rows::all_parts(), &rows::all_parts(), |_, value| {
-                all.extend(record::decode::<PartRecord>(value).map(|(part, _)| part.stream.id.blob()));
-                Ok(ControlFlow::Continue(()))
-            })?;
-            view.scan(&rows::all_garbage(), &rows::all_garbage(), |row, _| {
-                all.extend(rows::collected_id(row).map(Id::blob));
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok(all)
-        })
-    }
-
-    /// Deletes blobs that a crash left without an owner. `all`: whatever their age, which only a process that has just
-    /// started and serves nobody yet may ask for. Says how many.
-    ///
-    /// # Errors
-    /// If the index or the blobs cannot be listed.
-    pub async fn collect_orphans(&self, all: bool) -> Result<usize, String> {
-        let age = if all { 0 } else { ORPHAN_AGE_SECS };
-        // Listed first: what is named meanwhile is found below.
-        let blobs = self.blobs.list_older(age).await.map_err(|error| error.to_string())?;
-        if blobs.is_empty() {
-            return Ok(0);
-        }
-        let referenced = self.referenced().map_err(|error| error.reason())?;
-        let orphans: Vec<_> = blobs.into_iter().filter(|id| !referenced.contains(id)).collect();
-        if orphans.is_empty() {
-            return Ok(0);
-        }
-        // A blob is no orphan because somebody has dropped the row that names it.
-        if !self.rows_are_whole().await.map_err(|error| error.reason())? {
-            return Err("rows of the index were dropped, put back or planted: see `holdfast storage verify`".into());
-        }
-        let mut count = 0;
-        for id in orphans {
-            match self.blobs.delete(id).await {
-                Ok(()) => count += 1,
-                Err(error) => tracing::warn!(%error, blob = %id, "an orphan could not be deleted"),
-            }
         }
         Ok(count)
     }

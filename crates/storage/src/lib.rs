@@ -22,6 +22,8 @@ mod format;
 mod grant;
 mod inspect;
 mod ops;
+mod orphans;
+mod owner;
 mod readers;
 mod record;
 mod rewrap;
@@ -49,11 +51,14 @@ use error::{Error, Result, from_store};
 pub use event::{founding_event, upgraded_event};
 use grant::{Change, Upkeep, Whole};
 use holdfast_core::{
-    Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, StoreError,
-    Trouble,
+    Ambient, AuditSink, BlobStore, Index, IndexChange, IndexDecision, IndexReader, IndexWrite, KekService, PartitionId,
+    StoreError, Trouble,
 };
 use holdfast_service::Strangers;
 pub use inspect::{StreamReport, envelope_in, inspect_stream};
+pub use orphans::Orphans;
+use owner::Blobs;
+pub use owner::OwnerError;
 use readers::Readers;
 pub use rewrap::{KekUse, RewrapReport};
 pub use room::{Room, RoomLeft};
@@ -71,6 +76,8 @@ pub struct Seams {
     pub index: Arc<dyn Index>,
     /// Bulk bytes.
     pub blobs: Arc<dyn BlobStore>,
+    /// Whose they are.
+    pub instance: PartitionId,
     /// Clock and entropy.
     pub ambient: Arc<dyn Ambient>,
     /// How much may still be written.
@@ -99,6 +106,8 @@ pub struct StorageConfig {
     pub new_buckets_block_customer_keys: bool,
     /// How long a client may send nothing of a body; `None`: as long as [`BODY_IDLE_TIMEOUT`].
     pub body_idle_timeout: Option<Duration>,
+    /// Whether blobs are taken that carry no mark of an installation, and that the index does not name.
+    pub adopt_blobs: bool,
     /// Whether the log tells of requests that change nothing. Denials it tells always.
     pub audit_reads: bool,
 }
@@ -108,7 +117,7 @@ pub struct Storage {
     config: StorageConfig,
     deks: DekCache,
     index: Arc<dyn Index>,
-    blobs: Arc<dyn BlobStore>,
+    blobs: Blobs,
     ambient: Arc<dyn Ambient>,
     room: Arc<dyn Room>,
     audit: Arc<dyn AuditSink>,
@@ -142,13 +151,13 @@ impl Storage {
     /// Opens the service. It starts, and does all that needs no key, while the key service is away.
     #[must_use]
     pub fn open(seams: Seams, config: StorageConfig) -> Arc<Self> {
-        let Seams { keks, index, blobs, ambient, room, audit } = seams;
+        let Seams { keks, index, blobs, instance, ambient, room, audit } = seams;
         let deks = DekCache::new(keks, config.deks);
         Arc::new(Self {
+            blobs: Blobs::new(blobs, instance, config.adopt_blobs),
             config,
             deks,
             index,
-            blobs,
             ambient,
             room,
             strangers: Strangers::new(Arc::clone(&audit)),
@@ -225,7 +234,7 @@ impl Storage {
         let storage = Arc::clone(self);
         let committed = tokio::spawn(async move {
             let outcome = storage.commit(move |view| decide(view).map(Some)).await;
-            // Where it is not known whether the commit took place, the next start will find out what is an orphan.
+            // Where it is not known whether the commit took place, a later look will find out what is an orphan.
             if matches!(outcome, Ok(Ok(_)) | Err(StoreError::Failed(_))) {
                 written.keep();
             }

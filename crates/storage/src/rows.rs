@@ -17,6 +17,8 @@ const PART: u8 = b'P';
 const UPLOAD: u8 = b'U';
 const VERSION: u8 = b'V';
 const WASTE: u8 = b'W';
+/// Left without a name.
+const ORPHAN: u8 = b'L';
 
 fn row(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
@@ -149,6 +151,15 @@ pub(crate) fn all_waste() -> Vec<u8> {
     row(WASTE, &[])
 }
 
+/// A blob that nothing names, and since when that is known, in milliseconds.
+pub(crate) fn orphan(blob: Id) -> Vec<u8> {
+    row(ORPHAN, &[&blob.0])
+}
+
+pub(crate) fn all_orphans() -> Vec<u8> {
+    row(ORPHAN, &[])
+}
+
 /// Whether a row says that there is something for the collector.
 pub(crate) fn is_for_collector(row: &[u8]) -> bool {
     matches!(row.first(), Some(&GARBAGE | &WASTE))
@@ -189,8 +200,14 @@ pub(crate) fn bucket_of_set(set: &[u8]) -> Option<Id> {
 }
 
 /// Sets that are not of one bucket, and what an operator calls them. No bucket can have such a name.
-const KINDS: [(u8, &str); 5] =
-    [(BUCKET, "*buckets"), (GARBAGE, "*garbage"), (MANIFEST, "*manifests"), (PART, "*parts"), (WASTE, "*waste")];
+const KINDS: [(u8, &str); 6] = [
+    (BUCKET, "*buckets"),
+    (GARBAGE, "*garbage"),
+    (MANIFEST, "*manifests"),
+    (ORPHAN, "*orphans"),
+    (PART, "*parts"),
+    (WASTE, "*waste"),
+];
 
 /// Rows of names that no kind has: somebody put them there. What follows is the set in hex.
 const UNKNOWN: &str = "*unknown-";
@@ -230,12 +247,13 @@ pub(crate) fn described(row: &[u8]) -> String {
         Some(&MANIFEST) => format!("manifest of object {}", id()),
         Some(&PART) => format!("a part of upload {}", id()),
         Some(&GARBAGE) => format!("blob to be deleted {}", id()),
+        Some(&ORPHAN) => format!("blob without a name {}", id()),
         Some(&WASTE) => format!("waste {}", id()),
         _ => row.escape_ascii().to_string(),
     }
 }
 
-/// The id in the name of a row of garbage or waste.
+/// The id in the name of a row of garbage, of waste or of an orphan.
 pub(crate) fn collected_id(row: &[u8]) -> Option<Id> {
     row.get(1..17)?.try_into().ok().map(Id)
 }

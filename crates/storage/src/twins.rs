@@ -13,7 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_core::{
     Action, Ambient, AuditError, AuditEvent, AuditSink, BlobId, BlobStore, BlobWriter, Index, IndexDecision,
-    IndexReader, IndexVisitor, KekError, KekService, Revision, SetNames, StoreError, Timestamp, WrappedDek,
+    IndexReader, IndexVisitor, KekError, KekService, PartitionId, Revision, SetNames, StoreError, Timestamp,
+    WrappedDek,
 };
 use holdfast_crypto::SecretBytes;
 use holdfast_store::MemoryIndex;
@@ -76,9 +77,9 @@ impl Room for Endless {
     }
 }
 
-/// Names of blobs, without bytes.
+/// Names of blobs, without bytes, and whose they are.
 #[derive(Default)]
-pub(crate) struct Names(pub Mutex<HashSet<BlobId>>);
+pub(crate) struct Names(pub Mutex<HashSet<BlobId>>, pub Mutex<Option<Vec<u8>>>);
 #[async_trait]
 impl BlobStore for Names {
     async fn create(&self, _: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
@@ -93,6 +94,18 @@ impl BlobStore for Names {
     }
     async fn list_older(&self, _: u64) -> Result<Vec<BlobId>, StoreError> {
         Ok(self.0.lock().unwrap().iter().copied().collect())
+    }
+    async fn drop_unfinished(&self) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+    async fn owner_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.1.lock().unwrap().clone())
+    }
+    async fn leave_owner_mark(&self, mark: &[u8]) -> Result<bool, StoreError> {
+        let mut held = self.1.lock().unwrap();
+        let free = held.is_none();
+        held.get_or_insert_with(|| mark.to_vec());
+        Ok(free)
     }
 }
 
@@ -180,13 +193,25 @@ impl Index for Counted {
     }
 }
 
+pub(crate) const INSTANCE: PartitionId = PartitionId::from_bytes([7; 16]);
+
 /// A service without encryption over these.
 pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
     let (blobs, index) = (Arc::new(Names::default()), Arc::new(Counted::default()));
+    (over(&blobs, &index), blobs, index)
+}
+
+/// A service with an index of its own over these blobs.
+pub(crate) fn storage_over(blobs: &Arc<Names>) -> Arc<Storage> {
+    over(blobs, &Arc::default())
+}
+
+fn over(blobs: &Arc<Names>, index: &Arc<Counted>) -> Arc<Storage> {
     let seams = Seams {
         keks: Arc::new(NoKeks),
-        index: Arc::clone(&index) as _,
-        blobs: Arc::clone(&blobs) as _,
+        index: Arc::clone(index) as _,
+        blobs: Arc::clone(blobs) as _,
+        instance: INSTANCE,
         ambient: Arc::new(Counting::default()),
         room: Arc::new(Endless),
         audit: Arc::new(Deaf),
@@ -197,7 +222,7 @@ pub(crate) fn storage() -> (Arc<Storage>, Arc<Names>, Arc<Counted>) {
         encryption_off: true,
         ..StorageConfig::default()
     };
-    (Storage::open(seams, config), blobs, index)
+    Storage::open(seams, config)
 }
 
 /// A request of somebody to the bucket `b`, found to be this.

@@ -1,8 +1,8 @@
-//! Blobs in local files: `blobs/ab/cd/<id>`. File, then directory are synced before a blob counts as written.
+//! Blobs in local files: `blobs/ab/cd/<id>`. Under that name stands only what is finished: the file is synced, then renamed, then the directory is synced.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -10,10 +10,15 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_core::{BlobId, BlobStore, BlobWriter, StoreError};
+use holdfast_core::{BlobId, BlobStore, BlobWriter, OWNER_MARK_BYTES_MAX, StoreError};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::files::open_regular;
+
+/// Behind the name of a blob that is being written.
+const UNFINISHED: &str = "unfinished";
+/// The file that says whose blobs these are. No blob has such a name.
+const OWNER_MARK: &str = "owner";
 
 /// Blobs under one directory.
 pub struct FileBlobs {
@@ -98,11 +103,12 @@ impl BlobWriter for FileWriter {
         let file = self.settled().await?;
         let path = self.path;
         blocking(move || {
-            let sync = || -> io::Result<()> {
+            let finish = || -> io::Result<()> {
                 file.sync_data()?;
+                fs::rename(unfinished(&path), &path)?;
                 path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
             };
-            sync().map_err(|error| failed(&path, &error))
+            finish().map_err(|error| failed(&path, &error))
         })
         .await
     }
@@ -114,7 +120,7 @@ impl BlobStore for FileBlobs {
         let path = self.path(id);
         let file = blocking({
             let path = path.clone();
-            move || create(&path).map_err(|error| failed(&path, &error))
+            move || create(&unfinished(&path)).map_err(|error| failed(&path, &error))
         })
         .await?;
         Ok(Box::new(FileWriter { path, file: Some(file), pending: None }))
@@ -145,9 +151,14 @@ impl BlobStore for FileBlobs {
 
     async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
         let path = self.path(id);
-        blocking(move || match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path, &error)),
-            Ok(()) | Err(_) => Ok(()),
+        blocking(move || {
+            for path in [&unfinished(&path), &path] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path, &error)),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Ok(())
         })
         .await
     }
@@ -162,6 +173,76 @@ impl BlobStore for FileBlobs {
         })
         .await
     }
+
+    async fn drop_unfinished(&self) -> Result<usize, StoreError> {
+        let directory = self.directory.clone();
+        blocking(move || {
+            let mut left = Vec::new();
+            collect_unfinished(&directory, &mut left).map_err(|error| failed(&directory, &error))?;
+            for path in &left {
+                fs::remove_file(path).map_err(|error| failed(path, &error))?;
+            }
+            Ok(left.len())
+        })
+        .await
+    }
+
+    async fn owner_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.directory.join(OWNER_MARK);
+        blocking(move || match open_regular(OpenOptions::new().read(true), &path) {
+            Ok(file) => {
+                let mut mark = Vec::new();
+                file.take(OWNER_MARK_BYTES_MAX as u64).read_to_end(&mut mark).map_err(|error| failed(&path, &error))?;
+                Ok(Some(mark))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&path, &error)),
+        })
+        .await
+    }
+
+    async fn leave_owner_mark(&self, mark: &[u8]) -> Result<bool, StoreError> {
+        let (directory, mark) = (self.directory.clone(), mark.to_vec());
+        blocking(move || leave_mark(&directory, &mark).map_err(|error| failed(&directory, &error))).await
+    }
+}
+
+/// The mark takes its place when it is whole, and the place only if it is free.
+fn leave_mark(directory: &Path, mark: &[u8]) -> io::Result<bool> {
+    let (path, new) = (directory.join(OWNER_MARK), directory.join(format!("{OWNER_MARK}.{}", std::process::id())));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(mark)?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&new, &path);
+    fs::remove_file(&new)?;
+    File::open(directory)?.sync_all()?;
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        linked => linked.map(|()| true),
+    }
+}
+
+/// Where a blob is written until it is finished.
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension(UNFINISHED)
+}
+
+fn collect_unfinished(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let (entry, path) = entry.map(|entry| (entry.file_type(), entry.path()))?;
+        if entry?.is_dir() {
+            collect_unfinished(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == UNFINISHED)
+            && path.file_stem().and_then(|name| BlobId::parse(name.to_str()?)).is_some()
+        {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn collect(directory: &Path, limit: SystemTime, found: &mut Vec<BlobId>) -> io::Result<()> {
@@ -176,4 +257,50 @@ fn collect(directory: &Path, limit: SystemTime, found: &mut Vec<BlobId>) -> io::
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blobs() -> (tempfile::TempDir, FileBlobs) {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(directory.path()).unwrap();
+        (directory, blobs)
+    }
+
+    async fn begin(blobs: &FileBlobs, id: BlobId) -> Box<dyn BlobWriter> {
+        let mut writer = blobs.create(id).await.unwrap();
+        writer.write(b"bytes".to_vec()).await.unwrap();
+        writer
+    }
+
+    #[tokio::test]
+    async fn a_blob_has_its_name_when_it_is_finished() {
+        let (_directory, blobs) = blobs();
+        let (finished, begun) = (BlobId([1; 16]), BlobId([2; 16]));
+        begin(&blobs, finished).await.finish().await.unwrap();
+        drop(begin(&blobs, begun).await);
+        assert_eq!(blobs.list_older(0).await.unwrap(), [finished]);
+        assert_eq!(blobs.read(begun, 0, 9).await, Err(StoreError::Damaged));
+        assert_eq!(blobs.drop_unfinished().await, Ok(1));
+        assert_eq!(blobs.drop_unfinished().await, Ok(0));
+        assert_eq!(blobs.read(finished, 0, 9).await.unwrap(), b"bytes".as_slice());
+        drop(begin(&blobs, begun).await);
+        blobs.delete(begun).await.unwrap();
+        assert_eq!(blobs.drop_unfinished().await, Ok(0), "it went with its name");
+    }
+
+    #[tokio::test]
+    async fn the_first_mark_stays() {
+        let (directory, blobs) = blobs();
+        assert_eq!(blobs.owner_mark().await, Ok(None));
+        assert_eq!(blobs.leave_owner_mark(b"one").await, Ok(true));
+        assert_eq!(blobs.leave_owner_mark(b"other").await, Ok(false));
+        assert_eq!(blobs.owner_mark().await.unwrap().unwrap(), b"one");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "and nothing else");
+        assert_eq!(blobs.list_older(0).await.unwrap(), []);
+        fs::write(directory.path().join(OWNER_MARK), vec![b'x'; 10_000]).unwrap();
+        assert_eq!(blobs.owner_mark().await.unwrap().unwrap().len(), OWNER_MARK_BYTES_MAX);
+    }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use holdfast_core::{BlobId, BlobStore, BlobWriter, StoreError};
-use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart, path::Path};
+use holdfast_core::{BlobId, BlobStore, BlobWriter, OWNER_MARK_BYTES_MAX, StoreError};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, WriteMultipart, path::Path};
 
 /// Size of the parts that a blob is sent in.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -39,6 +39,11 @@ impl CloudBlobs {
         let pairs = options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let (store, prefix) = object_store::parse_url_opts(&parsed, pairs).map_err(|error| invalid(&error))?;
         Ok(Self { store, prefix })
+    }
+
+    /// Says whose blobs these are. No blob has such a name.
+    fn owner_path(&self) -> Path {
+        self.prefix.clone().join("owner")
     }
 
     fn path(&self, id: BlobId) -> Path {
@@ -89,5 +94,47 @@ impl BlobStore for CloudBlobs {
             found.extend(id.filter(|_| SystemTime::from(entry.last_modified) <= limit));
         }
         Ok(found)
+    }
+
+    /// None is seen from here: an object store shows what is finished. It forgets the rest by a rule of its own.
+    async fn drop_unfinished(&self) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
+    async fn owner_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = match self.store.get(&self.owner_path()).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let (mut mark, mut pieces) = (Vec::new(), found.into_stream());
+        while let Some(piece) = pieces.next().await {
+            mark.extend_from_slice(&piece.map_err(failed)?);
+            if mark.len() >= OWNER_MARK_BYTES_MAX {
+                mark.truncate(OWNER_MARK_BYTES_MAX);
+                break;
+            }
+        }
+        Ok(Some(mark))
+    }
+
+    async fn leave_owner_mark(&self, mark: &[u8]) -> Result<bool, StoreError> {
+        let put = |mode| {
+            let (path, mark) = (self.owner_path(), mark.to_vec());
+            async move { self.store.put_opts(&path, mark.into(), mode).await }
+        };
+        match put(PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            // An object store that knows no conditions: the last of two who begin in the same moment is its owner, and the other finds that out at
+            // its next start.
+            Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
+                if self.owner_mark().await?.is_some() {
+                    return Ok(false);
+                }
+                put(PutMode::Overwrite.into()).await.map(|_| true).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 }

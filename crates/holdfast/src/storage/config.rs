@@ -109,6 +109,8 @@ struct RawStorage {
     new_buckets_block_sse_c: bool,
     #[serde(default)]
     insecure_no_encryption: bool,
+    #[serde(default)]
+    adopt_blobs: bool,
 }
 
 fn us_east_1() -> String {
@@ -242,6 +244,7 @@ impl Config {
                 host_domains: host_domains.iter().map(|domain| host_domain(domain)).collect::<Result<_, _>>()?,
                 new_buckets_block_customer_keys: storage.new_buckets_block_sse_c,
                 body_idle_timeout: Some(body_idle_timeout),
+                adopt_blobs: storage.adopt_blobs,
                 audit_reads: reads,
             },
             kek_poll: secs("storage.kek_poll_secs", storage.kek_poll_secs, 300, 1, 86_400)?,

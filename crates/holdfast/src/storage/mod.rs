@@ -11,7 +11,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use holdfast_core::{Ambient, AuditSink, AuditSource, BlobStore, KekService, StoreError, Trouble};
 use holdfast_service::AuditDoor;
-use holdfast_storage::{Seams, Storage, StorageConfig};
+use holdfast_storage::{Orphans, OwnerError, Seams, Storage, StorageConfig};
 use holdfast_store::{CloudBlobs, Condition, EmbeddedIndex, FileBlobs, IndexOpening, IndexOwner, audit::AuditLog};
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
@@ -171,6 +171,10 @@ pub(crate) async fn start(
         None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
         Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
     };
+    let blobs_at = match &setup.cloud_blobs {
+        None => data_dir.join("blobs").display().to_string(),
+        Some(cloud) => cloud.url.clone(),
+    };
     let written_to = match &setup.cloud_blobs {
         None => vec![data_dir.to_path_buf(), data_dir.join("blobs")],
         Some(_) => vec![data_dir.to_path_buf()],
@@ -180,6 +184,7 @@ pub(crate) async fn start(
         keks: setup.keks,
         index: Arc::new(index),
         blobs,
+        instance: opened.instance,
         ambient: Arc::clone(&ambient),
         room,
         audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
@@ -188,11 +193,7 @@ pub(crate) async fn start(
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
     let storage = Storage::open(seams, setup.role);
-    match storage.collect_orphans(true).await {
-        Ok(0) => {}
-        Ok(orphans) => tracing::info!(orphans, "blobs left by a crash were deleted"),
-        Err(error) => tracing::error!(error, "blobs that nothing names are left where they are"),
-    }
+    begin_with_blobs(&storage, &blobs_at).await?;
     let service = Arc::new(holdfast_storage::service(&storage, setup.keys));
     let readers = service.audit_readers(&setup.audit_readers);
     RawAuditPull::refuse_nobody(&readers)?;
@@ -248,6 +249,47 @@ async fn stops(stopped: &mut watch::Receiver<bool>, wait: Duration) -> bool {
     tokio::time::timeout(wait, stopped.wait_for(|stop| *stop)).await.is_ok()
 }
 
+/// Blobs of somebody else are not touched. An object store that is away is looked at when it is back, before anything is written there.
+async fn begin_with_blobs(storage: &Storage, blobs_at: &str) -> Result<(), Fault> {
+    let error = match storage.begin_with_blobs().await {
+        Ok(0) => return Ok(()),
+        Ok(unfinished) => {
+            tracing::info!(unfinished, "blobs that a crash left unfinished were removed");
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    let fault = Fault::new(format!("the blobs in {blobs_at}: {error}"));
+    match error {
+        OwnerError::Failed(_) => {
+            tracing::error!(%error, blobs_at, "it cannot be seen whose the blobs are; nothing is written there before it can");
+            Ok(())
+        }
+        OwnerError::Other { .. } => Err(fault.hint(
+            "give each installation a directory or a prefix of its own; a copy of that installation needs its instance.sealed and its silicon, too",
+        )),
+        OwnerError::Unknown { .. } => Err(fault.hint(
+            "is data_dir the right one, and mounted? If these blobs are to be of this installation, set `adopt_blobs = true` in [storage] once",
+        )),
+    }
+}
+
+/// Orphans are set aside, and told of when there are new ones. Gives how many there are.
+async fn look_for_orphans(storage: &Storage) -> Result<usize, String> {
+    let Orphans { aside, new, deleted } = storage.look_for_orphans().await?;
+    if new > 0 {
+        tracing::warn!(
+            new,
+            aside,
+            "there are blobs that nothing names; they are kept for 30 days: is the index the newest one?"
+        );
+    }
+    if deleted > 0 {
+        tracing::info!(deleted, "blobs were deleted that nothing has named for 30 days");
+    }
+    Ok(aside)
+}
+
 async fn follow(storage: Arc<Storage>, interval: Duration, mut stopped: watch::Receiver<bool>) {
     while !stops(&mut stopped, interval).await {
         storage.follow_rotation().await;
@@ -281,13 +323,13 @@ fn told_once(trouble: &Trouble, done: Result<usize, String>, what: &'static str)
 }
 
 async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
-    let mut swept = tokio::time::Instant::now();
+    let mut swept: Option<tokio::time::Instant> = None;
     let (orphans, answers) = (Trouble::default(), Trouble::default());
     loop {
         storage.collect().await;
-        if swept.elapsed() >= SWEEP_INTERVAL {
-            swept = tokio::time::Instant::now();
-            told_once(&orphans, storage.collect_orphans(false).await, "orphans could not be collected");
+        if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
+            swept = Some(tokio::time::Instant::now());
+            told_once(&orphans, look_for_orphans(&storage).await, "orphans could not be looked for");
             told_once(&answers, storage.forget_completed().await, "answers of long ago could not be forgotten");
         }
         if stops(&mut stopped, COLLECT_PAUSE).await {

@@ -1,7 +1,12 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::{record::StreamRecord, twins};
+use holdfast_core::BlobId;
+
+use crate::{
+    record::{PartRecord, StreamRecord},
+    twins,
+};
 
 fn id(byte: u8) -> Id {
     Id([byte; 16])
@@ -71,10 +76,10 @@ async fn a_discarded_manifest_goes_with_its_last_reader() {
     put(&storage, rows::waste(id(101)), record::encode(&Waste::Manifest { v: 1 }, &[])).await;
     let (_, hold) = storage.readers.find(|| Ok(id(101)), |object| *object).unwrap();
     assert_eq!(storage.collect().await, 0);
-    assert_eq!(storage.collect_orphans(true).await, Ok(1), "the manifest still names its blobs");
-    assert_eq!(*names.0.lock().unwrap(), blobs([1, 2]));
+    assert_eq!(storage.referenced().unwrap(), blobs([1, 2]), "the manifest still names its blobs");
     drop(hold);
     assert_eq!(storage.collect().await, 2);
+    assert_eq!(*names.0.lock().unwrap(), blobs([3]));
     assert_eq!(rows_like(&storage, &rows::all_manifests()) + rows_like(&storage, &rows::all_waste()), 0);
 }
 
@@ -125,17 +130,6 @@ async fn uploads_of_a_deleted_bucket_end_in_small_commits() {
     assert_eq!(rows_like(&storage, &rows::all_uploads()) + rows_like(&storage, &rows::all_waste()), 0);
     assert!(index.most().2 <= 2 * ROWS_A_COMMIT);
     assert_eq!(*names.0.lock().unwrap(), HashSet::new(), "its part is gone");
-}
-
-#[tokio::test]
-async fn an_orphan_is_what_no_row_names() {
-    let (storage, names, _) = twins::storage();
-    names.0.lock().unwrap().extend(blobs(1..=4));
-    put(&storage, rows::part(id(9), 1), part(1, id(1))).await;
-    put(&storage, rows::manifest(id(8)), manifest(&[id(2)])).await;
-    put(&storage, rows::garbage(id(3)), Vec::new()).await;
-    assert_eq!(storage.collect_orphans(true).await, Ok(1));
-    assert_eq!(*names.0.lock().unwrap(), blobs([1, 2, 3]));
 }
 
 #[tokio::test]
