@@ -4,6 +4,7 @@ import base64
 import contextlib
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -23,20 +24,22 @@ def unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
+# Above what services of the machine have, below where ports of clients begin (32768 on Linux).
+SERVER_PORTS = (10_000, 32_000)
+
+
 def free_ports(count: int = 5) -> int:
-    """A port base with so many free ports."""
+    """A port base with so many free ports, none of those that the kernel gives to clients: a connection of somebody else's would take one of them
+    before its server has started."""
     while True:
+        base = random.SystemRandom().randrange(*SERVER_PORTS)
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            base = first.getsockname()[1]
             try:
-                for offset in range(1, count):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
-            except (OSError, OverflowError):
+                for port in range(base, base + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
                 continue
-            if base < 65000:
-                return base
+            return base
 
 
 def start(command: list, log: pathlib.Path, ready, seconds: float = 30) -> subprocess.Popen:

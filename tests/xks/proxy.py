@@ -3,14 +3,13 @@ import base64
 import json
 import pathlib
 import signal
-import socket
 import subprocess
 import threading
 import time
 
 import requests
 from botocore.awsrequest import AWSRequest
-from process import BINARY, start
+from process import BINARY, free_ports, start
 from signing import sign
 
 REGION = "us-east-1"
@@ -28,9 +27,7 @@ def unb64(text: str) -> bytes:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(1)
 
 
 class Proxy:
