@@ -325,10 +325,18 @@ impl Writer {
     fn rotate(&mut self) -> io::Result<()> {
         // What is written to a segment is synced with it: a sync of the next one would not reach it.
         self.sync()?;
-        self.segment = Segment::next(&self.config.directory, self.segment.number + 1)?;
+        self.segment = self.fresh_segment(self.segment.number + 1)?;
         (self.written.bytes, self.durable.bytes) = (0, 0);
         self.begin_segment()?;
         self.sync()
+    }
+
+    /// Begins a segment in which nothing was acknowledged so far; what an attempt that failed half-way has left of it goes.
+    fn fresh_segment(&self, number: u64) -> io::Result<Segment> {
+        match std::fs::remove_file(segment_path(&self.config.directory, number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Segment::next(&self.config.directory, number),
+        }
     }
 
     /// After a failure: cuts what may be half-written, and goes on in a new segment. A failed sync is never retried
@@ -341,13 +349,7 @@ impl Writer {
         self.segment.file.sync_all()?;
         // A segment in which nothing is durable is begun anew: on a full disk there would be one more with each attempt.
         let number = self.segment.number + u64::from(self.durable.bytes > 0);
-        let path = segment_path(&self.config.directory, number);
-        // Left by a repair that failed half-way; nothing in it was acknowledged.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        self.segment = Segment::next(&self.config.directory, number)?;
+        self.segment = self.fresh_segment(number)?;
         (self.written.bytes, self.durable.bytes) = (0, 0);
         self.broken = false;
         self.begin_segment()?;
