@@ -198,7 +198,7 @@ impl Writer {
         }
         Err(failed(
             "ITS ROWS ARE NOT THOSE OF ITS LAST COMMIT: while it could not be written, they were changed, removed or put back. Nothing is changed \
-             under them: put the file back in its place, or stop, and see what the next start says",
+             under them: stop, put the file back in its place, and start; or see what the start says without",
         ))
     }
 }

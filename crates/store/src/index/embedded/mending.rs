@@ -41,6 +41,8 @@ impl Target for Writer {
         // Whatever lies there from now on is looked at anew.
         self.seen.forget();
         let happened = file.reopen(|database| {
+            // What was looked at until the old one was closed was the old one.
+            self.seen.forget();
             let happened = self.judge(database)?;
             // Writes something, and syncs it: or else it is not mended.
             let transaction = database.begin_write().map_err(failed)?;
@@ -77,7 +79,7 @@ impl Writer {
         }
         Err(failed(
             "THE ROWS OF THE INDEX ARE NOT THOSE OF ITS LAST COMMIT: while it could not be written, the file was changed, removed or put back. \
-             Nothing is changed under them: put the file back in its place, or stop, and see what the next start says",
+             Nothing is changed under them: stop, put the file back in its place, and start; or see what the start says without",
         ))
     }
 }
