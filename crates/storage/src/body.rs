@@ -269,8 +269,9 @@ impl Storage {
         id: Id,
     ) -> Result<&'a mut Box<dyn BlobWriter>> {
         if blob.is_none() {
+            let blobs = self.own_blobs().await?;
             let unkept = Unkept { storage: Arc::clone(self), id, kept: false };
-            let writer = self.own_blobs().await?.create(id.blob()).await.map_err(from_store)?;
+            let writer = blobs.create(id.blob()).await.map_err(from_store)?;
             *blob = Some((unkept, writer));
         }
         match blob {

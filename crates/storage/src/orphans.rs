@@ -35,8 +35,20 @@ pub struct Orphans {
 }
 
 impl Storage {
-    /// Every blob that something refers to.
+    /// Every blob that something refers to, be it to have it deleted.
     pub(crate) fn referenced(&self) -> Result<HashSet<BlobId>> {
+        let mut all = self.in_use()?;
+        self.look_whole(|view| {
+            view.scan(&rows::all_garbage(), &rows::all_garbage(), |row, _| {
+                all.extend(rows::collected_id(row).map(Id::blob));
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(all)
+    }
+
+    /// Every blob that belongs to an object or an upload.
+    pub(crate) fn in_use(&self) -> Result<HashSet<BlobId>> {
         self.look_whole(|view| {
             let mut all = HashSet::new();
             for rows in [rows::all_objects(), rows::all_versions()] {
@@ -52,10 +64,6 @@ impl Storage {
             })?;
             view.scan(&rows::all_parts(), &rows::all_parts(), |_, value| {
                 all.extend(record::decode::<PartRecord>(value).map(|(part, _)| part.stream.id.blob()));
-                Ok(ControlFlow::Continue(()))
-            })?;
-            view.scan(&rows::all_garbage(), &rows::all_garbage(), |row, _| {
-                all.extend(rows::collected_id(row).map(Id::blob));
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(all)

@@ -2,19 +2,30 @@
 //! volume of an old one. To each of them the blobs of the other look as if nothing named them. So a store carries the mark of the installation that
 //! writes to it, and no other changes anything there.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use holdfast_core::{BlobId, BlobStore, BlobWriter, PartitionId, StoreError};
+use holdfast_core::{BlobId, BlobStore, BlobWriter, IndexWrite, PartitionId, StoreError};
 use tokio::sync::OnceCell;
 
 use crate::{
     Storage,
-    error::{Result, from_store},
+    error::{Error, Result, from_store},
+    rows,
 };
 
 /// The first line of a mark; the second is the instance.
 const MARK: &str = "holdfast blobs v1";
+/// How long an object store may take to show the mark.
+const MARK_WAIT: Duration = Duration::from_secs(5);
+/// So long nobody looks again after it could not be seen.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Blobs, as far as whoever asks may go: anybody reads, and whoever changes something needs [`OwnBlobs`].
 pub(crate) struct Blobs {
@@ -23,6 +34,10 @@ pub(crate) struct Blobs {
     adopt: bool,
     /// Known to be ours.
     ours: OnceCell<OwnBlobs>,
+    /// When and why they were not, the last time.
+    refused: Mutex<Option<(Instant, OwnerError)>>,
+    /// Whether the log was told that they are claimed.
+    told: AtomicBool,
 }
 
 /// Blobs that carry our mark.
@@ -48,6 +63,12 @@ pub enum OwnerError {
         /// Who asked.
         instance: PartitionId,
     },
+    /// The mark is gone.
+    #[error("the mark of instance {instance} is not there any more: this is not the place where its blobs lay")]
+    Gone {
+        /// Who asked.
+        instance: PartitionId,
+    },
     /// It could not be found out; it may be later.
     #[error("{0}")]
     Failed(String),
@@ -55,7 +76,7 @@ pub enum OwnerError {
 
 impl Blobs {
     pub(crate) fn new(store: Arc<dyn BlobStore>, instance: PartitionId, adopt: bool) -> Self {
-        Self { store, instance, adopt, ours: OnceCell::new() }
+        Self { store, instance, adopt, ours: OnceCell::new(), refused: Mutex::default(), told: AtomicBool::default() }
     }
 
     pub(crate) async fn read(&self, id: BlobId, offset: u64, len: usize) -> std::result::Result<Bytes, StoreError> {
@@ -93,41 +114,71 @@ impl Storage {
         blobs.drop_unfinished().await.map_err(|error| OwnerError::Failed(error.to_string()))
     }
 
+    /// One looks, and the others wait for that. What it finds against us holds for a moment, so that many who ask are answered soon.
     async fn claim_blobs(&self) -> std::result::Result<OwnBlobs, OwnerError> {
-        let ours = self.blobs.ours.get_or_try_init(|| async {
+        let Blobs { store, ours, refused, .. } = &self.blobs;
+        let ours = ours.get_or_try_init(|| async {
+            if let Some((at, error)) = &*refused.lock().unwrap_or_else(PoisonError::into_inner)
+                && at.elapsed() < AGAIN_AFTER
+            {
+                return Err(error.clone());
+            }
             let claimed = self.claim().await;
-            claimed.map(|()| OwnBlobs(Arc::clone(&self.blobs.store)))
+            *refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                claimed.as_ref().err().map(|error| (Instant::now(), error.clone()));
+            claimed.map(|()| OwnBlobs(Arc::clone(store)))
         });
         ours.await.cloned()
     }
 
     async fn claim(&self) -> std::result::Result<(), OwnerError> {
         let failed = |error: StoreError| OwnerError::Failed(error.to_string());
+        let of_index = |error: Error| OwnerError::Failed(error.reason());
         let Blobs { store, instance, adopt, .. } = &self.blobs;
         let mark = format!("{MARK}\n{instance}\n");
-        if let Some(found) = store.owner_mark().await.map_err(failed)? {
-            return is_ours(&found, &mark, *instance);
+        let found = tokio::time::timeout(MARK_WAIT, store.owner_mark()).await;
+        let found = found.map_err(|_| OwnerError::Failed("no answer in time".into()))?.map_err(failed)?;
+        let was_marked = self.look_whole(|view| view.is_marked()).map_err(of_index)?;
+        if found.is_none() {
+            if was_marked && !adopt {
+                return Err(OwnerError::Gone { instance: *instance });
+            }
+            // What was written before there were marks is ours if our index names some of it.
+            if !adopt && !self.is_place_of_index().await.map_err(of_index)? {
+                return Err(OwnerError::Unknown { instance: *instance });
+            }
+            self.tell_of_claim().await?;
+            store.leave_owner_mark(mark.as_bytes()).await.map_err(failed)?;
         }
-        // What was written before there were marks is ours if our index names some of it.
-        let named = self.names_some_blob().await.map_err(|error| OwnerError::Failed(error.reason()))?;
-        if !named && !adopt {
-            return Err(OwnerError::Unknown { instance: *instance });
+        let found = match found {
+            Some(found) => found,
+            // Somebody else may have been quicker.
+            None => store.owner_mark().await.map_err(failed)?.unwrap_or_default(),
+        };
+        is_ours(&found, &mark, *instance)?;
+        if !was_marked {
+            self.write(vec![IndexWrite::put(rows::marked(), Vec::new())]).await.map_err(of_index)?;
         }
-        let context = vec![("instance", instance.to_string()), ("adopted", (!named).to_string())];
-        self.record_own("ClaimBlobs", context, None).await.map_err(|error| OwnerError::Failed(error.to_string()))?;
-        if store.leave_owner_mark(mark.as_bytes()).await.map_err(failed)? {
-            return Ok(());
-        }
-        // Somebody else was quicker.
-        let found = store.owner_mark().await.map_err(failed)?.unwrap_or_default();
-        is_ours(&found, &mark, *instance)
+        Ok(())
     }
 
-    /// Whether the index names one of the blobs that are there, or there are none.
-    async fn names_some_blob(&self) -> Result<bool> {
+    /// Once in the life of a process.
+    async fn tell_of_claim(&self) -> std::result::Result<(), OwnerError> {
+        let Blobs { instance, adopt, told, .. } = &self.blobs;
+        if told.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let context = vec![("instance", instance.to_string()), ("adopt", adopt.to_string())];
+        self.record_own("ClaimBlobs", context, None).await.map_err(|error| OwnerError::Failed(error.to_string()))?;
+        told.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the index names one of the blobs that are there; where there are none, whether it names none.
+    async fn is_place_of_index(&self) -> Result<bool> {
         let blobs = self.blobs.list_older(0).await.map_err(from_store)?;
         if blobs.is_empty() {
-            return Ok(true);
+            return Ok(self.in_use()?.is_empty());
         }
         let referenced = self.referenced()?;
         Ok(blobs.iter().any(|blob| referenced.contains(blob)))
@@ -146,7 +197,7 @@ fn is_ours(found: &[u8], mark: &str, instance: PartitionId) -> std::result::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{record::Id, rows, twins};
+    use crate::{record::Id, twins};
 
     #[tokio::test]
     async fn blobs_get_a_mark_and_another_installation_is_refused() {
@@ -170,6 +221,7 @@ mod tests {
         names.0.lock().unwrap().insert(blob.blob());
         assert!(matches!(storage.begin_with_blobs().await, Err(OwnerError::Unknown { .. })));
         assert_eq!(*names.1.lock().unwrap(), None);
+        *storage.blobs.refused.lock().unwrap() = None;
         storage
             .keep(move |_| {
                 crate::grant::Upkeep::begin()?
@@ -179,5 +231,32 @@ mod tests {
             .unwrap();
         storage.begin_with_blobs().await.unwrap();
         assert!(names.1.lock().unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_place_where_the_mark_was_is_known_by_it() {
+        let (storage, names, index) = twins::storage();
+        storage.begin_with_blobs().await.unwrap();
+        names.1.lock().unwrap().take();
+        let again = twins::over(&names, &index);
+        assert!(
+            matches!(again.begin_with_blobs().await, Err(OwnerError::Gone { .. })),
+            "another volume is in its place"
+        );
+        assert!(again.own_blobs().await.is_err());
+        assert_eq!(*names.1.lock().unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_index_whose_blobs_are_elsewhere_claims_no_empty_place() {
+        let (storage, names, _) = twins::storage();
+        let manifest = serde_json::to_vec(&[crate::record::ManifestPart {
+            number: 1,
+            stream: crate::record::StreamRecord { id: Id([1; 16]), size: 1, inline: false },
+            checksum: None,
+        }]);
+        storage.write(vec![IndexWrite::put(rows::manifest(Id([2; 16])), manifest.unwrap())]).await.unwrap();
+        assert!(matches!(storage.begin_with_blobs().await, Err(OwnerError::Unknown { .. })));
+        assert_eq!(*names.1.lock().unwrap(), None);
     }
 }

@@ -19,6 +19,8 @@ const VERSION: u8 = b'V';
 const WASTE: u8 = b'W';
 /// Left without a name.
 const ORPHAN: u8 = b'L';
+/// What is known of the place where the blobs lie.
+const PLACE: u8 = b'S';
 
 fn row(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
@@ -160,6 +162,11 @@ pub(crate) fn all_orphans() -> Vec<u8> {
     row(ORPHAN, &[])
 }
 
+/// There once was a mark of ours beside the blobs.
+pub(crate) fn marked() -> Vec<u8> {
+    row(PLACE, &[b"marked"])
+}
+
 /// Whether a row says that there is something for the collector.
 pub(crate) fn is_for_collector(row: &[u8]) -> bool {
     matches!(row.first(), Some(&GARBAGE | &WASTE))
@@ -200,12 +207,13 @@ pub(crate) fn bucket_of_set(set: &[u8]) -> Option<Id> {
 }
 
 /// Sets that are not of one bucket, and what an operator calls them. No bucket can have such a name.
-const KINDS: [(u8, &str); 6] = [
+const KINDS: [(u8, &str); 7] = [
     (BUCKET, "*buckets"),
     (GARBAGE, "*garbage"),
     (MANIFEST, "*manifests"),
     (ORPHAN, "*orphans"),
     (PART, "*parts"),
+    (PLACE, "*place"),
     (WASTE, "*waste"),
 ];
 
@@ -247,6 +255,7 @@ pub(crate) fn described(row: &[u8]) -> String {
         Some(&MANIFEST) => format!("manifest of object {}", id()),
         Some(&PART) => format!("a part of upload {}", id()),
         Some(&GARBAGE) => format!("blob to be deleted {}", id()),
+        Some(&PLACE) => "that there is a mark beside the blobs".into(),
         Some(&ORPHAN) => format!("blob without a name {}", id()),
         Some(&WASTE) => format!("waste {}", id()),
         _ => row.escape_ascii().to_string(),

@@ -206,7 +206,8 @@ pub(crate) fn storage_over(blobs: &Arc<Names>) -> Arc<Storage> {
     over(blobs, &Arc::default())
 }
 
-fn over(blobs: &Arc<Names>, index: &Arc<Counted>) -> Arc<Storage> {
+/// A service over these.
+pub(crate) fn over(blobs: &Arc<Names>, index: &Arc<Counted>) -> Arc<Storage> {
     let seams = Seams {
         keks: Arc::new(NoKeks),
         index: Arc::clone(index) as _,

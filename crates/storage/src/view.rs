@@ -119,6 +119,11 @@ impl Whole<'_> {
         self.view().find_manifest(object)
     }
 
+    /// Whether there once was a mark of ours beside the blobs.
+    pub(crate) fn is_marked(&self) -> Result<bool> {
+        Ok(self.view().get(&rows::marked())?.is_some())
+    }
+
     pub(crate) fn parts(&self, upload: Id, after: u16, max: usize) -> Result<Vec<PartRecord>> {
         self.view().parts(upload, after, max)
     }

@@ -1,4 +1,5 @@
-//! Blobs in local files: `blobs/ab/cd/<id>`. Under that name stands only what is finished: the file is synced, then renamed, then the directory is synced.
+//! Blobs in local files: `blobs/ab/cd/<id>`. There stands only what is finished: a blob is written as `blobs/unfinished/<id>`, synced, and then renamed,
+//! and the directories are synced.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::files::open_regular;
 
-/// Behind the name of a blob that is being written.
+/// The directory of blobs that are being written.
 const UNFINISHED: &str = "unfinished";
 /// The file that says whose blobs these are. No blob has such a name.
 const OWNER_MARK: &str = "owner";
@@ -33,6 +34,11 @@ impl FileBlobs {
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
         Ok(Self { directory: directory.into() })
+    }
+
+    /// Where a blob is written until it is finished.
+    fn unfinished(&self, id: BlobId) -> PathBuf {
+        self.directory.join(UNFINISHED).join(id.to_string())
     }
 
     fn path(&self, id: BlobId) -> PathBuf {
@@ -55,27 +61,40 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.to_string()))?
 }
 
-/// Makes the file; the directories on its way are durable when this returns.
+/// Makes the file of a blob that is begun.
 fn create(path: &Path) -> io::Result<File> {
     let options = || {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
         options
     };
-    match options().open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => return other,
+    match (options().open(path), path.parent()) {
+        (Err(error), Some(directory)) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(directory)?;
+            options().open(path)
+        }
+        (opened, _) => opened,
     }
+}
+
+/// Gives a synced file its place; file and directories are durable there when this returns.
+fn place(unfinished: &Path, path: &Path) -> io::Result<()> {
     let parents: Vec<&Path> = path.ancestors().skip(1).take(3).collect();
-    fs::create_dir_all(parents[0])?;
-    for parent in parents {
-        File::open(parent)?.sync_all()?;
+    let Some(directory) = parents.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    match fs::rename(unfinished, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(()) => return File::open(directory)?.sync_all(),
     }
-    options().open(path)
+    fs::create_dir_all(directory)?;
+    fs::rename(unfinished, path)?;
+    parents.into_iter().try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// Writes behind the caller: one buffer is on its way to the file while the next is filled.
 struct FileWriter {
+    /// Where it is written.
+    unfinished: PathBuf,
     path: PathBuf,
     file: Option<File>,
     pending: Option<JoinHandle<io::Result<File>>>,
@@ -101,14 +120,10 @@ impl BlobWriter for FileWriter {
 
     async fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
         let file = self.settled().await?;
-        let path = self.path;
+        let Self { unfinished, path, .. } = *self;
         blocking(move || {
-            let finish = || -> io::Result<()> {
-                file.sync_data()?;
-                fs::rename(unfinished(&path), &path)?;
-                path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-            };
-            finish().map_err(|error| failed(&path, &error))
+            let finished = file.sync_data().and_then(|()| place(&unfinished, &path));
+            finished.map_err(|error| failed(&path, &error))
         })
         .await
     }
@@ -117,13 +132,13 @@ impl BlobWriter for FileWriter {
 #[async_trait]
 impl BlobStore for FileBlobs {
     async fn create(&self, id: BlobId) -> Result<Box<dyn BlobWriter>, StoreError> {
-        let path = self.path(id);
+        let (unfinished, path) = (self.unfinished(id), self.path(id));
         let file = blocking({
-            let path = path.clone();
-            move || create(&unfinished(&path)).map_err(|error| failed(&path, &error))
+            let unfinished = unfinished.clone();
+            move || create(&unfinished).map_err(|error| failed(&unfinished, &error))
         })
         .await?;
-        Ok(Box::new(FileWriter { path, file: Some(file), pending: None }))
+        Ok(Box::new(FileWriter { unfinished, path, file: Some(file), pending: None }))
     }
 
     async fn read(&self, id: BlobId, offset: u64, len: usize) -> Result<Bytes, StoreError> {
@@ -150,9 +165,9 @@ impl BlobStore for FileBlobs {
     }
 
     async fn delete(&self, id: BlobId) -> Result<(), StoreError> {
-        let path = self.path(id);
+        let paths = [self.unfinished(id), self.path(id)];
         blocking(move || {
-            for path in [&unfinished(&path), &path] {
+            for path in &paths {
                 match fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(path, &error)),
                     Ok(()) | Err(_) => {}
@@ -175,14 +190,18 @@ impl BlobStore for FileBlobs {
     }
 
     async fn drop_unfinished(&self) -> Result<usize, StoreError> {
-        let directory = self.directory.clone();
+        let directory = self.directory.join(UNFINISHED);
         blocking(move || {
-            let mut left = Vec::new();
-            collect_unfinished(&directory, &mut left).map_err(|error| failed(&directory, &error))?;
-            for path in &left {
-                fs::remove_file(path).map_err(|error| failed(path, &error))?;
-            }
-            Ok(left.len())
+            let left = match fs::read_dir(&directory) {
+                Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+            let left = left.map_err(|error| failed(&directory, &error))?;
+            let blobs = left.iter().filter(|path| named(path).is_some());
+            blobs
+                .map(|path| fs::remove_file(path).map_err(|error| failed(path, &error)))
+                .try_fold(0, |count, gone| gone.map(|()| count + 1))
         })
         .await
     }
@@ -217,8 +236,11 @@ fn leave_mark(directory: &Path, mark: &[u8]) -> io::Result<bool> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(mark)?;
     file.sync_all()?;
-    let linked = fs::hard_link(&new, &path);
-    fs::remove_file(&new)?;
+    let linked = match fs::hard_link(&new, &path) {
+        // Some file systems have no links.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists && !path.exists() => fs::rename(&new, &path),
+        linked => fs::remove_file(&new).and(linked),
+    };
     File::open(directory)?.sync_all()?;
     match linked {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -226,34 +248,37 @@ fn leave_mark(directory: &Path, mark: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// Where a blob is written until it is finished.
-fn unfinished(path: &Path) -> PathBuf {
-    path.with_extension(UNFINISHED)
+/// The blob that a file is called after.
+fn named(path: &Path) -> Option<BlobId> {
+    BlobId::parse(path.file_name()?.to_str()?)
 }
 
-fn collect_unfinished(directory: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let (entry, path) = entry.map(|entry| (entry.file_type(), entry.path()))?;
-        if entry?.is_dir() {
-            collect_unfinished(&path, found)?;
-        } else if path.extension().is_some_and(|extension| extension == UNFINISHED)
-            && path.file_stem().and_then(|name| BlobId::parse(name.to_str()?)).is_some()
-        {
-            found.push(path);
-        }
+/// The entries of a directory; none if it is gone meanwhile.
+fn entries(directory: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.collect(),
     }
-    Ok(())
 }
 
+/// Blobs where they belong. What else lies there, such as the `lost+found` of a volume, is not looked into.
 fn collect(directory: &Path, limit: SystemTime, found: &mut Vec<BlobId>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            collect(&entry.path(), limit, found)?;
-        } else if let Some(id) = entry.file_name().to_str().and_then(BlobId::parse)
-            && entry.metadata()?.modified()? <= limit
-        {
-            found.push(id);
+    let is_part = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        name.len() == 2 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit)
+    };
+    for first in entries(directory)?.iter().filter(|entry| is_part(entry)) {
+        for second in entries(&first.path())?.iter().filter(|entry| is_part(entry)) {
+            for entry in entries(&second.path())? {
+                let Some(id) = named(&entry.path()) else { continue };
+                let name = id.to_string();
+                let here = first.file_name() == name[..2] && second.file_name() == name[2..4];
+                match entry.metadata() {
+                    Ok(metadata) if here && metadata.is_file() && metadata.modified()? <= limit => found.push(id),
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(_) | Err(_) => {}
+                }
+            }
         }
     }
     Ok(())

@@ -90,7 +90,8 @@ impl BlobStore for CloudBlobs {
         let mut listing = self.store.list(Some(&self.prefix));
         while let Some(entry) = listing.next().await {
             let entry = entry.map_err(failed)?;
-            let id = entry.location.filename().and_then(BlobId::parse);
+            // A prefix may have others in it: theirs are not ours.
+            let id = entry.location.filename().and_then(BlobId::parse).filter(|id| entry.location == self.path(*id));
             found.extend(id.filter(|_| SystemTime::from(entry.last_modified) <= limit));
         }
         Ok(found)
@@ -105,6 +106,11 @@ impl BlobStore for CloudBlobs {
         let found = match self.store.get(&self.owner_path()).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error @ object_store::Error::PermissionDenied { .. }) => {
+                let why =
+                    format!("{}: {error}; to see that it is not there takes the right to list, too", self.owner_path());
+                return Err(StoreError::Failed(why));
+            }
             Err(error) => return Err(failed(error)),
         };
         let (mut mark, mut pieces) = (Vec::new(), found.into_stream());
@@ -126,15 +132,14 @@ impl BlobStore for CloudBlobs {
         match put(PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            // An object store that knows no conditions: the last of two who begin in the same moment is its owner, and the other finds that out at
-            // its next start.
-            Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
+            // An object store that knows no conditions, and says so in whatever way: the last of two who begin in the same moment is its owner, and
+            // the other finds that out at its next start. One that is away does not answer this either.
+            Err(_) => {
                 if self.owner_mark().await?.is_some() {
                     return Ok(false);
                 }
                 put(PutMode::Overwrite.into()).await.map(|_| true).map_err(failed)
             }
-            Err(error) => Err(failed(error)),
         }
     }
 }

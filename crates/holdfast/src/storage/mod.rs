@@ -268,8 +268,8 @@ async fn begin_with_blobs(storage: &Storage, blobs_at: &str) -> Result<(), Fault
         OwnerError::Other { .. } => Err(fault.hint(
             "give each installation a directory or a prefix of its own; a copy of that installation needs its instance.sealed and its silicon, too",
         )),
-        OwnerError::Unknown { .. } => Err(fault.hint(
-            "is data_dir the right one, and mounted? If these blobs are to be of this installation, set `adopt_blobs = true` in [storage] once",
+        OwnerError::Unknown { .. } | OwnerError::Gone { .. } => Err(fault.hint(
+            "is it the right directory or prefix, and mounted? If this is to be the place of this installation, set `adopt_blobs = true` in [storage] once",
         )),
     }
 }
