@@ -116,7 +116,7 @@ impl HsmAdmin for Here {
         &self,
         _: Permit,
         _: &KeyVersion,
-        _: (&KeyVersion, &MaskedKey),
+        _: (Arc<dyn AtThisMoment>, &KeyVersion, &MaskedKey),
         _: Transfer,
         _: &[u8],
     ) -> Result<NewKey, HsmError> {
