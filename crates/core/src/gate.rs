@@ -14,10 +14,7 @@ use std::{
     collections::BTreeMap,
     future::pending,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -25,6 +22,9 @@ use std::{
 /// How long a change waits for passes. Operations in memory take microseconds, those with private keys some milliseconds; what takes longer is an
 /// answer that its client does not read.
 pub const CLEAR_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// How long it is remembered that somebody has kept a change waiting.
+pub const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// One for each role and instance.
 #[derive(Default)]
@@ -83,23 +83,44 @@ impl Revocable {
 }
 
 /// Somebody to whom answers are handed: by address, say.
-#[derive(Debug, Default)]
-pub struct Reader(AtomicBool);
+pub struct Reader {
+    /// The time since some moment.
+    clock: Box<dyn Fn() -> Duration + Send + Sync>,
+    /// When he kept a change waiting.
+    since: Mutex<Option<Duration>>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("since", &self.since).finish_non_exhaustive()
+    }
+}
 
 impl Reader {
-    /// Whether a change had to wait for an answer that he did not read.
+    /// One who has kept nobody waiting. The clock tells the time since some moment, and never goes back.
+    pub fn new(clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { clock: Box::new(clock), since: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a change had to wait for an answer that he did not read, not longer than [`REMEMBERED`] ago.
     #[must_use]
     pub fn kept_waiting(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        let mut since = self.lock();
+        if since.is_some_and(|moment| (self.clock)().saturating_sub(moment) >= REMEMBERED) {
+            *since = None;
+        }
+        since.is_some()
     }
 
+    /// From the first time on: what is revoked while nobody waits for him does not count.
     fn keeps_waiting(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    /// He is waited for again.
-    pub fn forgive(&self) {
-        self.0.store(false, Ordering::Release);
+        if !self.kept_waiting() {
+            *self.lock() = Some((self.clock)());
+        }
     }
 }
 
@@ -306,12 +327,18 @@ impl Drop for Pass {
 mod tests {
     use std::{
         future::ready,
-        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
         task::{Context, Wake},
         thread,
     };
 
     use super::*;
+
+    impl Default for Reader {
+        fn default() -> Self {
+            Self::new(|| Duration::ZERO)
+        }
+    }
 
     struct Thread(thread::Thread);
 
@@ -498,9 +525,28 @@ mod tests {
         moving.moves();
         assert!(waits(&gate));
         drop(moving);
-        reader.forgive();
+        *reader.lock() = None;
         forgiven.stalls(&reader);
         assert!(waits(&gate));
+    }
+
+    #[test]
+    fn it_is_remembered_for_a_minute_from_the_first_time_on() {
+        let (gate, secs) = (Gate::new(), Arc::new(AtomicU64::new(7)));
+        let clock = Arc::clone(&secs);
+        let reader = Arc::new(Reader::new(move || Duration::from_secs(clock.load(SeqCst))));
+        let keeps_waiting = || {
+            let pass = gate.enter();
+            pass.stalls(&reader);
+            block_on(gate.clear(ready(())))
+        };
+        for _ in 0..2 {
+            assert!(!reader.kept_waiting() && keeps_waiting() && reader.kept_waiting());
+            secs.fetch_add(REMEMBERED.as_secs() - 1, SeqCst);
+            assert!(!keeps_waiting() && reader.kept_waiting(), "he is revoked at once, which does not make it longer");
+            secs.fetch_add(1, SeqCst);
+        }
+        assert!(!reader.kept_waiting());
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use external::{
     ExternalHsm, ExternalKey, ExternalKeyId, ExternalKeySpec, ExternalOperation, ExternalOutcome, ExternalWrap,
     HsmHealth, HsmState, InvalidExternalKeyId, KeyFinding, TokenObject,
 };
-pub use gate::{CLEAR_WAIT_MAX, Gate, Holds, Pass, Reader};
+pub use gate::{CLEAR_WAIT_MAX, Gate, Holds, Pass, REMEMBERED, Reader};
 pub use hex::hex;
 pub use hsm::{
     AtThisMoment, CiphertextParts, EncryptionScheme, Hsm, HsmAdmin, HsmError, MaskedKey, Need, NewKey, OpenKey,

@@ -196,9 +196,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Everything that was written is with the socket now.
-        let polled = self
-            .by_leave(|stream| Pin::new(stream).poll_flush(context), |passes| passes.retain(|held| !held.is_written));
+        let has_stalled = self.stalled.is_some();
+        // Everything that was written is with the socket now: who has taken it is not to be known for keeping a change waiting.
+        let taken = |passes: &mut Vec<Held>| {
+            if has_stalled {
+                passes.iter().filter(|held| held.is_written).for_each(|held| held.pass.moves());
+            }
+            passes.retain(|held| !held.is_written);
+        };
+        let polled = self.by_leave(|stream| Pin::new(stream).poll_flush(context), taken);
         self.in_time(context, polled)
     }
 
@@ -230,6 +236,10 @@ mod tests {
 
     const STALL_MAX: Duration = Duration::from_secs(60);
 
+    fn new_reader() -> Arc<Reader> {
+        Arc::new(Reader::new(|| Duration::ZERO))
+    }
+
     fn answer(gate: &Arc<Gate>, hand: &Arc<Hand>) -> AnswerBody {
         let mut body = AnswerBody::from(Full::new(Bytes::from_static(b"secret")));
         body.pass = Some(gate.enter());
@@ -248,7 +258,7 @@ mod tests {
     async fn a_pass_is_back_when_the_last_byte_is_with_the_socket() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, new_reader(), STALL_MAX);
         let body = answer(&gate, &hand);
         near.write_all(b"head").await.unwrap();
         near.flush().await.unwrap();
@@ -266,7 +276,7 @@ mod tests {
     async fn nothing_leaves_once_the_pass_is_revoked() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, new_reader(), STALL_MAX);
         let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
         assert!(revokes(&gate).await, "it is still on its way");
         assert!(near.write_all(&bytes).await.is_err() && near.flush().await.is_err() && near.shutdown().await.is_err());
@@ -279,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn who_reads_nothing_for_long_is_left() {
         let (near, mut far) = duplex(4);
-        let mut near = HandingOver::new(near, &Arc::default(), Arc::default(), Duration::from_millis(20));
+        let mut near = HandingOver::new(near, &Arc::default(), new_reader(), Duration::from_millis(20));
         for _ in 0..3 {
             near.write_all(b"read").await.unwrap();
             let mut read = [0; 4];
@@ -304,19 +314,17 @@ mod tests {
 
     #[tokio::test]
     async fn one_change_waits_for_who_takes_nothing_and_no_other() {
-        let reader = Arc::<Reader>::default();
+        let reader = new_reader();
         assert!(waits_for_one_who_takes_nothing(&reader).await);
         for _ in 0..3 {
             assert!(!waits_for_one_who_takes_nothing(&reader).await);
         }
-        assert!(waits_for_one_who_takes_nothing(&Arc::default()).await, "for another one it does");
-        reader.forgive();
-        assert!(waits_for_one_who_takes_nothing(&reader).await);
+        assert!(waits_for_one_who_takes_nothing(&new_reader()).await, "for another one it does");
     }
 
     #[tokio::test]
     async fn who_takes_it_after_all_is_waited_for() {
-        let (gate, hand, reader) = (Gate::new(), Arc::<Hand>::default(), Arc::<Reader>::default());
+        let (gate, hand, reader) = (Gate::new(), Arc::<Hand>::default(), new_reader());
         assert!(waits_for_one_who_takes_nothing(&reader).await);
         let (near, mut far) = duplex(4);
         let mut near = HandingOver::new(near, &hand, Arc::clone(&reader), STALL_MAX);
@@ -327,6 +335,49 @@ mod tests {
         taken.unwrap();
         assert_eq!(&read, b"secret");
         assert!(revokes(&gate).await, "it was not flushed, and it was not stalled either");
+    }
+
+    /// A stream that takes everything, and has it with the socket when it is let go, as TLS does.
+    #[derive(Default)]
+    struct FlushedLate {
+        is_let_go: bool,
+    }
+
+    impl AsyncWrite for FlushedLate {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.is_let_go { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_the_last_of_it_while_a_change_waits_is_not_known_for_it() {
+        for takes_it in [true, false] {
+            let (gate, hand, reader) = (Gate::new(), Arc::<Hand>::default(), new_reader());
+            let mut near = HandingOver::new(FlushedLate::default(), &hand, Arc::clone(&reader), STALL_MAX);
+            let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
+            near.write_all(&bytes).await.unwrap();
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(Pin::new(&mut near).poll_flush(&mut context).is_pending());
+            let mut clearing = Box::pin(gate.clear(std::future::pending()));
+            assert!(clearing.as_mut().poll(&mut context).is_pending(), "the change waits for him");
+            if takes_it {
+                near.stream.is_let_go = true;
+                near.flush().await.unwrap();
+            } else {
+                drop(near);
+                hand.lock().clear();
+            }
+            assert!(clearing.as_mut().poll(&mut context).is_ready());
+            assert_eq!(reader.kept_waiting(), !takes_it);
+        }
     }
 
     /// A stream that writes what it has kept back when it is read from, as TLS does before an alert.
@@ -348,7 +399,7 @@ mod tests {
             if is_revoked {
                 assert!(revokes(&gate).await);
             }
-            let mut near = HandingOver::new(WritesWhenRead(b"secret".to_vec(), near), &hand, Arc::default(), STALL_MAX);
+            let mut near = HandingOver::new(WritesWhenRead(b"secret".to_vec(), near), &hand, new_reader(), STALL_MAX);
             assert!(near.read_u8().await.is_err());
             drop((near, body));
             let mut read = Vec::new();
@@ -361,7 +412,7 @@ mod tests {
     async fn several_answers_on_one_connection() {
         let (gate, hand) = (Gate::new(), Arc::<Hand>::default());
         let (near, mut far) = duplex(64);
-        let mut near = HandingOver::new(near, &hand, Arc::default(), STALL_MAX);
+        let mut near = HandingOver::new(near, &hand, new_reader(), STALL_MAX);
         for _ in 0..3 {
             let bytes = answer(&gate, &hand).collect().await.unwrap().to_bytes();
             near.write_all(&bytes).await.unwrap();

@@ -121,7 +121,7 @@ pub(crate) async fn serve(
     let tls: Option<Tls> = tls.map(Into::into);
     let abandoned = Abandoned::new(name);
     let mut connections = JoinSet::new();
-    let (trouble, readers) = (Trouble::default(), Readers::default());
+    let (trouble, readers) = (Trouble::default(), Readers::new());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -10,66 +10,66 @@ use std::{
 use holdfast_core::Reader;
 use holdfast_service::counted_as;
 
-/// How long it is remembered that somebody has kept a change waiting.
-const REMEMBERED: Duration = Duration::from_secs(60);
 /// Addresses that are told apart; all others are one.
 const ADDRESSES_MAX: usize = 4096;
 
-/// The readers of one listener.
-#[derive(Default)]
-pub(super) struct Readers(Mutex<HashMap<IpAddr, Known>>, Arc<Reader>);
+/// The time since some moment.
+type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
-struct Known {
-    reader: Arc<Reader>,
-    /// When it was seen that he kept a change waiting.
-    since: Option<Instant>,
+/// The readers of one listener.
+pub(super) struct Readers {
+    known: Mutex<HashMap<IpAddr, Arc<Reader>>>,
+    others: Arc<Reader>,
+    clock: Clock,
 }
 
-impl Known {
-    /// Forgives him in time. Whether there is nothing to remember.
-    fn settle(&mut self, now: Instant) -> bool {
-        if self.reader.kept_waiting() {
-            let since = *self.since.get_or_insert(now);
-            if now.duration_since(since) >= REMEMBERED {
-                self.reader.forgive();
-                self.since = None;
-            }
-        }
-        // One that is held is at the end of a connection.
-        self.since.is_none() && Arc::strong_count(&self.reader) == 1
-    }
+fn reader(clock: &Clock) -> Arc<Reader> {
+    let clock = Arc::clone(clock);
+    Arc::new(Reader::new(move || clock()))
 }
 
 impl Readers {
-    /// Who is at this address.
-    pub(super) fn at(&self, address: SocketAddr) -> Arc<Reader> {
-        self.at_moment(address, Instant::now())
+    pub(super) fn new() -> Self {
+        let start = Instant::now();
+        Self::by(Arc::new(move || start.elapsed()))
     }
 
-    fn at_moment(&self, address: SocketAddr, now: Instant) -> Arc<Reader> {
+    fn by(clock: Clock) -> Self {
+        Self { known: Mutex::default(), others: reader(&clock), clock }
+    }
+
+    /// Who is at this address.
+    pub(super) fn at(&self, address: SocketAddr) -> Arc<Reader> {
         let address = counted_as(address);
-        let Self(known, others) = self;
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= ADDRESSES_MAX && !known.contains_key(&address) {
-            known.retain(|_, known| !known.settle(now));
+            // One that is held is at the end of a connection.
+            known.retain(|_, reader| reader.kept_waiting() || Arc::strong_count(reader) > 1);
             if known.len() >= ADDRESSES_MAX {
-                return Arc::clone(others);
+                return Arc::clone(&self.others);
             }
         }
-        let known = known.entry(address).or_insert_with(|| Known { reader: Arc::default(), since: None });
-        known.settle(now);
-        Arc::clone(&known.reader)
+        Arc::clone(known.entry(address).or_insert_with(|| reader(&self.clock)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use holdfast_core::Gate;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use holdfast_core::{Gate, REMEMBERED};
 
     use super::*;
 
     fn address(number: u32) -> SocketAddr {
         (IpAddr::V4(number.into()), 1).into()
+    }
+
+    /// Readers by a clock that is set, in seconds.
+    fn readers() -> (Readers, Arc<AtomicU64>) {
+        let secs = Arc::<AtomicU64>::default();
+        let clock = Arc::clone(&secs);
+        (Readers::by(Arc::new(move || Duration::from_secs(clock.load(SeqCst)))), secs)
     }
 
     async fn keeps_waiting(reader: &Arc<Reader>) {
@@ -81,29 +81,38 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_is_remembered_for_a_while() {
-        let (readers, start) = (Readers::default(), Instant::now());
-        keeps_waiting(&readers.at_moment(address(7), start)).await;
-        assert!(readers.at_moment(address(7), start).kept_waiting());
-        assert!(!readers.at_moment(address(8), start).kept_waiting());
-        let later = start + REMEMBERED - Duration::from_millis(1);
-        assert!(readers.at_moment(address(7), later).kept_waiting());
-        assert!(!readers.at_moment(address(7), start + REMEMBERED).kept_waiting());
-        keeps_waiting(&readers.at_moment(address(7), later)).await;
-        assert!(readers.at_moment(address(7), start + REMEMBERED * 2).kept_waiting());
+        let (readers, secs) = readers();
+        let connected = readers.at(address(7));
+        keeps_waiting(&connected).await;
+        for _ in 0..2 {
+            assert!(readers.at(address(7)).kept_waiting());
+            assert!(!readers.at(address(8)).kept_waiting());
+            secs.fetch_add(REMEMBERED.as_secs() - 1, SeqCst);
+            assert!(readers.at(address(7)).kept_waiting());
+            secs.fetch_add(1, SeqCst);
+            assert!(!connected.kept_waiting(), "though he opens no other connection");
+            keeps_waiting(&readers.at(address(7))).await;
+        }
     }
 
     #[tokio::test]
     async fn many_addresses_take_a_bounded_place() {
-        let (readers, now) = (Readers::default(), Instant::now());
-        let held: Vec<_> = (0..ADDRESSES_MAX as u32).map(|number| readers.at_moment(address(number), now)).collect();
-        let (one, other) = (readers.at_moment(address(9_000), now), readers.at_moment(address(9_001), now));
+        let (readers, secs) = readers();
+        let held: Vec<_> = (0..ADDRESSES_MAX as u32).map(|number| readers.at(address(number))).collect();
+        let (one, other) = (readers.at(address(9_000)), readers.at(address(9_001)));
         assert!(Arc::ptr_eq(&one, &other));
+        keeps_waiting(&one).await;
+        assert!(other.kept_waiting());
+        secs.fetch_add(REMEMBERED.as_secs(), SeqCst);
+        assert!(!other.kept_waiting(), "they are remembered no longer than those who are told apart");
         keeps_waiting(&held[0]).await;
         drop((held, one, other));
-        assert!(!readers.at_moment(address(9_000), now).kept_waiting());
-        let known = readers.0.lock().unwrap();
-        assert_eq!(known.len(), 2, "those who are gone are forgotten, but the one who kept a change waiting");
-        drop(known);
-        assert!(readers.at_moment(address(0), now).kept_waiting());
+        assert!(!readers.at(address(9_000)).kept_waiting());
+        assert_eq!(
+            readers.known.lock().unwrap().len(),
+            2,
+            "those who are gone are forgotten, but the one who kept a change waiting"
+        );
+        assert!(readers.at(address(0)).kept_waiting());
     }
 }
