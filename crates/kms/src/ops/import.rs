@@ -7,7 +7,6 @@ use holdfast_core::{
     HsmError, KeyAttributes, KeyName, KeyOperation, KeyVersion, KeyVersionId, MaskedKey, NewKey, Timestamp,
 };
 use holdfast_crypto::{EncryptionPadding, KeySpec, RsaSize, transfer::Transfer};
-use holdfast_service::Done;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -371,8 +370,10 @@ pub(super) async fn delete(call: &mut Call<'_>) -> Answer {
     };
     let material = material.cloned();
     let Some(material) = material.filter(|material| material.blob_version.is_some()) else {
-        // Nothing is there to be deleted: which is what was wanted.
-        return wire::answer(&json!({"KeyId": key.arn})).map(Done::Told);
+        // Nothing is there to be deleted, as far as memory knows: an import whose commit failed may be on disk all the same. So the key is written as
+        // it is. That conflicts with such an import, comes after it, and fails while the store does.
+        let (_, committed) = kms.keys.commit(&lock, Draft::of(entry), call.decided(spent)?).await?;
+        return changed(committed, wire::answer(&json!({"KeyId": key.arn})));
     };
     let entries = family(kms, &Arc::new(entry));
     let (_, committed) = kms.keys.commit(&lock, without(entries, &material), call.decided(spent)?).await?;

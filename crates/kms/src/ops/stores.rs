@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_core::{Ambient, Decided, Itself, Spent};
-use holdfast_service::{Done, Trace};
+use holdfast_service::Trace;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -426,7 +426,9 @@ pub(super) async fn connect(call: &mut Call<'_>) -> Result<Bytes, ApiError> {
     }
     let mut connecting = KeyStore::clone(&store);
     connecting.connection = Connection::Connecting;
-    stores.show(connecting.clone());
+    if !stores.show(connecting.clone()) {
+        return Err(ApiError::stale("the custom key store was changed meanwhile"));
+    }
     let (arn, request_id) = (call.identity.arn.clone(), call.request_id.to_owned());
     let ambient = Arc::clone(&call.kms.ambient);
     let asked = Connecting { store: connecting, spent, arn, request_id };
@@ -484,7 +486,9 @@ async fn finish_connecting(stores: Arc<KeyStores>, ambient: Arc<dyn Ambient>, as
     if let Err(error) = stores.put(&store, event).await {
         tracing::error!(store = store.id, error.message, "the state of a custom key store could not be kept");
         store.connection = Connection::Disconnected;
-        stores.show(store);
+        if !stores.show(store) {
+            tracing::warn!("the custom key store is as its newest record says");
+        }
     }
 }
 
@@ -495,9 +499,8 @@ pub(super) async fn disconnect(call: &mut Call<'_>) -> Answer {
     let stores = &call.kms.stores;
     let _changing = stores.changing.lock().await;
     let store = named(call, request.custom_key_store_id.as_deref())?;
-    if store.connection == Connection::Disconnected {
-        return nothing().map(Done::Told);
-    }
+    // Also one that is disconnected as far as memory knows: a connection whose commit failed may be on disk all the same. This one conflicts with
+    // it, comes after it, and fails while the store does.
     let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&store) };
     let committed = stores.put(&disconnected, call.decided(spent)?).await?;
     super::changed(committed, nothing())

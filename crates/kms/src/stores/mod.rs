@@ -352,9 +352,17 @@ impl KeyStores {
         Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
 
-    /// Shows a state that is not kept: CONNECTING.
-    pub(crate) fn show(&self, store: KeyStore) {
-        self.held.insert(store);
+    /// Shows a state that is not kept: CONNECTING. False: there is a newer record, or none any more, and memory stays as that has it.
+    #[must_use]
+    pub(crate) fn show(&self, store: KeyStore) -> bool {
+        let mut index = self.held.index.write().unwrap_or_else(PoisonError::into_inner);
+        match index.get_mut(&store.id).filter(|held| held.record_version == store.record_version) {
+            Some(held) => {
+                *held = Arc::new(store);
+                true
+            }
+            None => false,
+        }
     }
 
     pub(crate) async fn remove(&self, store: &KeyStore, event: Decided) -> Result<Committed, ApiError> {
@@ -389,5 +397,52 @@ impl KeyStores {
             counter!("holdfast_xks_link_errors_total", &[store, operation, ("error", fault.name().to_owned())])
                 .increment(1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_core::Itself;
+
+    use super::*;
+    use crate::{
+        Directory,
+        usable::tests::{ACCOUNT, NOW, event, service_of},
+    };
+
+    fn decided() -> Decided {
+        Decided::by_itself(event(), Itself::Configured)
+    }
+
+    #[tokio::test]
+    async fn what_memory_shows_never_hides_a_newer_record() {
+        let kms = service_of(Directory::new(Vec::new(), Vec::new()).unwrap()).await;
+        let stores = &kms.stores;
+        let made = KeyStore {
+            id: "cks-1".into(),
+            name: "one".into(),
+            account: ACCOUNT.into(),
+            region: "us-east-1".into(),
+            created: NOW,
+            kind: StoreKind::Hsm { cluster: "cluster".into() },
+            connection: Connection::Disconnected,
+            record_version: 0,
+            link: None,
+        };
+        assert!(!stores.show(made.clone()), "it is not there");
+        drop(stores.put(&made, decided()).await.unwrap());
+        let of_first = KeyStore::clone(&stores.get("cks-1").unwrap());
+        assert!(stores.show(KeyStore { connection: Connection::Connecting, ..of_first.clone() }));
+        // The connection whose commit is said to have failed is on disk, and comes into memory.
+        let connected = KeyStore { connection: Connection::Connected, ..of_first.clone() };
+        drop(stores.put(&connected, decided()).await.unwrap());
+        assert!(!stores.show(of_first.clone()));
+        assert_eq!(stores.get("cks-1").unwrap().connection, Connection::Connected);
+        // Whoever disconnects by what was shown before is decided anew.
+        assert!(stores.put(&of_first, decided()).await.unwrap_err().is_stale());
+        let now = stores.get("cks-1").unwrap();
+        let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&now) };
+        drop(stores.put(&disconnected, decided()).await.unwrap());
+        assert_eq!(stores.get("cks-1").unwrap().connection, Connection::Disconnected);
     }
 }

@@ -141,17 +141,17 @@ async fn service() -> Kms {
 
 /// A service for these people.
 pub(crate) async fn service_of(directory: Directory) -> Kms {
+    service_told(directory, Arc::new(Nowhere)).await
+}
+
+/// The same with a log of one's own.
+pub(crate) async fn service_told(directory: Directory, audit: Arc<dyn AuditSink>) -> Kms {
     let partition = PartitionId::from_bytes([1; 16]);
     let secret = SecretBytes::copy_of(&[2; 32]);
     let hsm = Arc::new(Here(Partition::new(partition, &secret, PartitionPolicy::default()).unwrap()));
     let store = SealedStore::open(MemoryEngine::default(), partition, &secret, Arc::new(Fixed), false).await.unwrap();
-    let seams = Seams {
-        hsm: Arc::clone(&hsm) as _,
-        admin: hsm,
-        store: Arc::new(store),
-        audit: Arc::new(Nowhere),
-        ambient: Arc::new(Fixed),
-    };
+    let seams =
+        Seams { hsm: Arc::clone(&hsm) as _, admin: hsm, store: Arc::new(store), audit, ambient: Arc::new(Fixed) };
     let config = KmsConfig {
         regions: vec!["us-east-1".into()],
         directory,
@@ -163,7 +163,7 @@ pub(crate) async fn service_of(directory: Directory) -> Kms {
     Kms::open(seams, config).await.unwrap()
 }
 
-fn event() -> AuditEvent {
+pub(crate) fn event() -> AuditEvent {
     AuditEvent {
         time: NOW,
         operation: "Test",
