@@ -54,6 +54,13 @@ impl Troubles {
         rounds.now.insert(name.to_owned());
         is_new
     }
+
+    /// It could not be told that it fails: it is to be told when it fails again.
+    pub fn untold(&self, name: &str) {
+        let mut rounds = self.lock();
+        rounds.before.remove(name);
+        rounds.now.remove(name);
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +87,17 @@ mod tests {
             troubles.round();
             assert!(!troubles.begins("a") && troubles.begins("b"), "b went well for a round");
             troubles.round();
+            troubles.round();
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_when_it_fails_again() {
+        let troubles = Troubles::default();
+        for round in 0..3 {
+            assert!(troubles.begins("a"));
+            assert_eq!(troubles.begins("b"), round == 0, "the control");
+            troubles.untold("a");
             troubles.round();
         }
     }

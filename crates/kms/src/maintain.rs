@@ -94,15 +94,18 @@ impl Kms {
 
     /// What was done has its event; what failed gets one here.
     async fn ended(&self, operation: &'static str, key: &KeyEntry, result: Result<Option<Committed>, ApiError>) {
+        let name = format!("{operation} {}", key.arn);
         match result {
             Ok(None) => {}
             Ok(Some(committed)) => tracing::info!(operation, key = key.arn, revision = %committed.revision(), "done"),
             // Told when it begins to fail, and not with each attempt.
-            Err(_) if !self.efforts.acts.begins(&format!("{operation} {}", key.arn)) => {}
+            Err(_) if !self.efforts.acts.begins(&name) => {}
             Err(error) => {
                 let reason = error.reason.as_deref().unwrap_or(&error.message);
                 tracing::error!(operation, key = key.arn, reason, "an automatic act failed");
-                self.record_failure(operation, &key.arn, error).await;
+                if !self.record_failure(operation, &key.arn, error).await {
+                    self.efforts.acts.untold(&name);
+                }
             }
         }
     }
@@ -128,5 +131,47 @@ impl Kms {
         let event = self.event_by_itself("DeleteExpiredKeyMaterial", &entry.arn, "erased");
         let (_, committed) = self.keys.commit(&lock, draft, Decided::by_itself(event, Itself::Due(spent))).await?;
         Ok(Some(committed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use async_trait::async_trait;
+    use holdfast_core::{AuditError, AuditEvent, AuditSink};
+
+    use super::*;
+    use crate::{
+        Directory,
+        usable::tests::{key_of, service_told},
+    };
+
+    const ANYBODY: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"*"},"Action":"kms:*","Resource":"*"}]}"#;
+
+    /// A log that takes nothing the first two times.
+    #[derive(Default)]
+    struct FullAtFirst {
+        asked: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl AuditSink for FullAtFirst {
+        async fn append(&self, _: AuditEvent) -> Result<(), AuditError> {
+            if self.asked.fetch_add(1, SeqCst) < 2 { Err(AuditError("full".into())) } else { Ok(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_the_log_did_not_take_is_told_by_the_next_round() {
+        let log = Arc::<FullAtFirst>::default();
+        let told = Arc::clone(&log);
+        let kms = service_told(Directory::new(Vec::new(), Vec::new()).unwrap(), told).await;
+        let key = key_of(&kms, ANYBODY).await;
+        for asked in [1, 2, 3, 3, 3] {
+            kms.efforts.acts.round();
+            kms.ended("RotateKeyAutomatic", &key, Err(ApiError::internal("it fails"))).await;
+            assert_eq!(log.asked.load(SeqCst), asked, "until it is told, and once");
+        }
     }
 }

@@ -58,16 +58,19 @@ impl Kms {
         Trace::automatic(self.new_uuid(), operation, "/").event(self.ambient.now(), &told, StatusCode::OK)
     }
 
-    /// Writes down what the service could not do by itself.
-    pub(crate) async fn record_failure(&self, operation: &'static str, key: &str, error: ApiError) {
+    /// Writes down what the service could not do by itself. False: the log does not take it.
+    #[must_use]
+    pub(crate) async fn record_failure(&self, operation: &'static str, key: &str, error: ApiError) -> bool {
         let event = AuditEvent {
             outcome: AuditOutcome::Failed,
             status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
             error_code: Some(error.code.name()),
             ..self.event_by_itself(operation, key, &error.message)
         };
-        if let Err(error) = self.audit.append(event).await {
+        let appended = self.audit.append(event).await;
+        if let Err(error) = &appended {
             tracing::error!(operation, %error, "an automatic act is missing from the audit log");
         }
+        appended.is_ok()
     }
 }

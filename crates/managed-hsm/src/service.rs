@@ -101,7 +101,8 @@ impl ManagedHsm {
     /// Tells the log of an automatic act that failed; one that was done has its event in its commit.
     async fn record_failure(&self, trace: &Trace, name: &KeyName, error: ApiError) {
         let operation = trace.operation();
-        if !self.troubles.begins(&format!("{operation} {name}")) {
+        let act = format!("{operation} {name}");
+        if !self.troubles.begins(&act) {
             return;
         }
         let (reason, message) = (error.reason.as_deref(), error.message.as_str());
@@ -112,6 +113,7 @@ impl ManagedHsm {
         event.reason = Some(error.reason.unwrap_or(error.message));
         if let Err(error) = self.audit.append(event).await {
             tracing::error!(operation, %error, "an automatic act is missing from the audit log");
+            self.troubles.untold(&act);
         }
     }
 }

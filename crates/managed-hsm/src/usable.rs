@@ -119,14 +119,14 @@ pub(crate) fn asked(hsm: &ManagedHsm, located: &Located) -> Arc<dyn AtThisMoment
 pub(crate) async fn perform(hsm: &ManagedHsm, permit: Permit, usable: Usable<'_>) -> Result<Outcome, ApiError> {
     let Usable { located, operation } = usable;
     let open = hsm.keys.open_key(located).await?;
-    open.perform(permit, asked(hsm, located), operation).await.map_err(|error| match error {
-        HsmError::NotFound => gone(hsm, located),
-        error => error.into(),
-    })
+    open.perform(permit, asked(hsm, located), operation).await.map_err(|error| refused(hsm, located, error))
 }
 
 /// What is told of a key that was there when the request looked.
-fn gone(hsm: &ManagedHsm, located: &Located) -> ApiError {
+pub(crate) fn refused(hsm: &ManagedHsm, located: &Located, error: HsmError) -> ApiError {
+    if error != HsmError::NotFound {
+        return error.into();
+    }
     match hsm.keys.locate(&located.entry.name, Some(located.version().id)) {
         Err(error) => error,
         Ok(_) => HsmError::NotFound.into(),

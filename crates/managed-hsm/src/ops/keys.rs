@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::ApiError,
     keys::{Draft, KeyEntry, VersionEntry, policy_digest},
-    usable::{Used, asked},
+    usable::{Used, asked, refused},
     wire::{self, CreateRequest, ImportRequest, KeyType, TransferBlob, UpdateRequest},
 };
 
@@ -117,7 +117,8 @@ async fn import_wrapped(
     let wrapped = wire::decode("ciphertext", &blob.ciphertext)?;
     let transfer = Transfer::AesKeyWrap(EncryptionPadding::OaepSha1);
     let exchange = (asked(call.hsm, &located), &exchange_version, &masked);
-    Ok(call.hsm.admin.import_wrapped(permit, target, exchange, transfer, &wrapped).await?)
+    let imported = call.hsm.admin.import_wrapped(permit, target, exchange, transfer, &wrapped).await;
+    imported.map_err(|error| refused(call.hsm, &located, error))
 }
 
 /// Name and version at the end of a key id.
