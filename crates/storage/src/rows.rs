@@ -164,7 +164,7 @@ pub(crate) fn all_orphans() -> Vec<u8> {
 
 /// There once was a mark of ours beside the blobs.
 pub(crate) fn marked() -> Vec<u8> {
-    row(PLACE, &[b"marked"])
+    row(PLACE, &[b"owner"])
 }
 
 /// Whether a row says that there is something for the collector.
