@@ -73,8 +73,8 @@ pub struct Change {
 /// ```
 /// ```compile_fail,E0451
 /// # use holdfast_core::{AuditEvent, Decided};
-/// fn forged(event: AuditEvent) -> Decided {
-///     Decided { event, leave: todo!() }
+/// fn forged(event: AuditEvent, other: Decided) -> Decided {
+///     Decided { event, ..other }
 /// }
 /// ```
 /// ```compile_fail,E0063
