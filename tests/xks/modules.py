@@ -45,7 +45,7 @@ class OpenCryptoki(SoftHsm):
         self.turn = open("/tmp/holdfast-opencryptoki.lock", "w")
         fcntl.flock(self.turn, fcntl.LOCK_EX)
         if self.used() and not self.mine.exists():
-            pytest.skip("openCryptoki's software token is somebody's on this machine")
+            pytest.fail(f"openCryptoki's software token is somebody's: if it is nobody's, empty {self.state} and run this again")
         self.clear()
         self.mine.touch()
         for name in ("", "icsf", "swtok", "tpm", "lite", "ccatok", "ep11tok"):
