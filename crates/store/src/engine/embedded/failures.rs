@@ -10,8 +10,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Action, Ambient, AuditEvent, AuditOutcome, CLEAR_WAIT_MAX, Change, Changed, Decided, Decision, Intent, Itself,
-    PartitionId, Policy, Principal, Projection, RecordKey, Resource, Store, Timestamp, Write, authorize,
+    Action, Ambient, CLEAR_WAIT_MAX, Change, Changed, Decided, Decision, Intent, Itself, PartitionId, Policy,
+    Principal, Projection, RecordKey, Resource, Store, Timestamp, Write, authorize,
 };
 use holdfast_crypto::SecretBytes;
 
@@ -19,6 +19,7 @@ use super::*;
 use crate::{
     database::faulty::{Faults, Kept},
     sealed::SealedStore,
+    twins::event,
 };
 
 const KIND: u8 = 1;
@@ -65,28 +66,6 @@ struct Bench {
 
 fn write(id: &str, expected_version: u64, value: &[u8]) -> Write {
     Write { key: RecordKey::new(KIND, id.as_bytes()), expected_version, value: Some(value.to_vec()) }
-}
-
-fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Timestamp::from_unix_millis(1_800_000_000_123),
-        operation: "Test",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
 }
 
 impl Bench {

@@ -2,39 +2,20 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use holdfast_core::{AuditOutcome, IndexChange, IndexWrite, Timestamp};
+use holdfast_core::{IndexChange, IndexWrite};
 use own::{PINS, SET_OF_EVENTS};
 use tempfile::TempDir;
 
 use super::*;
-use crate::{row_set::Sum, twins::Fixed};
+use crate::{
+    row_set::Sum,
+    twins::{Fixed, event},
+};
 
 /// Rows of the first letter are a set.
 const SETS_OF: IndexSets = IndexSets { of: |row| row.get(..1).unwrap_or(row), prefixes: |set| vec![set.to_vec()] };
 const KEY: [u8; 32] = [3; 32];
 const INSTANCE_ID: [u8; 16] = [7; 16];
-
-fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Timestamp::from_unix_millis(1_800_000_000_123),
-        operation: "Test",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
-}
 
 struct Place {
     _directory: TempDir,

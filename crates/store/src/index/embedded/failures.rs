@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_core::{AuditOutcome, IndexChange, IndexWrite, Timestamp};
+use holdfast_core::{IndexChange, IndexWrite};
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
     database::faulty::{Faults, Kept},
-    twins::Fixed,
+    twins::{Fixed, event},
 };
 
 /// Rows of the first letter are a set.
@@ -28,28 +28,6 @@ struct Bench {
     faults: Faults,
     index: EmbeddedIndex,
     runtime: tokio::runtime::Runtime,
-}
-
-fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Timestamp::from_unix_millis(1_800_000_000_123),
-        operation: "Test",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
 }
 
 fn open(path: &Path, faults: &Faults) -> Result<EmbeddedIndex, StoreError> {
