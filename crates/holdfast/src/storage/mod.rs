@@ -189,6 +189,11 @@ pub(crate) async fn start(
         room,
         audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
     };
+    if setup.role.adopt_blobs {
+        tracing::warn!(
+            "adopt_blobs is set: whatever place has no mark is taken for this installation's; take it out of [storage] again"
+        );
+    }
     if setup.role.encryption_off {
         tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
