@@ -316,14 +316,12 @@ async fn look_at_rows(storage: Arc<Storage>, index: Condition, mut stopped: watc
     }
 }
 
-/// Tells when it begins to fail.
+/// Tells when it begins to fail, and when that is over.
 fn told_once(trouble: &Trouble, done: Result<usize, String>, what: &'static str) {
     match done {
-        Ok(_) => {
-            trouble.ends();
-        }
-        Err(error) if trouble.begins() => tracing::warn!(error, "{what}"),
-        Err(_) => {}
+        Ok(_) if trouble.ends() => tracing::info!("{what} works again"),
+        Err(error) if trouble.begins() => tracing::warn!(error, "{what} fails"),
+        Ok(_) | Err(_) => {}
     }
 }
 
@@ -334,8 +332,8 @@ async fn collect(storage: Arc<Storage>, mut stopped: watch::Receiver<bool>) {
         storage.collect().await;
         if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
             swept = Some(tokio::time::Instant::now());
-            told_once(&orphans, look_for_orphans(&storage).await, "orphans could not be looked for");
-            told_once(&answers, storage.forget_completed().await, "answers of long ago could not be forgotten");
+            told_once(&orphans, look_for_orphans(&storage).await, "looking for orphans");
+            told_once(&answers, storage.forget_completed().await, "forgetting answers of long ago");
         }
         if stops(&mut stopped, COLLECT_PAUSE).await {
             return;
