@@ -167,17 +167,14 @@ pub(crate) async fn start(
     let of_index = index.condition();
     let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
     index.keep_accepted().await.map_err(Fault::new)?;
-    let blobs: Arc<dyn BlobStore> = match &setup.cloud_blobs {
-        None => Arc::new(FileBlobs::open(&data_dir.join("blobs")).map_err(Fault::new)?),
-        Some(cloud) => Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?),
-    };
-    let blobs_at = match &setup.cloud_blobs {
-        None => data_dir.join("blobs").display().to_string(),
-        Some(cloud) => cloud.url.clone(),
-    };
-    let written_to = match &setup.cloud_blobs {
-        None => vec![data_dir.to_path_buf(), data_dir.join("blobs")],
-        Some(_) => vec![data_dir.to_path_buf()],
+    let mut written_to = vec![data_dir.to_path_buf()];
+    let (blobs, blobs_at): (Arc<dyn BlobStore>, _) = match &setup.cloud_blobs {
+        None => {
+            let directory = data_dir.join("blobs");
+            written_to.push(directory.clone());
+            (Arc::new(FileBlobs::open(&directory).map_err(Fault::new)?), directory.display().to_string())
+        }
+        Some(cloud) => (Arc::new(CloudBlobs::open(&cloud.url, &cloud.options).map_err(Fault::new)?), cloud.url.clone()),
     };
     let room = Arc::new(DiskRoom::new(written_to, setup.disk_reserve));
     let seams = Seams {
@@ -189,13 +186,13 @@ pub(crate) async fn start(
         room,
         audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
     };
+    if setup.role.encryption_off {
+        tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
+    }
     if setup.role.adopt_blobs {
         tracing::warn!(
             "adopt_blobs is set: whatever place has no mark is taken for this installation's; take it out of [storage] again"
         );
-    }
-    if setup.role.encryption_off {
-        tracing::warn!("ENCRYPTION IS OFF: everything is kept in clear");
     }
     let storage = Storage::open(seams, setup.role);
     begin_with_blobs(&storage, &blobs_at).await?;
