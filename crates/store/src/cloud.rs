@@ -143,3 +143,41 @@ impl BlobStore for CloudBlobs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    fn blobs(store: &Arc<InMemory>, prefix: &str) -> CloudBlobs {
+        CloudBlobs { store: Box::new(Arc::clone(store)), prefix: Path::from(prefix) }
+    }
+
+    #[tokio::test]
+    async fn blobs_of_a_prefix_inside_ours_are_not_ours() {
+        let store = Arc::new(InMemory::new());
+        let (outer, inner) = (blobs(&store, "ours"), blobs(&store, "ours/theirs"));
+        let (one, other) = (BlobId([1; 16]), BlobId([2; 16]));
+        for (blobs, id) in [(&outer, one), (&inner, other)] {
+            let mut writer = blobs.create(id).await.unwrap();
+            writer.write(b"bytes".to_vec()).await.unwrap();
+            writer.finish().await.unwrap();
+        }
+        assert_eq!(outer.list_older(0).await.unwrap(), [one]);
+        assert_eq!(inner.list_older(0).await.unwrap(), [other]);
+    }
+
+    #[tokio::test]
+    async fn the_first_mark_stays_and_is_of_one_prefix() {
+        let store = Arc::new(InMemory::new());
+        let (one, other) = (blobs(&store, "one"), blobs(&store, "other"));
+        assert_eq!(one.owner_mark().await, Ok(None));
+        assert_eq!(one.leave_owner_mark(b"first").await, Ok(true));
+        assert_eq!(one.leave_owner_mark(b"second").await, Ok(false));
+        assert_eq!(one.owner_mark().await.unwrap().unwrap(), b"first");
+        assert_eq!(other.owner_mark().await, Ok(None));
+    }
+}
