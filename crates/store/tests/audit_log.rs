@@ -94,6 +94,22 @@ fn a_log_of_many_segments_verifies_and_goes_on_after_restart() {
 }
 
 #[test]
+fn a_segment_that_was_begun_in_vain_does_not_stop_rotation() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let log = open(config(directory.path())).unwrap();
+    let (number, path) = list_segments(directory.path()).unwrap().pop().unwrap();
+    // What a rotation leaves that could not sync the directory.
+    fs::write(path.with_file_name(format!("audit-{:012}.jsonl", number + 1)), b"").unwrap();
+    for number in 0..30 {
+        runtime.block_on(log.append(event(number))).unwrap();
+    }
+    log.close();
+    assert!(lines(directory.path()).len() > 2);
+    assert_eq!(verify(directory.path(), None, None).unwrap().finding, None);
+}
+
+#[test]
 fn the_golden_log_verifies() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit-1");
     let report = verify(&golden, None, None).unwrap();
