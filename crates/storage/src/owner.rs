@@ -221,14 +221,9 @@ mod tests {
         names.0.lock().unwrap().insert(blob.blob());
         assert!(matches!(storage.begin_with_blobs().await, Err(OwnerError::Unknown { .. })));
         assert_eq!(*names.1.lock().unwrap(), None);
+        storage.write(vec![IndexWrite::put(rows::garbage(blob), Vec::new())]).await.unwrap();
+        assert!(storage.begin_with_blobs().await.is_err(), "nobody looks again so soon");
         *storage.blobs.refused.lock().unwrap() = None;
-        storage
-            .keep(move |_| {
-                crate::grant::Upkeep::begin()?
-                    .change(vec![holdfast_core::IndexWrite::put(rows::garbage(blob), Vec::new())])
-            })
-            .await
-            .unwrap();
         storage.begin_with_blobs().await.unwrap();
         assert!(names.1.lock().unwrap().is_some());
     }
