@@ -1,48 +1,7 @@
 //! The errors that the API knows, and all that follows from which one it is.
 
-use holdfast_core::AuditOutcome;
-use http::StatusCode;
-
-/// Each row is one error: the name on the wire, the status, and how the audit log classes it.
-macro_rules! codes {
-    ($($code:ident = $name:literal, $status:ident, $outcome:ident;)*) => {
-        /// Which error it is: `__type` of an answer, without the namespace.
-        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-        #[allow(missing_docs, reason = "the names are the API's")]
-        pub enum Code {
-            $($code,)*
-        }
-
-        impl Code {
-            #[cfg(test)]
-            const ALL: &[Self] = &[$(Self::$code,)*];
-
-            /// On the wire.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Self::$code => $name,)*
-                }
-            }
-
-            /// All errors of callers are 400; only what may pass by itself is 500.
-            #[must_use]
-            pub fn status(self) -> StatusCode {
-                match self {
-                    $(Self::$code => StatusCode::$status,)*
-                }
-            }
-
-            pub(crate) fn outcome(self) -> AuditOutcome {
-                match self {
-                    $(Self::$code => AuditOutcome::$outcome,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
+holdfast_service::error_codes! {
+    /// Which error it is: `__type` of an answer, without the namespace. All errors of callers are 400; only what may pass by itself is 500.
     AccessDenied = "AccessDeniedException", BAD_REQUEST, Denied;
     AlreadyExists = "AlreadyExistsException", BAD_REQUEST, Failed;
     CloudHsmClusterInUse = "CloudHsmClusterInUseException", BAD_REQUEST, Failed;
@@ -154,6 +113,9 @@ impl Code {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use holdfast_core::AuditOutcome;
+    use http::StatusCode;
 
     use super::*;
 

@@ -1,48 +1,7 @@
 //! The errors that the API knows, and all that follows from which one it is.
 
-use holdfast_core::AuditOutcome;
-use http::StatusCode;
-
-/// Each row is one error: its status, and how the audit log classes it. Its name is the code on the wire.
-macro_rules! codes {
-    ($($code:ident, $status:ident, $outcome:ident;)*) => {
-        /// `error.code`
-        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-        #[allow(missing_docs, reason = "the names are the API's")]
-        pub enum Code {
-            $($code,)*
-        }
-
-        impl Code {
-            #[cfg(test)]
-            const ALL: &[Self] = &[$(Self::$code,)*];
-
-            /// On the wire.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Self::$code => stringify!($code),)*
-                }
-            }
-
-            /// HTTP status.
-            #[must_use]
-            pub fn status(self) -> StatusCode {
-                match self {
-                    $(Self::$code => StatusCode::$status,)*
-                }
-            }
-
-            pub(crate) fn outcome(self) -> AuditOutcome {
-                match self {
-                    $(Self::$code => AuditOutcome::$outcome,)*
-                }
-            }
-        }
-    };
-}
-
-codes! {
+holdfast_service::error_codes! {
+    /// `error.code`
     AccessDenied, FORBIDDEN, Denied;
     AuditUnavailable, SERVICE_UNAVAILABLE, Failed;
     BadParameter, BAD_REQUEST, Failed;
@@ -93,6 +52,9 @@ impl InnerCode {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_core::AuditOutcome;
+    use http::StatusCode;
+
     use super::*;
 
     #[test]

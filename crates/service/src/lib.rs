@@ -11,6 +11,7 @@
 //! are the [`Spine`]'s. The caller of [`Spine::handle`] owns the future and lets it run to its end, whoever hangs up.
 
 mod audit_door;
+mod codes;
 mod dialect;
 mod measure;
 mod spine;
