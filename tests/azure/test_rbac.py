@@ -132,6 +132,14 @@ def test_a_role_for_one_key_alone_is_refused(rest, name):
     assert_error(rest("GET", path), 404, "RoleDefinitionNotFound")
 
 
+def test_who_has_rights_on_one_key_deletes_no_role_of_the_hsm(rest, name):
+    path = f"/providers/Microsoft.Authorization/roleDefinitions/{uuid.uuid4()}"
+    rest.ok("PUT", path, {"properties": {"roleName": name}}, status=201)
+    assert_error(rest("DELETE", f"/keys/{name}{path}"), 400, "BadParameter")
+    assert rest.ok("GET", path)["properties"]["roleName"] == name
+    rest.ok("DELETE", path)
+
+
 def test_an_assignment_ends_with_its_key(key_client, alice, assign, access, rest, name):
     """Soft delete and recovery leave it; a purge ends it, and the next key of that name is another one."""
     key_client.create_rsa_key(name, size=2048, hardware_protected=True)

@@ -274,8 +274,15 @@ pub struct Denial {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("a permit for {permitted:?} was presented for something else on {resource}")]
 pub struct PermitMismatch {
-    permitted: Action,
+    /// `None`: there was no permit at all.
+    permitted: Option<Action>,
     resource: String,
+}
+
+impl PermitMismatch {
+    pub(crate) fn new(permitted: Option<Action>, resource: &Resource) -> Self {
+        Self { permitted, resource: resource.to_string() }
+    }
 }
 
 /// Asks `policy`.
@@ -318,7 +325,7 @@ impl Permit {
         if actions.contains(&self.action) && self.resource == *resource {
             Ok(Spent { action: self.action, resource: self.resource })
         } else {
-            Err(PermitMismatch { permitted: self.action, resource: resource.to_string() })
+            Err(PermitMismatch::new(Some(self.action), resource))
         }
     }
 }
@@ -358,7 +365,7 @@ mod tests {
         assert!(!spent.is_for(&[Action::KeyCreate], &Resource::Keys));
         assert!(!spent.is_for(&[Action::KeyRotate], &Resource::Instance));
         let mismatch = permit().spend(Action::KeyRotate, &Resource::Instance).unwrap_err();
-        assert_eq!(mismatch.to_string(), "a permit for KeyRotate was presented for something else on /");
+        assert_eq!(mismatch.to_string(), "a permit for Some(KeyRotate) was presented for something else on /");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 
-use crate::{AuditEvent, Gate, Pass, Spent};
+use crate::{Action, AuditEvent, Gate, Pass, PermitMismatch, Resource, Spent};
 
 /// Names a record: its kind and, within the kind, its id. Neither is visible in the engine's files.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -132,6 +132,17 @@ impl Decided {
         match &self.leave {
             Leave::Asked { spent, .. } | Leave::Itself(Itself::Due(spent) | Itself::Answered(spent)) => Some(spent),
             Leave::Itself(Itself::Configured) => None,
+        }
+    }
+
+    /// Checks that what was permitted is one of `actions` on `resource`.
+    ///
+    /// # Errors
+    /// [`PermitMismatch`] if it is anything else, or nothing had to be permitted.
+    pub fn by_leave_of(&self, actions: &[Action], resource: &Resource) -> Result<(), PermitMismatch> {
+        match self.spent() {
+            Some(spent) if spent.is_for(actions, resource) => Ok(()),
+            spent => Err(PermitMismatch::new(spent.map(Spent::action), resource)),
         }
     }
 

@@ -7,7 +7,8 @@ use std::{
 };
 
 use holdfast_core::{
-    Change, Changed, Committed, Decided, Projection, Record, RecordKey, Store, StoreError, Timestamp, Write,
+    Action, Change, Changed, Committed, Decided, Projection, Record, RecordKey, Resource, Store, StoreError, Timestamp,
+    Write,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
@@ -190,6 +191,7 @@ impl Aliases {
             updated: now.unix_millis(),
         };
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
+        event.by_leave_of(&[Action::KeyUpdate], &target.resource().unwrap_or(Resource::Keys))?;
         let write = Write { key: record(&name), expected_version: record_version, value: Some(value) };
         Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
@@ -201,6 +203,9 @@ impl Aliases {
         old: &Alias,
         event: Decided,
     ) -> Result<Committed, ApiError> {
+        // The alias of a key that is gone is removed by leave of what is about no key.
+        let on_key = event.by_leave_of(&[Action::KeyUpdate], &old.target.resource().unwrap_or(Resource::Keys));
+        on_key.or_else(|_| event.by_leave_of(&[Action::KeyUpdate], &Resource::Keys))?;
         let write = Write { key: record(name), expected_version: old.record_version, value: None };
         Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }

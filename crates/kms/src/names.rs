@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use holdfast_core::{KeyName, KeyVersionId};
+use holdfast_core::{KeyName, KeyVersionId, Resource};
 
 /// The id of a key: a UUID, or `mrk-` and 32 hex digits for a multi-region key.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -61,6 +61,11 @@ impl KeyId {
     /// The name under which the partition knows it.
     pub(crate) fn name(&self) -> Option<KeyName> {
         KeyName::parse(&self.to_string()).ok()
+    }
+
+    /// What is permitted on the key of this id; `None`: no key has such an id.
+    pub(crate) fn resource(&self) -> Option<Resource> {
+        self.name().map(Resource::Key)
     }
 }
 

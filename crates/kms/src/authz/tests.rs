@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use holdfast_core::{Action, KeyName, authorize};
+use holdfast_core::{Action, Decided, Itself, KeyName, authorize};
 
 use super::*;
 use crate::{
@@ -10,9 +10,10 @@ use crate::{
     call::With,
     code::Code,
     grants::{GrantId, Party},
+    names::KeyId,
     own::{Own as OwnAct, due, permit},
     policy::{PolicyDocument, PolicyKind},
-    usable::tests::{ACCOUNT, NOW, decided, key_of, put, service_of},
+    usable::tests::{ACCOUNT, NOW, decided, event, key_of, put, service_of, spent_on},
 };
 
 const OTHER: &str = "999999999999";
@@ -336,9 +337,10 @@ async fn what_ends_by_its_hour_is_asked_again_though_nothing_was_changed() {
 async fn an_answer_by_an_alias_rests_on_where_it_points() {
     let world = World::new(&naming()).await;
     let name = AliasName { account: ACCOUNT.into(), region: REGION.into(), name: "alias/a".into() };
-    let point = async |target| {
+    let point = async |target: KeyId| {
         let changing = world.kms.aliases.changing().await;
-        let event = decided(Action::KeyUpdate, &world.key);
+        let spent = spent_on(Action::KeyUpdate, target.resource().unwrap());
+        let event = Decided::by_itself(event(), Itself::Due(spent));
         drop(world.kms.aliases.put(&changing, name.clone(), target, NOW, event).await.unwrap());
     };
     point(world.key.id).await;
@@ -347,7 +349,7 @@ async fn an_answer_by_an_alias_rests_on_where_it_points() {
     basis.rests_on(KmsAction::Encrypt, About::Key(Arc::clone(&world.key)), true, with);
     world.change(|key| key.description = "another".into()).await;
     assert_eq!(world.confirmed(&basis, &who), Ok(()));
-    point(crate::names::KeyId::new([1; 16], false)).await;
+    point(KeyId::new([1; 16], false)).await;
     assert_eq!(world.confirmed(&basis, &who), Err(Code::KmsInternal));
 }
 

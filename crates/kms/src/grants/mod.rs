@@ -8,7 +8,9 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::{Change, Changed, Committed, Decided, Projection, RecordKey, Store, StoreError, Timestamp, Write};
+use holdfast_core::{
+    Action, Change, Changed, Committed, Decided, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
+};
 use holdfast_wire::hex::{hex, unhex};
 use record::StoredGrant;
 use tokio::sync::{Mutex, MutexGuard};
@@ -331,11 +333,13 @@ impl Grants {
         if count >= PER_KEY_MAX {
             return Err(ApiError::new(Code::LimitExceeded, format!("A key has at most {PER_KEY_MAX} grants")));
         }
+        let event = event()?;
+        check_leave(&event, &new.key)?;
         let grant = Grant { id, terms: new, created: now, record_version: 1 };
         let value =
             serde_json::to_vec(&StoredGrant::new(&grant)).map_err(|error| ApiError::internal(error.to_string()))?;
         let writes = vec![Write { key: record(id), expected_version: 0, value: Some(value) }];
-        let committed = self.store.commit(Change { writes, event: event()? }).await?;
+        let committed = self.store.commit(Change { writes, event }).await?;
         Ok((id, Some(committed)))
     }
 
@@ -346,7 +350,9 @@ impl Grants {
         event: impl FnOnce() -> Result<Decided, ApiError>,
     ) -> Result<Committed, ApiError> {
         let _changing = self.changing.lock().await;
-        Ok(self.store.commit(Change { writes: vec![removal(grant)], event: event()? }).await?)
+        let event = event()?;
+        check_leave(&event, &grant.terms.key)?;
+        Ok(self.store.commit(Change { writes: vec![removal(grant)], event }).await?)
     }
 
     /// Begins to end those of a key, to go with it.
@@ -367,6 +373,12 @@ impl Ending<'_> {
     pub(crate) fn writes(&self) -> impl Iterator<Item = Write> {
         self.grants.iter().map(|grant| removal(grant))
     }
+}
+
+/// Grants are changed by leave of what was permitted on their key.
+fn check_leave(event: &Decided, key: &KeyRef) -> Result<(), ApiError> {
+    event.by_leave_of(&[Action::KeyUpdate], &key.resource().unwrap_or(Resource::Keys))?;
+    Ok(())
 }
 
 fn removal(grant: &Grant) -> Write {

@@ -14,6 +14,13 @@ pub(crate) struct KeyRef {
     pub id: KeyId,
 }
 
+impl KeyRef {
+    /// `None`: no key has such an id.
+    pub(crate) fn resource(&self) -> Option<Resource> {
+        self.id.resource()
+    }
+}
+
 /// Where the key material comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Origin {

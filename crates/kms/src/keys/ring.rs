@@ -215,9 +215,7 @@ impl KeyRing {
         names.dedup();
         let [name] = names.as_slice() else { return Err(ApiError::internal("a change of several keys at once")) };
         let resource = Resource::Key((*name).clone());
-        if !event.spent().is_some_and(|spent| spent.is_for(&CHANGES, &resource)) {
-            return Err(ApiError::internal("a change of a key by leave of something else"));
-        }
+        event.by_leave_of(&CHANGES, &resource)?;
         for entry in &entries {
             let value =
                 serde_json::to_vec(&StoredKey::from_entry(entry)).map_err(|e| ApiError::internal(e.to_string()))?;

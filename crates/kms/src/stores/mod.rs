@@ -19,8 +19,8 @@ use async_trait::async_trait;
 pub use fault::LinkFault;
 pub(crate) use fault::connection_error_code;
 use holdfast_core::{
-    Ambient, Change, Changed, Committed, Decided, KekError, KekService, Projection, RecordKey, Store, StoreError,
-    Timestamp, Write,
+    Action, Ambient, Change, Changed, Committed, Decided, KekError, KekService, Projection, RecordKey, Resource, Store,
+    StoreError, Timestamp, Write,
 };
 use holdfast_wire::{Exchange, Quotas, sigv4::SigningSecret};
 use metrics::{counter, histogram};
@@ -348,6 +348,7 @@ impl KeyStores {
     pub(crate) async fn put(&self, store: &KeyStore, event: Decided) -> Result<Committed, ApiError> {
         let stored = StoredStore::of(store);
         let value = serde_json::to_vec(&stored).map_err(|error| ApiError::internal(error.to_string()))?;
+        event.by_leave_of(&[Action::ExternalKeyManagerWrite], &Resource::Keys)?;
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: Some(value) };
         Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
@@ -366,6 +367,7 @@ impl KeyStores {
     }
 
     pub(crate) async fn remove(&self, store: &KeyStore, event: Decided) -> Result<Committed, ApiError> {
+        event.by_leave_of(&[Action::ExternalKeyManagerWrite], &Resource::Keys)?;
         let write = Write { key: record_key(&store.id), expected_version: store.record_version, value: None };
         Ok(self.store.commit(Change { writes: vec![write], event }).await?)
     }
@@ -407,11 +409,13 @@ mod tests {
     use super::*;
     use crate::{
         Directory,
-        usable::tests::{ACCOUNT, NOW, event, service_of},
+        code::Code,
+        usable::tests::{ACCOUNT, NOW, event, service_of, spent_on},
     };
 
     fn decided() -> Decided {
-        Decided::by_itself(event(), Itself::Configured)
+        let spent = spent_on(Action::ExternalKeyManagerWrite, Resource::Keys);
+        Decided::by_itself(event(), Itself::Answered(spent))
     }
 
     #[tokio::test]
@@ -444,5 +448,14 @@ mod tests {
         let disconnected = KeyStore { connection: Connection::Disconnected, ..KeyStore::clone(&now) };
         drop(stores.put(&disconnected, decided()).await.unwrap());
         assert_eq!(stores.get("cks-1").unwrap().connection, Connection::Disconnected);
+        // By leave of something else nothing is changed.
+        let read = || {
+            let spent = spent_on(Action::ExternalKeyManagerRead, Resource::Keys);
+            Decided::by_itself(event(), Itself::Answered(spent))
+        };
+        let now = KeyStore::clone(&stores.get("cks-1").unwrap());
+        assert_eq!(stores.put(&now, read()).await.unwrap_err().code, Code::KmsInternal);
+        assert_eq!(stores.remove(&now, read()).await.unwrap_err().code, Code::KmsInternal);
+        drop(stores.remove(&now, decided()).await.unwrap());
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use holdfast_core::{
     Action, Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, CiphertextParts, Decided, Decision,
     EncryptionScheme, Hsm, HsmAdmin, HsmError, Intent, Itself, KeyName, MaskedKey, NewKey, OpenKey, PartitionId,
-    Policy, Principal, Resource, authorize,
+    Policy, Principal, Resource, Spent, authorize,
 };
 use holdfast_crypto::{ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer};
 use holdfast_engine::{Keyed, Partition, PartitionPolicy};
@@ -185,9 +185,13 @@ pub(crate) fn event() -> AuditEvent {
     }
 }
 
+pub(crate) fn spent_on(action: Action, resource: Resource) -> Spent {
+    let intent = Intent { action, resource: resource.clone() };
+    authorize(&Everything, &Principal::system(), intent).unwrap().spend(action, &resource).unwrap()
+}
+
 pub(crate) fn decided(action: Action, key: &KeyEntry) -> Decided {
-    let spent = permit(action, key).spend(action, &key.resource()).unwrap();
-    Decided::by_itself(event(), Itself::Due(spent))
+    Decided::by_itself(event(), Itself::Due(spent_on(action, key.resource())))
 }
 
 /// Makes a change durable and visible.

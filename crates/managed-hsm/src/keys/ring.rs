@@ -9,7 +9,7 @@ use std::{
 
 use holdfast_core::{
     Action, Ambient, Change, Changed, Committed, Decided, Hsm, HsmError, KeyName, KeyVersionId, MaskedKey, OpenKey,
-    OpenKeyError, OpenKeys, Projection, RecordKey, Resource, Spent, Store, StoreError, Timestamp, Write,
+    OpenKeyError, OpenKeys, Projection, RecordKey, Resource, Store, StoreError, Timestamp, Write,
 };
 use holdfast_crypto::PublicKey;
 use tokio::sync::{Mutex, MutexGuard};
@@ -33,14 +33,11 @@ const CHANGES: [Action; 6] = [
 /// Whether a change of this key is by leave of what was permitted.
 fn check_leave(event: &Decided, actions: &[Action], name: &KeyName) -> Result<(), ApiError> {
     // Which key a backup holds is not known before it is open.
-    let is_for = |spent: &Spent| {
-        spent.is_for(actions, &Resource::Key(name.clone()))
-            || actions == CHANGES && spent.is_for(&[Action::KeyRestore], &Resource::Keys)
-    };
-    match event.spent() {
-        Some(spent) if is_for(spent) => Ok(()),
-        _ => Err(ApiError::internal("a change of a key by leave of something else")),
+    let restored = actions == CHANGES && event.by_leave_of(&[Action::KeyRestore], &Resource::Keys).is_ok();
+    if !restored {
+        event.by_leave_of(actions, &Resource::Key(name.clone()))?;
     }
+    Ok(())
 }
 
 /// Bounds of the ring.

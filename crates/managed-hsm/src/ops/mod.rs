@@ -140,7 +140,7 @@ async fn dispatch_local(route: &Route, _spent: &Spent, call: &mut Call<'_>) -> R
         Route::RoleAssignmentGet(scope, id) => roles::get_assignment(call, scope, id).map(Done::Told),
         Route::RoleAssignmentList(scope) => roles::list_assignments(call, scope).map(Done::Told),
         Route::RoleAssignmentPut(scope, id) => roles::put_assignment(call, scope, id).await,
-        Route::RoleDefinitionDelete(_, id) => roles::delete_definition(call, id).await,
+        Route::RoleDefinitionDelete(scope, id) => roles::delete_definition(call, scope, id).await,
         Route::RoleDefinitionGet(_, id) => roles::get_definition(call, id).map(Done::Told),
         Route::RoleDefinitionList(_) => roles::list_definitions(call).map(Done::Told),
         Route::RoleDefinitionPut(scope, id) => roles::put_definition(call, scope, id).await,

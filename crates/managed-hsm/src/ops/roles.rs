@@ -174,9 +174,7 @@ struct PermissionIn {
 /// Creates or replaces: what is not sent becomes empty, as in the real service.
 pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
     check_guid("role definition name", id)?;
-    if matches!(scope, Scope::Key(_)) {
-        return Err(ApiError::bad_parameter("Role definitions are made at scope /"));
-    }
+    check_scope(scope)?;
     let DefinitionIn { role_name, description, permissions, assignable_scopes } =
         wire::parse::<DefinitionPut>(call.body)?.properties;
     // "/" and "/keys" both mean all keys, and are answered "/". A single key would be a bound that is not kept.
@@ -200,8 +198,17 @@ pub(super) async fn put_definition(call: &Call<'_>, scope: &Scope, id: &str) -> 
     check_definition(&definition)?;
     let (rbac, store) = (&call.hsm.rbac, call.hsm.store.as_ref());
     let check = |state: &RbacState| room_for_definition(state, &definition);
-    let committed = rbac.put_definition(store, || call.decided(StatusCode::CREATED), definition.clone(), check).await?;
+    let committed =
+        rbac.put_definition(store, || call.decided(StatusCode::CREATED), scope, definition.clone(), check).await?;
     Ok(Done::Changed(committed, Reply::created(&definition_out(&definition))?))
+}
+
+/// Roles are of the whole HSM: whoever may change the roles of one key would change those of all.
+fn check_scope(scope: &Scope) -> Result<(), ApiError> {
+    if matches!(scope, Scope::Key(_)) {
+        return Err(ApiError::bad_parameter("Role definitions are made and deleted at scope /"));
+    }
+    Ok(())
 }
 
 fn check_definition(definition: &RoleDefinition) -> Result<(), ApiError> {
@@ -237,9 +244,10 @@ fn room_for_definition(state: &RbacState, definition: &RoleDefinition) -> Result
     Ok(())
 }
 
-pub(super) async fn delete_definition(call: &Call<'_>, id: &str) -> Result<Done<Reply>, ApiError> {
+pub(super) async fn delete_definition(call: &Call<'_>, scope: &Scope, id: &str) -> Result<Done<Reply>, ApiError> {
+    check_scope(scope)?;
     let event = || call.decided(StatusCode::OK);
-    let (committed, removed) = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), event, id).await?;
+    let (committed, removed) = call.hsm.rbac.remove_definition(call.hsm.store.as_ref(), event, scope, id).await?;
     Ok(Done::Changed(committed, Reply::ok(&definition_out(&removed))?))
 }
 

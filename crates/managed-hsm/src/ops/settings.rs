@@ -5,7 +5,9 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use holdfast_core::{Change, Changed, Committed, Decided, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{
+    Action, Change, Changed, Committed, Decided, Projection, RecordKey, Resource, Store, StoreError, Write,
+};
 use holdfast_service::Done;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -64,7 +66,9 @@ impl Settings {
         let text = if value { "true" } else { "false" };
         let expected_version = self.held.version.load(Ordering::Acquire);
         let writes = vec![Write { key: record_key(), expected_version, value: Some(text.into()) }];
-        Ok(store.commit(Change { writes, event: event()? }).await?)
+        let event = event()?;
+        event.by_leave_of(&[Action::SettingWrite], &Resource::Instance)?;
+        Ok(store.commit(Change { writes, event }).await?)
     }
 }
 

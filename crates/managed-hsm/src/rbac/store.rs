@@ -6,7 +6,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use holdfast_core::{Change, Changed, Committed, Decided, KeyName, Projection, RecordKey, Store, StoreError, Write};
+use holdfast_core::{
+    Action, Change, Changed, Committed, Decided, KeyName, Projection, RecordKey, Store, StoreError, Write,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -157,6 +159,7 @@ impl Rbac {
         &self,
         store: &dyn Store,
         event: impl FnOnce() -> Result<Decided, ApiError>,
+        (action, scope): (Action, &Scope),
         key: RecordKey,
         decide: impl FnOnce(&RbacState) -> Result<Option<Vec<u8>>, ApiError>,
     ) -> Result<Committed, ApiError> {
@@ -164,13 +167,16 @@ impl Rbac {
         let value = decide(&self.state())?;
         let expected_version = self.held.version(&key);
         let writes = vec![Write { key, expected_version, value }];
-        Ok(store.commit(Change { writes, event: event()? }).await?)
+        let event = event()?;
+        event.by_leave_of(&[action], &scope.resource())?;
+        Ok(store.commit(Change { writes, event }).await?)
     }
 
     pub(crate) async fn put_definition(
         &self,
         store: &dyn Store,
         event: impl FnOnce() -> Result<Decided, ApiError>,
+        scope: &Scope,
         definition: RoleDefinition,
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
     ) -> Result<Committed, ApiError> {
@@ -184,7 +190,7 @@ impl Rbac {
         };
         let key = RecordKey::new(ROLE_DEFINITION, definition.id.as_bytes());
         let value = to_json(&stored)?;
-        self.change(store, event, key, |state| {
+        self.change(store, event, (Action::RoleDefinitionWrite, scope), key, |state| {
             check(state)?;
             Ok(Some(value))
         })
@@ -195,11 +201,13 @@ impl Rbac {
         &self,
         store: &dyn Store,
         event: impl FnOnce() -> Result<Decided, ApiError>,
+        scope: &Scope,
         id: &str,
     ) -> Result<(Committed, RoleDefinition), ApiError> {
+        let key = RecordKey::new(ROLE_DEFINITION, id.as_bytes());
         let mut removed = None;
         let committed = self
-            .change(store, event, RecordKey::new(ROLE_DEFINITION, id.as_bytes()), |state| {
+            .change(store, event, (Action::RoleDefinitionDelete, scope), key, |state| {
                 let found = state.definition(id).ok_or_else(|| definition_not_found(id))?;
                 if found.built_in {
                     return Err(ApiError::not_permitted("A built-in role cannot be deleted"));
@@ -219,7 +227,7 @@ impl Rbac {
         check: impl FnOnce(&RbacState) -> Result<(), ApiError>,
     ) -> Result<Committed, ApiError> {
         let write = assignment_write(&assignment, 0)?;
-        self.change(store, event, write.key, |state| {
+        self.change(store, event, (Action::RoleAssignmentWrite, &assignment.scope), write.key, |state| {
             check(state)?;
             Ok(write.value)
         })
@@ -248,7 +256,7 @@ impl Rbac {
     ) -> Result<(Committed, RoleAssignment), ApiError> {
         let mut removed = None;
         let committed = self
-            .change(store, event, assignment_key(id), |state| {
+            .change(store, event, (Action::RoleAssignmentDelete, scope), assignment_key(id), |state| {
                 let found = state.assignment(id).filter(|found| found.scope == *scope);
                 removed = Some(found.ok_or_else(|| assignment_not_found(id))?.clone());
                 Ok(None)
