@@ -26,8 +26,6 @@ use crate::{
 };
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
-/// How often a request is decided anew because another one changed what it rests on. Each of them has done its own work.
-const ATTEMPTS_MAX: usize = 16;
 /// Longest header value that the log repeats.
 const ECHOED_CHARS_MAX: usize = 128;
 
@@ -151,7 +149,7 @@ impl Dialect for AwsKms<'_> {
         let source_arn = authn::source_arn(parts, &caller.identity)?;
         let source = request.head().source().map(|source| source.ip());
         let (identity, region, now) = (&caller.identity, &caller.region, caller.now);
-        let basis = || Basis::new(self.0, Asker { identity, region, source, source_arn, now });
+        let basis = Basis::new(self.0, Asker { identity, region, source, source_arn, now });
         let mut call = Call {
             kms: self.0,
             operation,
@@ -165,19 +163,9 @@ impl Dialect for AwsKms<'_> {
             trace,
             now,
             told,
-            basis: basis(),
+            basis,
         };
-        let mut attempts = 1;
-        // Conflicts are ours to settle: the caller is told what holds on the state as it is now.
-        let done = loop {
-            let result = ops::dispatch(&mut call).await;
-            if attempts == ATTEMPTS_MAX || !result.as_ref().is_err_and(ApiError::is_stale) {
-                break result;
-            }
-            attempts += 1;
-            *call.told = Told::on_behalf_of(source_arn);
-            call.basis = basis();
-        };
+        let done = ops::dispatch(&mut call).await;
         let Call { told, basis, .. } = call;
         match done {
             Ok(done) => {
@@ -189,6 +177,10 @@ impl Dialect for AwsKms<'_> {
                 Err(error)
             }
         }
+    }
+
+    fn is_stale(&self, error: &ApiError) -> bool {
+        error.is_stale()
     }
 
     fn confirm(&self, caller: &Caller, _: &Operation, reply: &Reply) -> Result<(), ApiError> {

@@ -159,6 +159,10 @@ impl Dialect for KeyVault<'_> {
         ops::dispatch(route, leave, &mut call).await
     }
 
+    fn is_stale(&self, error: &ApiError) -> bool {
+        error.is_stale()
+    }
+
     fn confirm(&self, caller: &Caller, act: &Act, reply: &Reply) -> Result<(), ApiError> {
         self.0.still_allowed(Asked { caller, route: &act.route })?;
         // A key's validity ends without a change, too.

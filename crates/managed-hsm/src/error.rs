@@ -26,6 +26,8 @@ pub struct ApiError {
     pub retry_after_secs: Option<u32>,
     /// What another service of ours is told, as a code.
     cause: Cause,
+    /// What it rests on was changed by another request meanwhile: it is to be decided anew.
+    stale: bool,
 }
 
 impl ApiError {
@@ -37,6 +39,7 @@ impl ApiError {
             reason: None,
             retry_after_secs: None,
             cause: Cause::Refusal,
+            stale: false,
         }
     }
 
@@ -132,6 +135,15 @@ impl ApiError {
         Self { cause, ..self }
     }
 
+    /// 409: nothing was done, since somebody else was sooner. Told to callers only if that goes on and on.
+    fn stale(message: &str) -> Self {
+        Self { stale: true, ..Self::conflict(Code::Conflict, message).caused_by(Cause::Busy) }
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
     /// HTTP status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -204,12 +216,8 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Busy => Self::throttled(),
-            StoreError::Conflict => {
-                Self::conflict(Code::Conflict, "The object was changed by another request; try again")
-            }
-            StoreError::Overtaken => {
-                Self::conflict(Code::Conflict, "What the request rests on was changed by another request; try again")
-            }
+            StoreError::Conflict => Self::stale("The object was changed by another request; try again"),
+            StoreError::Overtaken => Self::stale("What the request rests on was changed by another request; try again"),
             StoreError::Damaged
             | StoreError::Disordered
             | StoreError::Forged { .. }

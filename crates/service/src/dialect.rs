@@ -54,7 +54,7 @@ pub struct Failure {
 /// One dialect at one door of a role.
 pub trait Dialect: Sync {
     /// What the log is told.
-    type Told: Told + Sync;
+    type Told: Told + Clone + Sync;
     /// What the head names.
     type Route: Send + Sync;
     /// What was learnt from the head alone. It allows nothing.
@@ -149,6 +149,12 @@ pub trait Dialect: Sync {
         trace: &Trace,
         told: &mut Self::Told,
     ) -> impl Future<Output = Result<Done<Self::Reply>, Self::Error>> + Send;
+
+    /// Whether nothing was done because another request changed what this one rests on: then it is judged and done anew. Told to the caller only if
+    /// that goes on and on.
+    fn is_stale(&self, _error: &Self::Error) -> bool {
+        false
+    }
 
     /// Whether what was told may still be handed over: what it rests on (key, policy, role, grant, credential) is looked at as it is at this moment.
     /// Called when the event is durable, for everything but changes, which have happened whatever comes after. It must wait for nobody.

@@ -17,6 +17,9 @@ use crate::{
     trace::Trace,
 };
 
+/// How often a request is decided anew because another one changed what it rests on. Each of them has done its own work.
+const ATTEMPTS_MAX: usize = 16;
+
 /// What all requests of a role have in common.
 pub struct Spine {
     audit: Arc<dyn AuditSink>,
@@ -129,8 +132,18 @@ impl Spine {
         let caller: &D::Caller = caller.insert(dialect.caller(&request, &route, early, told).await?);
         trace.recognize(D::principal(caller));
         let act: &D::Act = act.insert(dialect.act(&request, route, caller, told, trace.client_mut())?);
-        let leave = dialect.judge(&request, caller, act, told)?;
-        dialect.perform(&request, caller, act, leave, trace, told).await
+        let learnt = told.clone();
+        let mut attempts = 1;
+        // Conflicts are ours to settle: the caller is told what holds on the state as it is now.
+        loop {
+            let leave = dialect.judge(&request, caller, act, told)?;
+            let result = dialect.perform(&request, caller, act, leave, trace, told).await;
+            if attempts == ATTEMPTS_MAX || !result.as_ref().is_err_and(|error| dialect.is_stale(error)) {
+                return result;
+            }
+            attempts += 1;
+            told.clone_from(&learnt);
+        }
     }
 
     /// Tells the log, and only then lets anything be told to the client.

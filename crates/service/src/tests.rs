@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -119,6 +119,7 @@ enum Error {
     Denied,
     Log,
     No,
+    Stale,
     Unknown,
 }
 
@@ -133,6 +134,8 @@ struct Toy {
     says_no: bool,
     gate: Arc<Gate>,
     places: Option<usize>,
+    /// So often somebody else is sooner.
+    overtaken: AtomicUsize,
     /// Where a change goes, if it is one.
     rows: Option<Rows>,
     log: Arc<Log>,
@@ -149,6 +152,7 @@ impl Toy {
             says_no: false,
             gate: Gate::new(),
             places: None,
+            overtaken: AtomicUsize::new(0),
             rows: None,
             log,
         }
@@ -249,11 +253,20 @@ impl Dialect for Toy {
         if self.says_no {
             return Err(Error::No);
         }
+        let fewer = |left: usize| left.checked_sub(1);
+        if self.overtaken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
+            told.0 = Some("what was found in vain".into());
+            return Err(Error::Stale);
+        }
         let Some(rows) = &self.rows else { return Ok(Done::Told(())) };
         let event = trace.event(Clock.now(), told, StatusCode::OK);
         let event = Decided::by_itself(event, Itself::Configured);
         let committed = rows.commit(Change { writes: Vec::new(), event }).await.map_err(|_| Error::Log)?;
         Ok(Done::Changed(committed, ()))
+    }
+
+    fn is_stale(&self, error: &Error) -> bool {
+        *error == Error::Stale
     }
 
     fn confirm(&self, _: &Principal, (): &(), (): &()) -> Result<(), Error> {
@@ -275,6 +288,7 @@ impl Dialect for Toy {
             Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Busy", AuditOutcome::Failed),
             Error::Denied => (StatusCode::FORBIDDEN, "Denied", AuditOutcome::Denied),
             Error::No => (StatusCode::CONFLICT, "No", AuditOutcome::Failed),
+            Error::Stale => (StatusCode::CONFLICT, "Stale", AuditOutcome::Failed),
             Error::Log => (StatusCode::SERVICE_UNAVAILABLE, "Log", AuditOutcome::Failed),
             Error::Unknown => (StatusCode::UNAUTHORIZED, "Unknown", AuditOutcome::Denied),
         };
@@ -337,6 +351,21 @@ async fn every_stage_in_its_order() {
     let [event] = events.as_slice() else { panic!("one event") };
     assert_eq!((event.operation, event.key.as_deref(), event.status), ("Do", Some("key"), 200));
     assert_eq!(event.principal, Some(caller()));
+}
+
+#[tokio::test]
+async fn what_was_overtaken_is_judged_and_done_anew() {
+    for (overtaken, attempts, status) in [(15, 16, StatusCode::OK), (16, 16, StatusCode::CONFLICT)] {
+        let toy = Toy { overtaken: AtomicUsize::new(overtaken), ..Toy::new() };
+        assert_eq!(toy.ask_plainly("/").await, status);
+        let count = |stage| toy.stages.lock().unwrap().iter().filter(|at| **at == stage).count();
+        assert_eq!((count("judge"), count("perform")), (attempts, attempts));
+        let events = toy.log.events.lock().unwrap();
+        let [event] = events.as_slice() else { panic!("one event, however often it was tried") };
+        if status == StatusCode::OK {
+            assert_eq!(event.key.as_deref(), Some("key"), "of the attempt that counts");
+        }
+    }
 }
 
 #[tokio::test]
