@@ -54,10 +54,10 @@ pub trait Beside: Send + Sync {
     /// a process that does not run.
     fn is_ours(&self, process: &str) -> bool;
 
-    /// Whether a kill's event is in the log of the process that pulled it.
-    fn is_told(&self, process: &str, number: u64) -> bool;
+    /// Up to which number the events of a process's kills are in its log, each of them; later ones may be, too.
+    fn told_up_to(&self, process: &str) -> u64;
 
-    /// Remembers that the events of this process's kills up to `number` are in its log.
+    /// Remembers that the events of this process's kills up to `number` are in its log, each of them.
     ///
     /// # Errors
     /// [`StoreError`].

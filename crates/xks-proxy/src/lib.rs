@@ -116,7 +116,7 @@ pub struct XksProxy {
     /// Held by whoever tells the log of a change.
     telling_changes: tokio::sync::Mutex<()>,
     /// Kills that this process has told the log of, by process and number. Held by whoever tells of one.
-    told_kills: tokio::sync::Mutex<BTreeSet<(String, u64)>>,
+    told_kills: tokio::sync::Mutex<plug::ToldKills>,
     /// Why the state is not to be trusted: it went back to an older one, or cannot be read. Nothing is done until it is mended.
     untrusted: ArcSwapOption<String>,
     limits: Limits,

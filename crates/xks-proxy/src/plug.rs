@@ -1,7 +1,10 @@
 //! Kill switches: pulled by one person, on a road that needs neither the state's lock nor room on the disk, and taken into the
 //! state afterwards.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use holdfast_core::{AuditOutcome, StoreError};
 
@@ -17,6 +20,25 @@ use crate::{
 
 /// Longest reason, in bytes: a kill has its room beforehand.
 const REASON_BYTES_MAX: usize = 512;
+
+/// Kills that this process has told the log of.
+#[derive(Default)]
+pub(crate) struct ToldKills(BTreeMap<String, BTreeSet<u64>>);
+
+impl ToldKills {
+    fn has(&self, process: &str, number: u64) -> bool {
+        self.0.get(process).is_some_and(|told| told.contains(&number))
+    }
+
+    /// Adds one. Those up to `up_to` are known to be told. Gives the last number that has no gap before it, if there is a new one: kills are told
+    /// in whatever order they come, and what is remembered by its last number alone says the same of all before it.
+    fn add(&mut self, process: &str, number: u64, up_to: u64) -> Option<u64> {
+        let told = self.0.entry(process.to_owned()).or_default();
+        told.insert(number);
+        told.retain(|number| *number > up_to);
+        (up_to + 1..).zip(told.iter()).take_while(|(wanted, number)| wanted == *number).last().map(|(number, _)| number)
+    }
+}
 
 impl XksProxy {
     /// Pulls a kill switch: written down, in force in this process, and no request at work under the old state when it returns.
@@ -65,18 +87,20 @@ impl XksProxy {
         let PulledKill { process, number, kill } = pulled;
         // Who pulled it and who takes it in may come at once: it is told by one.
         let mut told = self.told_kills.lock().await;
-        let name = (process.clone(), *number);
-        if told.contains(&name) || self.beside.is_told(process, *number) {
+        // Those that are in the state have their events.
+        let heard = self.governed().heard.get(process).copied().unwrap_or(0);
+        let up_to = self.beside.told_up_to(process).max(heard);
+        if told.has(process, *number) || up_to >= *number {
             return Ok(());
         }
         let context =
             vec![("scope", kill.scope.to_string()), ("process", process.clone()), ("number", number.to_string())];
         let who = Some(person("this machine", &kill.by));
         self.note("Kill", who, AuditOutcome::Allowed, Some(kill.reason.clone()), context).await?;
-        told.insert(name);
+        let last = told.add(process, *number, up_to);
         drop(told);
-        if process == self.beside.process() {
-            let (beside, number) = (Arc::clone(&self.beside), *number);
+        if let Some(number) = last.filter(|_| process == self.beside.process()) {
+            let beside = Arc::clone(&self.beside);
             // Nobody waits for it: if it is lost, the event is told once more.
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = beside.told(number) {
@@ -142,5 +166,21 @@ impl XksProxy {
         let value = Some(encode(&HeardRecord { heard })?);
         batch.push(holdfast_core::Write { key: heard_key(), expected_version, value });
         self.commit_by_itself(Itself::KillsTold, batch).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ToldKills;
+
+    #[test]
+    fn a_kill_that_is_told_late_is_not_passed_over() {
+        let mut told = ToldKills::default();
+        assert_eq!(told.add("a", 3, 2), Some(3));
+        assert_eq!(told.add("a", 5, 3), None, "the fourth is not told yet");
+        assert!(told.has("a", 5) && !told.has("a", 4) && !told.has("b", 5));
+        assert_eq!(told.add("a", 4, 3), Some(5));
+        assert_eq!(told.add("a", 9, 8), Some(9), "what the state has is told");
+        assert!(!told.has("a", 4), "and need not be kept");
     }
 }

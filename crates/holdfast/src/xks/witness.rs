@@ -385,11 +385,11 @@ impl Beside for Witness {
         process == self.process || !watch_state::lives(&process_dir(&self.places.state_dir, process))
     }
 
-    fn is_told(&self, process: &str, number: u64) -> bool {
+    fn told_up_to(&self, process: &str) -> u64 {
         if process == self.process {
-            return self.lock().1.told >= number;
+            return self.lock().1.told;
         }
-        self.places.mark(process).ok().flatten().is_some_and(|(_, mark)| mark.told >= number)
+        self.places.mark(process).ok().flatten().map_or(0, |(_, mark)| mark.told)
     }
 
     fn told(&self, number: u64) -> Result<(), StoreError> {
