@@ -97,7 +97,7 @@ fn write(kind: u8, id: &str, expected_version: u64, value: Option<&[u8]>) -> Wri
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 /// What every engine must do.

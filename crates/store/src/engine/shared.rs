@@ -23,7 +23,7 @@ pub use format::StateId;
 use format::{FileKey, State, Unreadable, decode_v1};
 use holdfast_core::{PartitionId, Revision, StoreError};
 use holdfast_crypto::{CryptoError, SecretBytes};
-use lock::RowsLock;
+use lock::{RowsLock, WAIT_MAX};
 
 use super::{Batch, Engine, Row, RowName, RowVisitor, Rows, apply};
 use crate::{condition::Condition, files::open_regular};
@@ -49,6 +49,8 @@ struct Inner {
     holder: String,
     newest: Mutex<Newest>,
     condition: Condition,
+    /// Held by the commit of this process whose turn it is.
+    turn: Arc<tokio::sync::Mutex<()>>,
     #[cfg(test)]
     faults: Mutex<tests::Faults>,
 }
@@ -112,6 +114,7 @@ impl SharedEngine {
             holder: holder.to_owned(),
             newest: Mutex::new(Newest { id: StateId::default(), tag_known: false, witness: "nobody".into(), above: 0 }),
             condition: Condition::default(),
+            turn: Arc::default(),
             #[cfg(test)]
             faults: Mutex::default(),
         })))
@@ -401,8 +404,15 @@ impl Engine for SharedEngine {
     }
 
     async fn commit(&self, batch: Batch) -> Result<Revision, StoreError> {
+        // In the order in which they came: of those who look for the file's lock again and again, one might never find it free.
+        let turn = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.0.turn).lock_owned()).await;
+        let turn = turn.map_err(|_| StoreError::Busy)?;
         let engine = self.clone();
-        let stored = tokio::task::spawn_blocking(move || engine.noted(engine.store(batch))).await;
+        let stored = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            engine.noted(engine.store(batch))
+        });
+        let stored = stored.await;
         stored.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 

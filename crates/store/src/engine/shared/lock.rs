@@ -14,7 +14,7 @@ use holdfast_core::StoreError;
 use crate::files::open_in_place;
 
 /// Longest wait. A commit takes a few milliseconds; whoever holds the lock longer is stopped, or its disk hangs.
-const WAIT_MAX: Duration = Duration::from_secs(3);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(3);
 /// Between two looks.
 const WAIT_STEP: Duration = Duration::from_millis(5);
 /// The holder's name, padded: always the same bytes of the file, so that no room is needed for it.
