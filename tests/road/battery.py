@@ -65,9 +65,11 @@ class Cut:
     seconds: float = 0.0
     whole: bool = False
     status: int | None = None
+    heard: str = ""
+    """What a client that had closed its sending half was answered."""
 
     def __str__(self) -> str:
-        return f"{self.mark}: cut {self.seconds * 1000:.1f} ms after {'the whole request' if self.whole else 'half of the ' + self.stage}, by {self.how}"
+        return f"{self.mark}: cut {self.seconds * 1000:.1f} ms after {'the whole request' if self.whole else 'half of the ' + self.stage}, by {self.how}{self.heard and f", who heard {self.heard}"}"
 
 
 @dataclasses.dataclass
@@ -129,16 +131,16 @@ class Battery:
             cut.stage, cut.whole = "work", True
         cut.status, half = (cut.operation.door or self.dialect.door).cut(request, length, cut.seconds, cut.how, cut.read)
         if half:
-            self.open.append(half)
+            self.open.append((cut, half))
 
     def settle(self) -> None:
         """Waits until nothing of what was abandoned is at work any more, and the log grows no further. Who has closed his sending half only hears
         the end of his request."""
         deadline = time.monotonic() + SECONDS_TO_SETTLE
-        for stream in self.open:
+        for cut, stream in self.open:
             stream.settimeout(max(0.001, deadline - time.monotonic()))
             with contextlib.suppress(OSError):
-                stream.recv(1)
+                cut.heard = stream.recv(300).decode(errors="replace")
         count, calm = -1, 0
         while calm < 4:
             time.sleep(0.25)
@@ -146,7 +148,7 @@ class Battery:
             at_work = self.dialect.is_busy() or any(line.startswith("holdfast_requests_abandoned{") and not line.endswith(" 0") for line in lines)
             now = self.dialect.size_of_log()
             count, calm = now, calm + 1 if now == count and not at_work else 0
-        for stream in self.open:
+        for _, stream in self.open:
             stream.close()
 
     # What must hold.
