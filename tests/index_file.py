@@ -11,7 +11,7 @@ TAG = 32
 
 def editor() -> pathlib.Path:
     """The example of crates/store, as the tests before this one or `cargo build` have left it; else it is built."""
-    for directory in (BINARY.parent, ROOT / "target/debug", ROOT / "target/release"):
+    for directory in (BINARY.parent, ROOT / "target/debug"):
         if (directory / "examples/edit_index").exists():
             return directory / "examples/edit_index"
     subprocess.run(["cargo", "build", "--quiet", "-p", "holdfast-store", "--example", "edit_index"], cwd=ROOT, check=True)

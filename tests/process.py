@@ -13,7 +13,7 @@ import time
 from azure.identity import ClientSecretCredential
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BINARY = pathlib.Path(os.environ.get("HOLDFAST_BINARY", ROOT / "target/release/holdfast"))
+BINARY = pathlib.Path(os.environ.get("HOLDFAST_BINARY", ROOT / "target/debug/holdfast"))
 
 
 def b64(data: bytes) -> str:

@@ -1,10 +1,11 @@
 //! Running programs.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write},
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{Mutex, PoisonError},
     thread,
     time::Instant,
 };
@@ -22,6 +23,17 @@ pub(crate) fn program(name: &str, args: &[&str]) -> Command {
     command
 }
 
+/// The same program, which runs only while a core has nothing else to do.
+pub(crate) fn idly(command: &Command) -> Command {
+    let mut idle = Command::new("chrt");
+    idle.args(["--idle", "0"]).arg(command.get_program()).args(command.get_args());
+    idle.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(directory) = command.get_current_dir() {
+        idle.current_dir(directory);
+    }
+    idle
+}
+
 /// Runs a step and tells how long it took.
 pub(crate) fn step(title: &str, mut command: Command) -> Result<(), String> {
     eprintln!("==> {title}");
@@ -34,24 +46,38 @@ pub(crate) fn step(title: &str, mut command: Command) -> Result<(), String> {
     Ok(())
 }
 
-/// Steps that belong together, in their order.
-pub(crate) type Lane = Vec<(&'static str, Command)>;
+/// A step that waits for its turn.
+pub(crate) struct Step {
+    title: String,
+    command: Command,
+}
 
-/// Runs lanes side by side. What a step prints comes in one piece, when it has ended; after a failure no step begins any more.
-pub(crate) fn side_by_side(lanes: Vec<Lane>) -> Result<(), String> {
-    let failed = AtomicBool::new(false);
+impl Step {
+    pub(crate) fn new(title: impl Into<String>, command: Command) -> Self {
+        Self { title: title.into(), command }
+    }
+}
+
+/// Runs steps in their order, two at a time. What a step prints comes in one piece, when it has ended; after a failure no step begins any more.
+pub(crate) fn two_at_a_time(steps: Vec<Step>) -> Result<(), String> {
+    let queue = Mutex::new(VecDeque::from(steps));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || {
+        while let Some(step) = next() {
+            step.run_beside_others().inspect_err(|_| while next().is_some() {})?;
+        }
+        Ok(())
+    };
     thread::scope(|scope| {
-        let running: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(|| run_lane(lane, &failed))).collect();
-        let results = running.into_iter().map(|lane| lane.join().unwrap_or_else(|_| Err("a lane panicked".into())));
-        results.collect::<Vec<_>>().into_iter().collect()
+        let workers = [scope.spawn(work), scope.spawn(work)];
+        let results = workers.map(|worker| worker.join().unwrap_or_else(|_| Err("a worker panicked".into())));
+        results.into_iter().collect()
     })
 }
 
-fn run_lane(lane: Lane, failed: &AtomicBool) -> Result<(), String> {
-    for (title, mut command) in lane {
-        if failed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+impl Step {
+    fn run_beside_others(self) -> Result<(), String> {
+        let Self { title, mut command } = self;
         eprintln!("==> {title}, beside others");
         let start = Instant::now();
         let out = command.output().map_err(|error| format!("{title}: {:?}: {error}", command.get_program()))?;
@@ -60,12 +86,8 @@ fn run_lane(lane: Lane, failed: &AtomicBool) -> Result<(), String> {
         // In one piece: a lock is held meanwhile.
         let mut screen = io::stderr().lock();
         let _ = screen.write_all(&told).and_then(|()| screen.write_all(end.as_bytes()));
-        if !out.status.success() {
-            failed.store(true, Ordering::Relaxed);
-            return Err(format!("{title}: {}", out.status));
-        }
+        if out.status.success() { Ok(()) } else { Err(format!("{title}: {}", out.status)) }
     }
-    Ok(())
 }
 
 /// What a program prints.

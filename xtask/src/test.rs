@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     check, fuzz,
-    run::{self, program, root, step, works},
+    run::{self, Step, program, root, step, works},
 };
 
 /// Seconds that each fuzz target runs here; longer runs are `cargo xtask fuzz --seconds N`.
@@ -19,7 +19,8 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
     check::run()?;
     step("unit, vector and property tests", program("cargo", &["nextest", "run", "--workspace", "--locked"]))?;
     step("doc tests", program("cargo", &["test", "--doc", "--workspace", "--locked", "--quiet"]))?;
-    step("release build", program("cargo", &["build", "--release", "--locked", "--workspace"]))?;
+    // What the programs of the tests start: with its checks of overflow and its assertions.
+    step("build", program("cargo", &["build", "--locked", "--workspace", "--bins", "--examples"]))?;
     let sdk = python_environment("sdk")?;
     let az = python_environment("az")?;
     let clients = python_environment("clients")?;
@@ -29,29 +30,29 @@ pub(crate) fn run(kills: u64) -> Result<(), String> {
         let pytest = environment.join("bin/pytest").to_string_lossy().into_owned();
         program(&pytest, &[tests, "-q", "-rfEs", "--durations=5"])
     };
-    // Alone: it has 250 ms for an answer.
-    step("external key stores over SoftHSM2, openCryptoki and NSS", suite(&sdk, "tests/xks"))?;
+    // It has 250 ms for an answer: what runs beside it takes only what it leaves.
+    run::two_at_a_time(vec![
+        Step::new("external key stores over SoftHSM2, openCryptoki and NSS", suite(&sdk, "tests/xks")),
+        Step::new("fuzz targets", run::idly(&fuzz::build())),
+    ])?;
     let mut azure = suite(&sdk, "tests/azure");
     azure.env("HOLDFAST_AZ", az.join("bin/az"));
     let python = sdk.join("bin/python").to_string_lossy().into_owned();
     let kills = kills.to_string();
     let crash = |script: &str, more: &[&str]| program(&python, &[&[script, "--kills", &kills], more].concat());
-    run::side_by_side(vec![
-        vec![
-            ("Azure SDKs and az", azure),
-            ("key management with boto3, aws and the Encryption SDK", suite(&sdk, "tests/kms")),
-            ("whole clients", suite(&clients, "tests/clients")),
-            ("crash loop, HSM", crash("tests/crash/crash_loop.py", &["--in-flight"])),
-        ],
-        vec![
-            ("hang-ups, broken logs, half-sent bodies, races, files put back", suite(&sdk, "tests/road")),
-            ("S3 with boto3, aws and rclone", suite(&sdk, "tests/s3")),
-            ("an installation of an earlier version", suite(&sdk, "tests/upgrade")),
-            ("crash loop, storage", crash("tests/crash/s3_crash_loop.py", &[])),
-            ("crash loop, key management", crash("tests/crash/kms_crash_loop.py", &["--in-flight"])),
-        ],
+    // The longest first.
+    run::two_at_a_time(vec![
+        Step::new("hang-ups, broken logs, half-sent bodies, races, files put back", suite(&sdk, "tests/road")),
+        Step::new("S3 with boto3, aws and rclone", suite(&sdk, "tests/s3")),
+        Step::new("Azure SDKs and az", azure),
+        Step::new("key management with boto3, aws and the Encryption SDK", suite(&sdk, "tests/kms")),
+        Step::new("an installation of an earlier version", suite(&sdk, "tests/upgrade")),
+        Step::new("whole clients", suite(&clients, "tests/clients")),
+        Step::new("crash loop, HSM", crash("tests/crash/crash_loop.py", &["--in-flight"])),
+        Step::new("crash loop, storage", crash("tests/crash/s3_crash_loop.py", &[])),
+        Step::new("crash loop, key management", crash("tests/crash/kms_crash_loop.py", &["--in-flight"])),
     ])?;
-    fuzz::run(FUZZ_SECS)
+    fuzz::run_all(FUZZ_SECS)
 }
 
 /// Installs what is missing; a tool that cannot be installed fails the run.
