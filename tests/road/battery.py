@@ -69,7 +69,7 @@ class Cut:
     """What a client that had closed its sending half was answered."""
 
     def __str__(self) -> str:
-        return f"{self.mark}: cut {self.seconds * 1000:.1f} ms after {'the whole request' if self.whole else 'half of the ' + self.stage}, by {self.how}{self.heard and f", who heard {self.heard}"}"
+        return f"{self.mark}: cut {self.seconds * 1000:.1f} ms after {'the whole request' if self.whole else 'half of the ' + self.stage}, by {self.how}" + (f", who heard {self.heard}" if self.heard else "")
 
 
 @dataclasses.dataclass
