@@ -10,6 +10,7 @@ use crate::{
     commit::State,
     policy::Question,
     quorum::{Approved, Refused, Word},
+    restore::{Accepted, Restore},
 };
 
 fn a_proved_caller(question: Question<'_>) -> Proved<'_> {
@@ -26,6 +27,10 @@ fn a_quorum(proposal: String) -> Approved {
 
 fn a_refusal(proposal: String) -> Refused {
     Refused { proposal } //~ E0451
+}
+
+fn an_accepted_restore(restore: Restore, by: Vec<String>) -> Accepted {
+    Accepted { restore, by } //~ E0451
 }
 
 fn the_store_behind_the_state(proxy: &XksProxy) -> Arc<dyn Store> {

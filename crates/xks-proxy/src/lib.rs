@@ -48,7 +48,7 @@ pub use health::DeepHealth;
 use holdfast_core::{Ambient, AuditSink, ExternalHsm, PartitionId, Store, StoreError, TokenObject, Trouble};
 use holdfast_service::Spine;
 use holdfast_wire::Quotas;
-pub use restore::{Acceptance, Restore, accept_restore, governors_of};
+pub use restore::{Acceptance, Accepted, Restore, accept_restore, governors_of};
 pub use service::{Door, Peer};
 use state::{Governed, KillSwitch};
 

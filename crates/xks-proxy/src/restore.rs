@@ -44,6 +44,27 @@ pub struct Acceptance {
     pub signatures: Vec<(String, String)>,
 }
 
+/// As many of those who govern accept a restore as a change takes: their signatures were counted. [`Acceptance::tally`] makes it.
+#[must_use]
+pub struct Accepted {
+    restore: Restore,
+    by: Vec<String>,
+}
+
+impl Accepted {
+    /// What they have signed.
+    #[must_use]
+    pub fn restore(&self) -> &Restore {
+        &self.restore
+    }
+
+    /// Who.
+    #[must_use]
+    pub fn by(&self) -> &[String] {
+        &self.by
+    }
+}
+
 impl Acceptance {
     /// Of a restore; what was said of another one is dropped.
     ///
@@ -76,9 +97,21 @@ impl Acceptance {
         Ok(())
     }
 
+    /// What the signatures come to; if there are not enough, whose there are.
+    ///
+    /// # Errors
+    /// [`AdminError::Record`] if the text is not that of a restore.
+    pub fn tally(&self, operators: &Operators) -> Result<Result<Accepted, Vec<String>>, AdminError> {
+        let by = self.accepted_by(operators);
+        if by.len() < operators.threshold {
+            return Ok(Err(by));
+        }
+        let restore = serde_json::from_str(&self.text).map_err(|error| AdminError::Record(error.to_string()))?;
+        Ok(Ok(Accepted { restore, by }))
+    }
+
     /// Whose signatures hold; each is verified again, since the file is open to be written.
-    #[must_use]
-    pub fn accepted_by(&self, operators: &Operators) -> Vec<String> {
+    fn accepted_by(&self, operators: &Operators) -> Vec<String> {
         let statement = self.statement();
         let holds = |name: &str, signature: &str| {
             let signature = STANDARD.decode(signature).unwrap_or_default();
@@ -113,7 +146,7 @@ pub async fn governors_of(store: &dyn Store) -> Result<(OperatorsRecord, Heard),
 pub async fn accept_restore(
     store: &dyn Store,
     mut heard: Heard,
-    lost: &Heard,
+    accepted: &Accepted,
     pulled: &[PulledKill],
 ) -> Result<(), AdminError> {
     let mut batch: Vec<Write> = Vec::new();
@@ -124,7 +157,7 @@ pub async fn accept_restore(
         batch.retain(|earlier| earlier.key != write.key);
         batch.push(write);
     }
-    for (process, number) in lost {
+    for (process, number) in &accepted.restore.lost_kills {
         let last = heard.entry(process.clone()).or_default();
         *last = (*last).max(*number);
     }

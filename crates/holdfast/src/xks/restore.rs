@@ -6,7 +6,7 @@ use holdfast_core::{AuditSink, Store};
 use holdfast_crypto::PersonalKey;
 use holdfast_store::{SealedStore, read_regular, write_regular};
 use holdfast_wire::hex::hex;
-use holdfast_xks_proxy::{Acceptance, Heard, Restore, accept_restore, governors_of, state::OperatorsRecord};
+use holdfast_xks_proxy::{Acceptance, Accepted, Heard, Restore, accept_restore, governors_of, state::OperatorsRecord};
 
 use super::{
     State,
@@ -79,13 +79,15 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
     let mut acceptance = Acceptance::of(&restore, earlier(&path)?).map_err(Fault::new)?;
     let signature = key.sign(acceptance.statement().as_bytes()).map_err(Fault::new)?;
     acceptance.hear(operator, &signature, &operators).map_err(Fault::denied)?;
-    let accepted_by = acceptance.accepted_by(&operators);
     let threshold = operators.threshold;
-    if accepted_by.len() < threshold {
-        let text = serde_json::to_vec(&acceptance).map_err(Fault::new)?;
-        write_regular(&path, &text).map_err(|error| Fault::file(&path, error))?;
-        return Ok(Heeded { restore, accepted_by, threshold, done: false });
-    }
+    let accepted = match acceptance.tally(&operators).map_err(Fault::new)? {
+        Ok(accepted) => accepted,
+        Err(accepted_by) => {
+            let text = serde_json::to_vec(&acceptance).map_err(Fault::new)?;
+            write_regular(&path, &text).map_err(|error| Fault::file(&path, error))?;
+            return Ok(Heeded { restore, accepted_by, threshold, done: false });
+        }
+    };
     let found = engine.found().map_err(Fault::new)?;
     if hex(&found.tag) != restore.found_tag {
         return Err(Fault::new("the state was changed meanwhile: look again"));
@@ -100,19 +102,19 @@ pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -
         ("witness", restore.witness.clone()),
         ("lost_kills", serde_json::to_string(&restore.lost_kills).map_err(Fault::new)?),
         ("lost_processes", restore.lost_processes.join(", ")),
-        ("operators", accepted_by.join(", ")),
+        ("operators", accepted.by().join(", ")),
     ];
     let reason = "operators accepted a shared state that is older than what is known".to_owned();
     let told = audit.append(event(state.opened.ambient.as_ref(), "AcceptRestore", None, reason, context)).await;
     let done = match told {
         Err(error) => Err(Fault::new(error)),
-        Ok(()) => carry_out(&engine, &store, &known, &found, heard, &restore, &pulled).await,
+        Ok(()) => carry_out(&engine, &store, &known, &found, heard, &accepted, &pulled).await,
     };
     let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     let _ = (marks.write().await, marks.write_watermark());
     done?;
     let _ = fs::remove_file(&path);
-    Ok(Heeded { restore, accepted_by, threshold, done: true })
+    Ok(Heeded { restore, accepted_by: accepted.by().to_vec(), threshold, done: true })
 }
 
 async fn carry_out(
@@ -121,13 +123,13 @@ async fn carry_out(
     known: &Known,
     found: &holdfast_store::StateId,
     heard: Heard,
-    restore: &Restore,
+    accepted: &Accepted,
     pulled: &[holdfast_xks_proxy::PulledKill],
 ) -> Result<(), Fault> {
     expect(engine, known);
     engine.accept(found).map_err(Fault::new)?;
-    accept_restore(store, heard, &restore.lost_kills, pulled).await.map_err(Fault::new)?;
-    members::dismiss(store, &restore.lost_processes).await.map_err(Fault::new)
+    accept_restore(store, heard, accepted, pulled).await.map_err(Fault::new)?;
+    members::dismiss(store, &accepted.restore().lost_processes).await.map_err(Fault::new)
 }
 
 fn earlier(path: &Path) -> Result<Option<Acceptance>, Fault> {
