@@ -255,6 +255,12 @@ impl Inside {
 }
 
 impl Pass {
+    /// Whether it was given by this gate: nobody who clears another one waits for it.
+    #[must_use]
+    pub fn is_of(&self, gate: &Arc<Gate>) -> bool {
+        Arc::ptr_eq(&self.gate, gate)
+    }
+
     /// The same for as long as `holds` says so: it is asked before each step.
     pub fn as_long_as(mut self, holds: Option<Holds>) -> Self {
         self.holds = holds;

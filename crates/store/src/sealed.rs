@@ -323,6 +323,11 @@ impl<E: Engine> Store for SealedStore<E> {
             None => None,
             Some(decided) => {
                 let (event, leave) = decided.into_parts();
+                if leave.as_ref().is_some_and(|pass| !pass.is_of(&self.gate)) {
+                    return Err(StoreError::Failed(
+                        "a change under a pass of another gate; nothing was written".into(),
+                    ));
+                }
                 Some((audit::event_body(&event)?, self.outbox.reserve()?, leave))
             }
         };

@@ -21,8 +21,8 @@ use std::{
 
 use common::{Fixed, event, keys};
 use holdfast_core::{
-    Action, Change, Changed, Decided, Decision, Intent, Itself, PartitionId, Policy, Principal, Projection, RecordKey,
-    Resource, Revision, Spent, Store, StoreError, Write, authorize,
+    Action, Change, Changed, Decided, Decision, Gate, Intent, Itself, PartitionId, Policy, Principal, Projection,
+    RecordKey, Resource, Revision, Spent, Store, StoreError, Write, authorize,
 };
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{
@@ -122,6 +122,10 @@ async fn contract<E: Engine + 'static>(engine: E) {
     store.gate().clear(std::future::ready(())).await;
     let change = Change { writes: vec![write("d", 0, Some("too late"))], event };
     assert_eq!(store.commit(change).await, Err(StoreError::Overtaken));
+    // Nor is one under a pass that nobody waits for who clears this gate.
+    let elsewhere = Decided::asked(common::event("KeyCreate", "e"), spent(), Gate::new().enter());
+    let change = Change { writes: vec![write("e", 0, Some("elsewhere"))], event: elsewhere };
+    assert!(matches!(store.commit(change).await, Err(StoreError::Failed(_))));
     assert_eq!((store.revision(), store.outbox().waiting()), (Revision(3), 3));
     let disk = on_disk(&store).await;
     assert_eq!(seen.0.lock().unwrap().0, disk);
