@@ -209,7 +209,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HandingOver<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.by_leave(|stream| Pin::new(stream).poll_shutdown(context), Vec::clear)
+        // What ends a TLS connection is written, too, and may not be read.
+        let polled = self.by_leave(|stream| Pin::new(stream).poll_shutdown(context), Vec::clear);
+        self.in_time(context, polled)
     }
 
     fn poll_write_vectored(
