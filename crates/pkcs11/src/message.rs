@@ -1,9 +1,12 @@
 //! Messages between a proxy and its hosts, one in each packet. Both ends are the same program, of the same version.
 
+mod fields;
+
 use std::ffi::{CStr, CString};
 
-use holdfast_core::{ExternalKey, ExternalKeySpec, ExternalWrap, HsmError, KeyOperations, TokenObject};
-use holdfast_crypto::{EncryptionPadding, RsaPublicKey, SecretBytes, WrapPadding};
+use fields::{Fields, Reader};
+use holdfast_core::{ExternalKey, ExternalWrap, HsmError, KeyOperations, TokenObject};
+use holdfast_crypto::{EncryptionPadding, SecretBytes, WrapPadding};
 
 use crate::{Pkcs11Config, Profile, TokenSelector};
 
@@ -101,136 +104,6 @@ pub(crate) enum Answer {
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[error("a message between proxy and HSM host is malformed")]
 pub(crate) struct Malformed;
-
-/// Fields, written one after the other. What it holds may be secret: a buffer that is too small is erased when it is left.
-struct Fields(Vec<u8>);
-
-impl Fields {
-    fn new(kind: u8) -> Self {
-        let mut bytes = Vec::with_capacity(512);
-        bytes.push(kind);
-        Self(bytes)
-    }
-    fn push(&mut self, bytes: &[u8]) {
-        if self.0.capacity() - self.0.len() < bytes.len() {
-            let mut larger = Vec::with_capacity((self.0.len() + bytes.len()).next_power_of_two());
-            larger.extend_from_slice(&self.0);
-            holdfast_crypto::secret::erase(&mut self.0);
-            self.0 = larger;
-        }
-        self.0.extend_from_slice(bytes);
-    }
-    fn byte(mut self, value: u8) -> Self {
-        self.push(&[value]);
-        self
-    }
-    fn number(mut self, value: u64) -> Self {
-        self.push(&value.to_be_bytes());
-        self
-    }
-    fn bytes(mut self, value: &[u8]) -> Self {
-        // Longer than a packet is refused when it is sent.
-        self.push(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
-        self.push(value);
-        self
-    }
-    fn optional(self, value: Option<&[u8]>) -> Self {
-        match value {
-            None => self.byte(0),
-            Some(value) => self.byte(1).bytes(value),
-        }
-    }
-    fn object(self, object: &TokenObject) -> Self {
-        self.optional(object.label.as_deref().map(str::as_bytes)).optional(object.id.as_deref())
-    }
-    fn key(self, key: &ExternalKey) -> Self {
-        let fields = match &key.spec {
-            ExternalKeySpec::Aes(bits) => self.byte(0).number(u64::from(*bits)),
-            ExternalKeySpec::Other(words) => self.byte(1).bytes(words.as_bytes()),
-            ExternalKeySpec::Rsa(public) => self.byte(2).bytes(&public.n).bytes(&public.e),
-        };
-        let was = key.was_extractable.map_or(2, u8::from);
-        fields
-            .number(u64::from(key.usage.bits()))
-            .byte(u8::from(key.extractable))
-            .byte(u8::from(key.sensitive))
-            .byte(was)
-    }
-    fn done(self) -> SecretBytes {
-        SecretBytes::take(self.0)
-    }
-}
-
-/// Fields, read one after the other.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Result<u8, Malformed> {
-        let (first, rest) = self.0.split_first().ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(*first)
-    }
-    fn flag(&mut self) -> Result<bool, Malformed> {
-        match self.byte()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Malformed),
-        }
-    }
-    fn number(&mut self) -> Result<u64, Malformed> {
-        let (first, rest) = self.0.split_first_chunk::<8>().ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(u64::from_be_bytes(*first))
-    }
-    fn slice(&mut self) -> Result<&'a [u8], Malformed> {
-        let (len, rest) = self.0.split_first_chunk::<4>().ok_or(Malformed)?;
-        let (value, rest) = rest.split_at_checked(u32::from_be_bytes(*len) as usize).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(value)
-    }
-    fn bytes(&mut self) -> Result<Vec<u8>, Malformed> {
-        self.slice().map(<[u8]>::to_vec)
-    }
-    fn secret(&mut self) -> Result<SecretBytes, Malformed> {
-        self.slice().map(SecretBytes::copy_of)
-    }
-    fn text(&mut self) -> Result<String, Malformed> {
-        String::from_utf8(self.bytes()?).map_err(|_| Malformed)
-    }
-    fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Malformed>) -> Result<Option<T>, Malformed> {
-        if self.flag()? { read(self).map(Some) } else { Ok(None) }
-    }
-    fn object(&mut self) -> Result<TokenObject, Malformed> {
-        Ok(TokenObject { label: self.optional(Self::text)?, id: self.optional(Self::bytes)? })
-    }
-    fn usage(&mut self) -> Result<KeyOperations, Malformed> {
-        let bits = u16::try_from(self.number()?).map_err(|_| Malformed)?;
-        KeyOperations::from_bits(bits).ok_or(Malformed)
-    }
-    fn key(&mut self) -> Result<ExternalKey, Malformed> {
-        let spec = match self.byte()? {
-            0 => ExternalKeySpec::Aes(u32::try_from(self.number()?).map_err(|_| Malformed)?),
-            1 => ExternalKeySpec::Other(self.text()?),
-            2 => ExternalKeySpec::Rsa(RsaPublicKey { n: self.bytes()?, e: self.bytes()? }),
-            _ => return Err(Malformed),
-        };
-        Ok(ExternalKey {
-            spec,
-            usage: self.usage()?,
-            extractable: self.flag()?,
-            sensitive: self.flag()?,
-            was_extractable: match self.byte()? {
-                0 => Some(false),
-                1 => Some(true),
-                2 => None,
-                _ => return Err(Malformed),
-            },
-        })
-    }
-    fn end(&self) -> Result<(), Malformed> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed) }
-    }
-}
 
 fn wrap_code(wrap: ExternalWrap) -> u8 {
     match wrap {
@@ -523,87 +396,4 @@ impl Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn object() -> TokenObject {
-        TokenObject { label: Some("a".into()), id: Some(vec![1, 2]) }
-    }
-
-    #[test]
-    fn messages_round_trip() {
-        for profile in [None, Profile::built_in("luna")] {
-            let setup = Setup {
-                module: "/lib/x.so".into(),
-                token: TokenSelector::Serial("12".into()),
-                profile: profile.clone(),
-                sessions: 4,
-                library_parameters: Some(c"configdir='/x'".into()),
-                pin: SecretBytes::copy_of(b"1234"),
-            };
-            let again = Setup::decode(setup.encode().expose()).unwrap();
-            assert_eq!((again.module, again.token, again.profile), (setup.module, setup.token, profile));
-            assert_eq!(again.library_parameters, setup.library_parameters);
-            assert!(again.pin.ct_eq(b"1234"));
-        }
-        let usage = [holdfast_core::KeyOperation::Encrypt].into_iter().collect();
-        let calls = [
-            Call::Create { object: object(), usage, value: Some(SecretBytes::copy_of(b"k")) },
-            Call::Decrypt { object: object(), iv: vec![1], aad: vec![2], ciphertext: vec![], tag: vec![4] },
-            Call::Describe { object: object() },
-            Call::Encrypt {
-                object: object(),
-                plaintext: SecretBytes::copy_of(b"p"),
-                aad: vec![],
-                integrity: Some(vec![]),
-            },
-            Call::List { page: 256 },
-            Call::Probe,
-            Call::Unwrap { object: object(), wrap: ExternalWrap::Aes(WrapPadding::Padded), wrapped: vec![9] },
-            Call::Wrap {
-                object: object(),
-                wrap: ExternalWrap::Rsa(EncryptionPadding::OaepSha256),
-                key: SecretBytes::copy_of(b"k"),
-            },
-        ];
-        for call in calls {
-            let first = Request { id: 7, deadline: 9, call }.encode();
-            let again = Request::decode(first.expose()).unwrap();
-            assert_eq!((again.id, again.deadline), (7, 9));
-            assert_eq!(again.encode().expose(), first.expose());
-        }
-        let key = ExternalKey {
-            spec: ExternalKeySpec::Rsa(RsaPublicKey { n: vec![1], e: vec![3] }),
-            usage,
-            extractable: false,
-            sensitive: true,
-            was_extractable: None,
-        };
-        let answers = [
-            Answer::Ciphertext { iv: vec![1], ciphertext: vec![2], tag: vec![3], integrity: Some([4; 32]) },
-            Answer::Done,
-            Answer::Failed(HsmError::InvalidInput(words::EXISTS)),
-            Answer::Failed(HsmError::Unavailable("away".into())),
-            Answer::Key(key.clone()),
-            Answer::Keys { keys: vec![(object(), key)], more: true },
-            Answer::Plaintext(SecretBytes::copy_of(b"p")),
-            Answer::Wrapped(vec![5]),
-        ];
-        for answer in answers {
-            let first = answer.encode(3);
-            let (id, again) = Answer::decode(first.expose()).unwrap();
-            assert_eq!(id, 3);
-            assert_eq!(again.encode(3).expose(), first.expose());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn foreign_packets_are_refused_without_a_panic(packet in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (Setup::decode(&packet).is_ok(), Started::decode(&packet).is_ok());
-            let _ = (Request::decode(&packet).is_ok(), Answer::decode(&packet).is_ok());
-        }
-    }
-}
+mod tests;
