@@ -23,3 +23,12 @@ def pytest_addoption(parser):
 def seed(request) -> int:
     seed = request.config.getoption("--seed")
     return random.SystemRandom().randrange(1 << 32) if seed is None else seed
+
+
+@pytest.fixture
+def there(request, tmp_path):
+    """A service with a log, of the class that is the test's parameter."""
+    logged = request.param(tmp_path)
+    yield logged
+    logged.stop()
+    assert "panicked" not in logged.process_log.read_text()

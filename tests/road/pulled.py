@@ -12,6 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import proxy as xks
+import pytest
 import requests
 import service as kms
 from botocore.awsrequest import AWSRequest
@@ -305,3 +306,37 @@ def taken_apart(content: bytes) -> tuple[dict, bytes]:
 
 def put_together(head: dict, lines: bytes) -> bytes:
     return json.dumps(head | {"bytes": len(lines)}, separators=(",", ":")).encode() + b"\n" + lines
+
+
+ROLES = [OfHsm, OfKms, OfXks, OfStorage]
+
+
+def every_role(test):
+    return pytest.mark.parametrize("there", ROLES, indirect=True)(test)
+
+
+def of_storage(test):
+    return pytest.mark.parametrize("there", [OfStorage], indirect=True)(test)
+
+
+def verify(log: pathlib.Path, *more, code: int = 0) -> dict:
+    done = subprocess.run([str(part) for part in (BINARY, "audit", "verify", "--log", log, "--json", *more)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return json.loads(done.stdout) if done.stdout else {"error": done.stderr}
+
+
+def copied(copy: pathlib.Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(copy.glob("audit-*.jsonl")))
+
+
+def original(there: Logged) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(there.log.glob("audit-*.jsonl")))
+
+
+def is_copy(copy: pathlib.Path, there: Logged) -> None:
+    """Byte by byte, as far as it goes, under the same names."""
+    assert original(there).startswith(copied(copy)) and copied(copy).endswith(b"\n")
+    for path in copy.glob("audit-*.jsonl"):
+        assert (there.log / path.name).read_bytes().startswith(path.read_bytes())
+    assert verify(copy)["ok"]
+    assert verify(there.log, "--against", copy)["against"]["longer"] in ("log", None)
