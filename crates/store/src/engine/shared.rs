@@ -16,6 +16,7 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -23,13 +24,15 @@ pub use format::StateId;
 use format::{FileKey, State, Unreadable, decode_v1};
 use holdfast_core::{PartitionId, Revision, StoreError};
 use holdfast_crypto::{CryptoError, SecretBytes};
-use lock::{RowsLock, WAIT_MAX};
+use lock::{FoundTaken, RowsLock};
 
 use super::{Batch, Engine, Row, RowName, RowVisitor, Rows, apply};
 use crate::{condition::Condition, files::open_regular};
 
 /// Largest file read or written.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Longest wait for one's turn among the commits of this process: each syncs a file.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(30);
 /// For people.
 const ENGINE: &str = "shared-rows";
 /// A row whose version is the revision. No record is of kind 0.
@@ -51,6 +54,7 @@ struct Inner {
     condition: Condition,
     /// Held by the commit of this process whose turn it is.
     turn: Arc<tokio::sync::Mutex<()>>,
+    taken: FoundTaken,
     #[cfg(test)]
     faults: Mutex<tests::Faults>,
 }
@@ -115,6 +119,7 @@ impl SharedEngine {
             newest: Mutex::new(Newest { id: StateId::default(), tag_known: false, witness: "nobody".into(), above: 0 }),
             condition: Condition::default(),
             turn: Arc::default(),
+            taken: FoundTaken::default(),
             #[cfg(test)]
             faults: Mutex::default(),
         })))
@@ -201,7 +206,7 @@ impl SharedEngine {
     }
 
     fn lock(&self) -> Result<RowsLock, StoreError> {
-        let lock = RowsLock::take(&self.0.directory.join("rows.lock"), &self.0.holder)?;
+        let lock = RowsLock::take(&self.0.directory.join("rows.lock"), &self.0.holder, &self.0.taken)?;
         self.step(Step::Locked).map_err(|error| failed(&error))?;
         Ok(lock)
     }
@@ -405,7 +410,7 @@ impl Engine for SharedEngine {
 
     async fn commit(&self, batch: Batch) -> Result<Revision, StoreError> {
         // In the order in which they came: of those who look for the file's lock again and again, one might never find it free.
-        let turn = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.0.turn).lock_owned()).await;
+        let turn = tokio::time::timeout(TURN_WAIT_MAX, Arc::clone(&self.0.turn).lock_owned()).await;
         let turn = turn.map_err(|_| StoreError::Busy)?;
         let engine = self.clone();
         let stored = tokio::task::spawn_blocking(move || {

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -13,8 +14,10 @@ use holdfast_core::StoreError;
 
 use crate::files::open_in_place;
 
-/// Longest wait. A commit takes a few milliseconds; whoever holds the lock longer is stopped, or its disk hangs.
-pub(super) const WAIT_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for another process. A commit takes a few milliseconds; whoever holds the lock longer is stopped, or its disk hangs.
+const WAIT_MAX: Duration = Duration::from_secs(3);
+/// Each waits so long at least: a lock that was taken for long may be changing hands again.
+const WAIT_MIN: Duration = Duration::from_millis(250);
 /// Between two looks.
 const WAIT_STEP: Duration = Duration::from_millis(5);
 /// The holder's name, padded: always the same bytes of the file, so that no room is needed for it.
@@ -23,22 +26,42 @@ const HOLDER_BYTES: usize = 128;
 /// Held until it is dropped; by a crash, too, it is let go.
 pub(super) struct RowsLock(#[expect(dead_code, reason = "held, not used")] File);
 
+/// Since when the commits of this process have found the lock taken, one after the other: they wait for it together as long as one would.
+#[derive(Default)]
+pub(super) struct FoundTaken(Mutex<Option<Instant>>);
+
+impl FoundTaken {
+    fn since(&self) -> Instant {
+        *self.lock().get_or_insert_with(Instant::now)
+    }
+
+    fn over(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl RowsLock {
     /// Takes the lock for `holder`.
-    pub(super) fn take(path: &Path, holder: &str) -> Result<Self, StoreError> {
+    pub(super) fn take(path: &Path, holder: &str, taken: &FoundTaken) -> Result<Self, StoreError> {
         let failed = |error: io::Error| StoreError::Failed(format!("{}: {error}", path.display()));
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = open_in_place(options, path).map_err(failed)?;
         let started = Instant::now();
+        let waits = || taken.since().elapsed() < WAIT_MAX || started.elapsed() < WAIT_MIN;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
-                Err(TryLockError::WouldBlock) if started.elapsed() < WAIT_MAX => thread::sleep(WAIT_STEP),
+                Err(TryLockError::WouldBlock) if waits() => thread::sleep(WAIT_STEP),
                 Err(TryLockError::WouldBlock) => return Err(held(path, &file)),
             }
         }
+        taken.over();
         let mut name = format!("process {:?}, pid {}", holder, std::process::id()).into_bytes();
         name.resize(HOLDER_BYTES, b' ');
         // For people only: a disk that has no room for it must not stop a change.
