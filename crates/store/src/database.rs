@@ -11,6 +11,7 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
@@ -139,11 +140,22 @@ impl DatabaseFile {
         // Before the old one is closed: while this fails, what it has in memory can still be read.
         settle(&self.path).map_err(failed)?;
         drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+        let before = inode(&self.path)?;
         let database = (self.opener)(&self.path)?;
         let judged = judge(&database)?;
+        // One that lies there no more would be written to in vain.
+        if inode(&self.path)? != before {
+            return Err(failed("another file was put in its place while it was opened"));
+        }
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(judged)
     }
+}
+
+/// Which file lies at `path`.
+fn inode(path: &Path) -> Result<(u64, u64), StoreError> {
+    let data = fs::metadata(path).map_err(failed)?;
+    Ok((data.dev(), data.ino()))
 }
 
 /// A file that redb does not begin anew if it is empty: somebody may be about to put the right one in its place.
@@ -199,6 +211,22 @@ mod tests {
         drop(open_or_make(&path, 1 << 20, true).unwrap());
         assert!(path.exists() && !beside(&path).exists());
         drop(open_or_make(&path, 1 << 20, true).unwrap());
+    }
+
+    /// The one that was judged is gone by then: what is written to it would be gone, too.
+    #[test]
+    fn a_file_that_is_replaced_while_it_is_judged_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("records.redb");
+        let file = DatabaseFile::new(&path, open_or_make(&path, 1 << 20, true).unwrap(), 1 << 20);
+        let replaced = file.reopen(|_| {
+            let other = path.with_extension("other");
+            fs::copy(&path, &other).unwrap();
+            fs::rename(&other, &path).unwrap();
+            Ok(())
+        });
+        assert!(replaced.is_err() && file.begin_read().is_err());
+        file.reopen(|_| Ok(())).unwrap();
     }
 
     /// Whoever puts a file back empties it first: it is not begun anew under him.
