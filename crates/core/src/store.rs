@@ -279,6 +279,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Damaged`], [`StoreError::Failed`].
     async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
 
+    /// Every record of some kinds as they are at one moment, in no order, given to `visit` one by one. Looks at all records that there are: for stores
+    /// of a few.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], [`StoreError::Failed`].
+    async fn scan_at_once(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
+
     /// Writes all or nothing: rows, and the event of the change if it is one. Returns when it is durable, every projection has applied it, and, if
     /// it is a change, the [`Gate`] is clear of what was looked at before.
     /// For stores to implement: roles call [`Store::commit`] or [`Store::keep`].
@@ -339,6 +346,10 @@ mod tests {
         }
 
         async fn scan(&self, _: u8, _: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn scan_at_once(&self, _: &[u8], _: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
             Ok(())
         }
 

@@ -52,6 +52,10 @@ impl Store for Rows {
         Ok(())
     }
 
+    async fn scan_at_once(&self, _: &[u8], _: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn write(&self, _: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
         self.0.lock().unwrap().extend(event.map(|decided| decided.event().clone()));
         Ok(Revision(1))

@@ -315,6 +315,18 @@ impl<E: Engine> Store for SealedStore<E> {
             .await
     }
 
+    async fn scan_at_once(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        self.engine
+            .scan_all(&mut |name, version, sealed| {
+                if result.is_ok() && kinds.contains(&name[0]) {
+                    result = self.rows.open(&Row { name: *name, version, sealed: sealed.to_vec() }).map(&mut *visit);
+                }
+            })
+            .await?;
+        result
+    }
+
     async fn write(&self, writes: Vec<Write>, event: Option<Decided>) -> Result<Revision, StoreError> {
         // The rows of events go with what is nobody's change: there is such a commit each second, and no change waits for more than its own rows.
         let dropped = if event.is_none() { self.outbox.take_recorded() } else { Vec::new() };

@@ -17,7 +17,8 @@ use crate::{
 #[async_trait]
 pub(crate) trait Look: Send + Sync {
     async fn read(&self, key: &RecordKey) -> Result<Option<Record>, StoreError>;
-    async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
+    /// All records of these kinds, as of one moment.
+    async fn scan(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError>;
 }
 
 #[async_trait]
@@ -26,8 +27,8 @@ impl<S: Store + ?Sized> Look for S {
         Store::read(self, key).await
     }
 
-    async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
-        Store::scan(self, kind, visit).await
+    async fn scan(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        Store::scan_at_once(self, kinds, visit).await
     }
 }
 
@@ -50,8 +51,8 @@ impl Look for State {
         self.0.read(key).await
     }
 
-    async fn scan(&self, kind: u8, visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
-        self.0.scan(kind, visit).await
+    async fn scan(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        self.0.scan_at_once(kinds, visit).await
     }
 }
 

@@ -3,7 +3,7 @@
 mod kill;
 mod record;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use holdfast_core::{RecordKey, StoreError, Write};
 use holdfast_crypto::SecretBytes;
@@ -39,8 +39,22 @@ pub(crate) mod kind {
 
 pub(crate) use record::{encode, encode_with_secret};
 
-/// Times that a state is read when it changes under the reader.
-const READS: usize = 8;
+/// Times that a state is read when it changes under the reader...
+const READS: u32 = 64;
+/// ...and how much longer each waits than the one before: 2 s in all.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+/// What a state is made of.
+const KINDS: [u8; 9] = [
+    kind::OPERATORS,
+    kind::POLICY,
+    kind::CREDENTIAL,
+    kind::PIN,
+    kind::KILL,
+    kind::PROPOSAL,
+    kind::CALLER,
+    kind::HEARD,
+    kind::UNTOLD,
+];
 
 /// One state of everything that quorum governs.
 pub struct Governed {
@@ -74,7 +88,10 @@ impl Governed {
     /// # Errors
     /// [`AdminError::Store`], [`AdminError::Record`].
     pub(crate) async fn load(store: &(impl Look + ?Sized), beside: &dyn Beside) -> Result<Self, AdminError> {
-        for _ in 0..READS {
+        for read in 0..READS {
+            if read > 0 {
+                tokio::time::sleep(READ_PAUSE * read).await;
+            }
             let generation = beside.generation()?;
             let mut governed = Self::read(store).await?;
             // Of one piece: nothing was committed between the first look and the last.
@@ -105,28 +122,16 @@ impl Governed {
             callers: HashMap::new(),
             proposals: Vec::new(),
         };
-        for kind in [
-            kind::OPERATORS,
-            kind::POLICY,
-            kind::CREDENTIAL,
-            kind::PIN,
-            kind::KILL,
-            kind::PROPOSAL,
-            kind::CALLER,
-            kind::HEARD,
-            kind::UNTOLD,
-        ] {
-            let mut result = Ok(());
-            store
-                .scan(kind, &mut |mut record| {
-                    if result.is_ok() {
-                        result = governed.take(kind, &record.value);
-                    }
-                    holdfast_crypto::secret::erase(&mut record.value);
-                })
-                .await?;
-            result?;
-        }
+        let mut result = Ok(());
+        store
+            .scan(&KINDS, &mut |mut record| {
+                if result.is_ok() {
+                    result = governed.take(record.key.kind, &record.value);
+                }
+                holdfast_crypto::secret::erase(&mut record.value);
+            })
+            .await?;
+        result?;
         governed.proposals.sort_by_key(|proposal| proposal.request().created);
         for credentials in governed.credentials.values_mut() {
             credentials.sort_by_key(|credential| credential.created);
