@@ -1,4 +1,5 @@
 """The instance as its operator sees it: restarts, copies, files, the audit log, the command line."""
+import base64
 import json
 import os
 import pathlib
@@ -36,6 +37,48 @@ def test_restart_keeps_everything(own):
     rest = Rest(own, own.token())
     assert rest.ok("GET", "/keys/kept")["key"] == made["key"]
     assert rest.ok("POST", "/keys/kept/unwrapkey", {"alg": "RSA-OAEP-256", "value": wrapped})["value"] == b64(b"k" * 32)
+
+
+def published(own) -> list[str]:
+    """Which keys the issuer tells of."""
+    env = own.env
+    keys = requests.get(f"{env['HOLDFAST_AUTHORITY_URL']}/{env['HOLDFAST_TENANT_ID']}/discovery/v2.0/keys", verify=False, timeout=10).json()["keys"]
+    assert all(key.keys() == {"kty", "use", "alg", "kid", "n", "e"} for key in keys)
+    return [key["kid"] for key in keys]
+
+
+def test_a_token_from_before_a_restart_is_good(own):
+    """Clients keep them for an hour."""
+    token = own.token()
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        [kid] = published(own)
+        own.process.send_signal(how)
+        own.process.wait(30)
+        own.env_file.unlink(missing_ok=True)
+        own.start()
+        assert published(own) == [kid] and Rest(own, token).ok("GET", "/keys") is not None
+
+
+def test_the_issuers_keys_change_with_overlap(own):
+    """After 90 days there is another one; it signs a day later, and the old one goes when no token can rest on it any more."""
+    def kid_of(token: str) -> str:
+        return json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"]
+    [first], seen = published(own), []
+    assert kid_of(own.token()) == first
+    library = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    for days in (91, 93):
+        own.stop()
+        later = ["env", f"LD_PRELOAD={library}", f"FAKETIME=+{days}d", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
+        own.process = start([*later, BINARY, "dev", "--data-dir", own.data_dir, "--port-base", own.port, "--env-file", own.env_file], own.log, own.env_file.exists)
+        token = subprocess.run([*later, BINARY, "token", "--env-file", own.env_file], capture_output=True, text=True, check=True).stdout.strip()
+        answer = requests.get(f"{own.url}/keys?api-version=7.5", headers={"Authorization": f"Bearer {token}"}, verify=False, timeout=10)
+        assert answer.status_code == 200, answer.text
+        seen.append((published(own), kid_of(token)))
+    [(both, signs), (left, signs_now)] = seen
+    assert len(both) == 2 and both[0] == first == signs
+    assert left == [both[1]] and signs_now == both[1] != first
+    log = "".join(path.read_text() for path in sorted((own.data_dir / "audit").glob("*.jsonl")))
+    assert log.count('"IssuerKeyCreate"') == 2 and log.count('"IssuerKeyDelete"') == 1
 
 
 def test_an_assignment_from_before_a_restart_ends_with_its_key(own):

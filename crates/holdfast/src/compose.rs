@@ -92,19 +92,34 @@ impl Opened {
         let mut servers = Vec::new();
         let mut issuers: Vec<IssuerConfig> =
             config.identity.issuers.iter().map(|source| source.config.clone()).collect();
-        let mut embedded_url = None;
-        if let (Some(embedded), Some(socket)) = (&config.embedded_issuer, sockets.issuer) {
-            let issuer =
-                Issuer::new(embedded.url.clone(), embedded.tenant.clone(), issuer_clients, Arc::clone(&ambient))?;
+        let embedded = config.embedded_issuer.as_ref().zip(sockets.issuer);
+        if let Some((embedded, _)) = &embedded {
             issuers.push(IssuerConfig {
-                url: issuer.issuer_url(),
+                url: issuer::issuer_url(&embedded.url, &embedded.tenant),
                 aliases: Vec::new(),
                 tenant: embedded.tenant.clone(),
             });
-            embedded_url = Some(embedded.url.clone());
-            let issuer = Arc::new(issuer);
+        }
+        let embedded_url = embedded.as_ref().map(|(embedded, _)| embedded.url.clone());
+        let fetch = Arc::new(issuer_fetch(config, embedded_url, &identity)?);
+        let authenticator = Authenticator::new(issuers, hosts.audiences(), fetch, Arc::clone(&ambient));
+        let seams = Seams {
+            hsm: Arc::clone(&hsm) as _,
+            admin: hsm,
+            store: Arc::clone(&store),
+            audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
+            ambient: Arc::clone(&ambient),
+        };
+        let role = ManagedHsm::open(seams, authenticator, hosts, &founding, config.limits).await.map_err(Fault::new)?;
+        let role = Arc::new(role);
+        let mut issuer = None;
+        if let Some((embedded, socket)) = embedded {
+            let EmbeddedIssuer { url, tenant, .. } = embedded;
+            let (url, tenant, ambient) = (url.clone(), tenant.clone(), Arc::clone(&ambient));
+            let opened = Issuer::open(url, tenant, issuer_clients, Arc::clone(&store), ambient).await?;
+            let opened = Arc::clone(issuer.insert(Arc::new(opened)));
             let handler = server::handler(move |request, _| {
-                let issuer = Arc::clone(&issuer);
+                let issuer = Arc::clone(&opened);
                 async move { issuer.handle(request).await }
             });
             let tls = Some(identity.server_config()?);
@@ -117,17 +132,6 @@ impl Opened {
                 stopped.clone(),
             )));
         }
-        let fetch = Arc::new(issuer_fetch(config, embedded_url, &identity)?);
-        let authenticator = Authenticator::new(issuers, hosts.audiences(), fetch, Arc::clone(&ambient));
-        let seams = Seams {
-            hsm: Arc::clone(&hsm) as _,
-            admin: hsm,
-            store: Arc::clone(&store),
-            audit: Arc::clone(&audit) as Arc<dyn AuditSink>,
-            ambient: Arc::clone(&ambient),
-        };
-        let role = ManagedHsm::open(seams, authenticator, hosts, &founding, config.limits).await.map_err(Fault::new)?;
-        let role = Arc::new(role);
         let told = HsmTold {
             silicon: silicon.kind(),
             memory_isolated: silicon.memory_isolated(),
@@ -153,7 +157,7 @@ impl Opened {
             stopped.clone(),
         )));
         let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
-        servers.push(tokio::spawn(maintain(Arc::clone(&role), renewal, stopped.clone())));
+        servers.push(tokio::spawn(maintain(Arc::clone(&role), issuer, renewal, stopped.clone())));
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { shutdown, servers, role, audit, marks, identity })
     }
@@ -231,9 +235,17 @@ fn hsm_handler(role: Arc<ManagedHsm>, log: AuditDoor, health: Option<Health>) ->
     })
 }
 
-async fn maintain(role: Arc<ManagedHsm>, mut renewal: Renewal, mut stopped: watch::Receiver<bool>) {
+async fn maintain(
+    role: Arc<ManagedHsm>,
+    issuer: Option<Arc<Issuer>>,
+    mut renewal: Renewal,
+    mut stopped: watch::Receiver<bool>,
+) {
     while tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
         role.maintain().await;
+        if let Some(issuer) = &issuer {
+            issuer.maintain().await;
+        }
         renewal.when_due();
     }
 }

@@ -3,16 +3,19 @@
 //! It speaks what azure-identity and `az login --service-principal` ask of Entra. It runs in `holdfast dev`, and
 //! elsewhere only if the configuration names it.
 
+mod keys;
+
 use std::{collections::HashMap, sync::Arc};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::Engine as _;
 use bytes::Bytes;
-use holdfast_core::Ambient;
-use holdfast_crypto::{KeyMaterial, KeySpec, LoadedKey, RsaSize, SecretBytes, kdf, secret::ct_eq};
+use holdfast_core::{Ambient, Store, Trouble};
+use holdfast_crypto::{SecretBytes, kdf, secret::ct_eq};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use jsonwebtoken::{Algorithm, Header};
+use keys::KeyKeeper;
 use serde_json::json;
 
 use crate::fault::Fault;
@@ -33,37 +36,42 @@ pub(crate) struct Issuer {
     url: String,
     tenant: String,
     clients: HashMap<String, Client>,
-    key: EncodingKey,
-    key_id: String,
-    jwks: String,
+    keys: KeyKeeper,
+    /// Of tending the keys.
+    trouble: Trouble,
     ambient: Arc<dyn Ambient>,
 }
 
 impl Issuer {
-    /// An issuer with a fresh signing key.
-    pub(crate) fn new(
+    /// An issuer whose signing keys are kept in `store`; the first is made if there is none.
+    pub(crate) async fn open(
         url: String,
         tenant: String,
         clients: HashMap<String, Client>,
+        store: Arc<dyn Store>,
         ambient: Arc<dyn Ambient>,
     ) -> Result<Self, Fault> {
-        let spec = KeySpec::Rsa { size: RsaSize::Bits2048, exponent: 65537 };
-        let material = KeyMaterial::generate(spec, |_| ()).map_err(Fault::new)?;
-        let key = signing_key(&material)?;
-        let LoadedKey::Rsa(loaded) = material.load().map_err(Fault::new)? else {
-            return Err(Fault::new("the issuer's key is not RSA"));
-        };
-        let public = loaded.public();
-        let key_id = URL_SAFE_NO_PAD.encode(&kdf::sha256(&[&public.n])[..16]);
-        let encode = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
-        let jwk = json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": key_id, "n": encode(&public.n), "e": encode(&public.e)});
-        let jwks = json!({ "keys": [jwk] }).to_string();
-        Ok(Self { url, tenant, clients, key, key_id, jwks, ambient })
+        let keys = KeyKeeper::open(store, Arc::clone(&ambient)).await?;
+        Ok(Self { url, tenant, clients, keys, trouble: Trouble::default(), ambient })
     }
 
-    /// The value of `iss`.
-    pub(crate) fn issuer_url(&self) -> String {
-        format!("{}/{}/v2.0", self.url, self.tenant)
+    /// Changes keys when it is time.
+    pub(crate) async fn maintain(&self) {
+        if !self.keys.is_due() {
+            return;
+        }
+        match self.keys.tend().await {
+            Ok(()) if self.trouble.ends() => tracing::info!("the issuer's keys are changed when it is time again"),
+            Ok(()) => {}
+            Err(error) if self.trouble.begins() => {
+                tracing::error!(%error, "the issuer's keys could not be changed; the old ones stay");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn issuer_url(&self) -> String {
+        issuer_url(&self.url, &self.tenant)
     }
 
     /// Answers one request.
@@ -78,7 +86,7 @@ impl Issuer {
                 [_, ".well-known", "openid-configuration"] | [_, "v2.0", ".well-known", "openid-configuration"],
             ) if tenant_known => self.discovery(),
             (&Method::GET, [_, "discovery", "v2.0", "keys"] | [_, "discovery", "keys"]) if tenant_known => {
-                answer(StatusCode::OK, self.jwks.clone())
+                answer(StatusCode::OK, self.keys.now().jwks.clone())
             }
             (&Method::POST, [_, "oauth2", "v2.0", "token"] | [_, "oauth2", "token"]) if tenant_known => {
                 self.token(request).await
@@ -186,16 +194,17 @@ impl Issuer {
             "tid": self.tenant,
             "ver": "2.0",
         });
+        let keys = self.keys.now();
+        let (key, id) = keys.signing();
         let mut header = Header::new(Algorithm::RS256);
-        header.kid = Some(self.key_id.clone());
-        jsonwebtoken::encode(&header, &claims, &self.key)
+        header.kid = Some(id);
+        jsonwebtoken::encode(&header, &claims, key)
     }
 }
 
-/// The library takes PKCS #1; our canonical material is PKCS #8, whose last member that is.
-fn signing_key(material: &KeyMaterial) -> Result<EncodingKey, Fault> {
-    let pkcs1 = material.expose_rsa_pkcs1().ok_or_else(|| Fault::new("the issuer's key is not RSA"))?;
-    Ok(EncodingKey::from_rsa_der(pkcs1))
+/// The value of `iss` of the issuer at this URL.
+pub(crate) fn issuer_url(url: &str, tenant: &str) -> String {
+    format!("{url}/{tenant}/v2.0")
 }
 
 /// `RESOURCE/.default`; several scopes are separated by spaces, and the first with `.default` counts.
