@@ -101,7 +101,14 @@ impl InstanceSecrets {
     pub fn open(path: &Path, sealer: &dyn Sealer) -> Result<Option<Self>, InstanceError> {
         let content = file::read_private(path, FILE_BYTES_MAX)
             .map_err(|source| InstanceError::File { path: path.into(), source })?;
-        let Some(content) = content else { return Ok(None) };
+        content.map(|content| Self::open_content(path, &content, sealer)).transpose()
+    }
+
+    /// Opens a state that lies elsewhere than in a file of its own; `path` is what it is called.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_content(path: &Path, content: &[u8], sealer: &dyn Sealer) -> Result<Self, InstanceError> {
         let malformed = || InstanceError::Malformed(path.into());
         let sealed = |source| InstanceError::Sealed { path: path.into(), source };
         let rest = content.strip_prefix(MAGIC).ok_or_else(malformed)?;
@@ -111,7 +118,7 @@ impl InstanceSecrets {
         let root = sealer.unseal(PURPOSE, sealed_root).map_err(sealed)?;
         let aad = &content[..content.len() - body.len()];
         let body = state_key(&root)?.open(aad, body).map_err(|_| sealed(SealError::Damaged))?;
-        Self::decode(PartitionId::from_bytes(*instance), body.expose()).ok_or_else(malformed).map(Some)
+        Self::decode(PartitionId::from_bytes(*instance), body.expose()).ok_or_else(malformed)
     }
 
     /// Seals the state into `path` under a fresh root.

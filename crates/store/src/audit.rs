@@ -16,9 +16,9 @@ mod writer;
 pub use chain::{ChainChecker, LogKey, line_hash};
 use holdfast_core::{AuditEvent, StoreError};
 pub use line::{Checkpoint, LineError, LineMac, ParsedLine, parse_line};
-pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError};
+pub use log::{AuditKeys, AuditLog, AuditLogConfig, AuditOpenError, LogExtent, RestoredStore};
 pub use segment::{list_segments, read_lines};
-pub use tail::end_of_earlier_format;
+pub use tail::{end_of_earlier_format, end_of_log};
 pub use verify::{Finding, Report, verify, verify_with};
 
 /// What the line of an event says, without its place in the chain: what an outbox keeps.

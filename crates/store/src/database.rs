@@ -19,7 +19,8 @@ use std::{
 
 use holdfast_core::StoreError;
 use redb::{
-    Builder, Database, ReadTransaction, ReadableDatabase, StorageBackend, WriteTransaction, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend, StorageError,
+    WriteTransaction, backends::FileBackend,
 };
 use rustix::fs::Advice;
 
@@ -38,8 +39,8 @@ pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Re
         panic::catch_unwind(AssertUnwindSafe(|| {
             open(path, cache_bytes, checked, OpenOptions::new().read(true).write(true).create(true).truncate(false))
         }))
-        .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it", path.display())))?
-        .map_err(|error| failed(format!("{}: {error}", path.display())))
+        .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it; {COPIED}", path.display())))?
+        .map_err(|error| not_opened(path, &error))
     };
     if !path.exists() {
         let new = beside(path);
@@ -55,12 +56,37 @@ pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Re
     open(path)
 }
 
-fn open(
+/// What a damaged file often is, and what helps.
+const COPIED: &str = "a copy that was made while a service wrote to the file is, too: take a backup instead (`holdfast backup` while the service \
+                      runs), and put this one back with `holdfast restore`, or copy the directory again while its service is stopped";
+
+/// Says what happened, in our words where redb's lead astray.
+fn not_opened(path: &Path, error: &DatabaseError) -> StoreError {
+    let path = path.display();
+    failed(match error {
+        DatabaseError::DatabaseAlreadyOpen => format!("{path}: another process has it open"),
+        DatabaseError::Storage(StorageError::Corrupted(what)) => format!("{path}: it is damaged ({what}); {COPIED}"),
+        error => format!("{path}: {error}"),
+    })
+}
+
+/// Opens a file that must be there, and is not made.
+pub(crate) fn open_there(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
+    let open = || {
+        let file = open_regular(OpenOptions::new().read(true).write(true), path)?;
+        Builder::new().set_cache_size(cache_bytes).create_with_backend(NotNew(FileBackend::new(file)?))
+    };
+    panic::catch_unwind(AssertUnwindSafe(open))
+        .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it; {COPIED}", path.display())))?
+        .map_err(|error| not_opened(path, &error))
+}
+
+pub(crate) fn open(
     path: &Path,
     cache_bytes: usize,
     checked: bool,
     options: &mut OpenOptions,
-) -> Result<Database, redb::DatabaseError> {
+) -> Result<Database, DatabaseError> {
     let file = open_regular(options, path)?;
     Builder::new()
         .set_cache_size(cache_bytes)

@@ -2,8 +2,9 @@
 
 mod embedded;
 mod memory;
-mod seals;
+pub(crate) mod seals;
 mod verified;
 
 pub use embedded::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner};
+pub(crate) use embedded::{SET_OF_EVENTS, SET_OF_PINS};
 pub use memory::MemoryIndex;

@@ -6,9 +6,11 @@
 //! ([`EmbeddedIndex`]) and bulk bytes ([`FileBlobs`], [`CloudBlobs`]): they hold what their role has encrypted.
 
 pub mod audit;
+pub mod backup;
 mod blobs;
 mod cloud;
 mod condition;
+mod copies;
 mod database;
 mod engine;
 mod files;
@@ -26,6 +28,7 @@ mod twins;
 pub use blobs::FileBlobs;
 pub use cloud::CloudBlobs;
 pub use condition::Condition;
+pub use copies::{CheckedCopy, Copies, Copy, CopyCheck, CopyKeys, CopyOf, CopyVisitor, CopyWriter};
 pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
     SharedEngine, StateId,

@@ -34,6 +34,7 @@ fn config(directory: &Path) -> AuditLogConfig {
         expected_has_macs: false,
         floor: 0,
         accept_loss: false,
+        restored: None,
         notes: Vec::new(),
         accepted: Vec::new(),
     }

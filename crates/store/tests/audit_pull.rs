@@ -24,6 +24,7 @@ fn open(directory: &Path, accept_loss: bool) -> AuditLog {
         expected_has_macs: false,
         floor: 0,
         accept_loss,
+        restored: None,
         notes: Vec::new(),
         accepted: Vec::new(),
     };

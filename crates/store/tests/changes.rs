@@ -210,6 +210,7 @@ impl Instance {
             expected_has_macs: expected.is_some(),
             floor: 2,
             accept_loss,
+            restored: None,
             notes: Vec::new(),
             accepted: Vec::new(),
         };

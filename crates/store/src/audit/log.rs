@@ -51,10 +51,30 @@ pub struct AuditLogConfig {
     /// Go on although the log is not what it was: it does not contain `expected`, ends with lines of somebody else, or is of another moment than
     /// the store. What was accepted is recorded.
     pub accept_loss: bool,
+    /// A restore that was meant: the store may be behind the log by just this.
+    pub restored: Option<RestoredStore>,
     /// What else the first line is to tell: what was found when the store was opened.
     pub notes: Vec<String>,
     /// What was accepted then; the first line tells that, too.
     pub accepted: Vec<String>,
+}
+
+/// A store that was put back beside its log, by somebody who had the instance's silicon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RestoredStore {
+    /// The newest change in it.
+    pub store: Revision,
+    /// Where the log ended then: it is of this end alone.
+    pub log: Checkpoint,
+}
+
+/// How far a log that is being written is durable, in files.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LogExtent {
+    /// The last segment that has something durable. Those before it do not change any more.
+    pub segment: u64,
+    /// How many bytes of it are durable.
+    pub bytes: u64,
 }
 
 /// Keys of a log, born in its instance.
@@ -200,7 +220,10 @@ impl AuditLog {
             }
             accepted.push(format!("line {expected} was expected and is missing or different; the loss was accepted"));
         }
-        accepted.extend(reconcile(&mut tail, &outbox, config.accept_loss)?);
+        match restored(&mut tail, &outbox, config.restored) {
+            Some(note) => notes.push(note),
+            None => accepted.extend(reconcile(&mut tail, &outbox, config.accept_loss)?),
+        }
         notes.extend(accepted.iter().cloned());
         // Only now: what is refused is left as it was found.
         tail.make_durable(&config.directory).map_err(failed)?;
@@ -244,6 +267,13 @@ impl AuditLog {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).latest
     }
 
+    /// How far it is durable, in files: for copies.
+    #[must_use]
+    pub fn extent(&self) -> LogExtent {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        LogExtent { segment: status.segment, bytes: status.segment_bytes }
+    }
+
     /// Why the log cannot be written, while it cannot. It tries again by itself.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
@@ -270,6 +300,17 @@ impl Drop for AuditLog {
     fn drop(&mut self) {
         self.jobs.close();
     }
+}
+
+/// Takes the very store that was restored, beside the very log that it was restored beside.
+fn restored(tail: &mut Tail, outbox: &Outbox, restored: Option<RestoredStore>) -> Option<String> {
+    let RestoredStore { store, log } = restored?;
+    if outbox.stored() != store || tail.end != log || log.revision <= store {
+        return None;
+    }
+    outbox.told_up_to(store);
+    tail.end.revision = store;
+    Some(format!("the store was restored from a backup: it ends with change {store}, the log with {}", log.revision))
 }
 
 /// Compares the log's end with the store: log and outbox together tell of every change of the store, and of none that it does not have. Gives what

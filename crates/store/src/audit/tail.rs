@@ -138,6 +138,32 @@ impl Tail {
     }
 }
 
+/// Where the log in `directory` ends, if it goes on from `expected` and all its lines from there on are ours; nothing is changed.
+///
+/// # Errors
+/// If the files cannot be read.
+pub fn end_of_log(directory: &Path, mac: &LineMac, expected: Option<Checkpoint>) -> io::Result<Option<Checkpoint>> {
+    let config = AuditLogConfig {
+        directory: directory.into(),
+        segment_bytes_max: 0,
+        segment_age_max: std::time::Duration::ZERO,
+        checkpoint_interval: std::time::Duration::ZERO,
+        expected,
+        expected_has_macs: true,
+        floor: 0,
+        accept_loss: false,
+        restored: None,
+        notes: Vec::new(),
+        accepted: Vec::new(),
+    };
+    match Tail::read(&config, mac) {
+        Ok(tail) => Ok(Some(tail.end).filter(|end| end.seq > 0 && tail.expected_found != Some(false))),
+        Err(AuditOpenError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(AuditOpenError::File { source, .. }) => Err(source),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Where a log of an earlier format ends, for the upgrade, which marks that end before it asks for another one behind it; and whether its lines have
 /// MACs. None: it is of today's format already, or it is not a log that would be taken as it is.
 ///

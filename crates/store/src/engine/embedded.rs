@@ -21,6 +21,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use super::{Applied, Batch, Engine, Row, RowName, RowVisitor, RowWrite};
 use crate::{
     condition::Condition,
+    copies::Copies,
     database::{DatabaseFile, open_or_make},
     group::{Fared, GroupWriter, Mended, Target, failed},
     order,
@@ -68,6 +69,12 @@ impl EmbeddedEngine {
         let writer = Writer { file: Arc::clone(&file), revision, row_set: None, unknown: None };
         let commits = GroupWriter::over(writer, condition.clone())?;
         Ok(Self { file, commits, condition })
+    }
+
+    /// Takes copies of the rows, for backups.
+    #[must_use]
+    pub fn copies(&self) -> Copies {
+        Copies::of_records(&self.file)
     }
 
     /// A failure that a reader meets may be the database's: the writer looks.

@@ -31,12 +31,14 @@ use holdfast_core::{
 use holdfast_crypto::SecretBytes;
 pub use instance::{IndexCopy, IndexOwner};
 use own::Seen;
+pub(crate) use own::{SET_OF_EVENTS, SET_OF_PINS};
 use redb::{Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use writer::{Job, Work, Writer};
 
 use super::seals::Seals;
 use crate::{
     condition::Condition,
+    copies::Copies,
     database::{DatabaseFile, open_or_make},
     group::{GroupWriter, failed},
     order,
@@ -161,6 +163,12 @@ impl EmbeddedIndex {
     /// What is there now; while a file that failed is opened anew, nothing is.
     fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
         seen(&self.commits, self.file.begin_read())
+    }
+
+    /// Takes copies of the rows, for backups.
+    #[must_use]
+    pub fn copies(&self) -> Copies {
+        Copies::of_index(&self.file, &self.seals)
     }
 
     /// Whether it takes changes.

@@ -10,10 +10,10 @@ use super::verified::Verified;
 use crate::{group::failed, outbox::StoredEvent, row_set::Sum};
 
 /// Bytes of a row's MAC, which stands before its content.
-pub(super) const TAG_BYTES: usize = 32;
+pub(crate) const TAG_BYTES: usize = 32;
 
 /// The keys of one instance's index.
-pub(super) struct Seals {
+pub(crate) struct Seals {
     instance: PartitionId,
     rows: MacKey,
     digests: MacKey,
@@ -25,17 +25,17 @@ pub(super) struct Seals {
 
 /// What is kept of a set of rows.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct SetState {
+pub(crate) struct SetState {
     sum: Sum,
     pub rows: u64,
 }
 
 impl SetState {
-    pub(super) fn add(&mut self, digest: Sum) {
+    pub(crate) fn add(&mut self, digest: Sum) {
         *self = Self { sum: self.sum.plus(digest), rows: self.rows.wrapping_add(1) };
     }
 
-    pub(super) fn remove(&mut self, digest: Sum) {
+    pub(crate) fn remove(&mut self, digest: Sum) {
         *self = Self { sum: self.sum.plus(digest.negative()), rows: self.rows.wrapping_sub(1) };
     }
 
@@ -51,7 +51,7 @@ impl SetState {
 
 /// What each commit leaves of the whole index.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Head {
+pub(crate) struct Head {
     pub revision: Revision,
     /// Whether rows of an earlier version are still to be taken over.
     pub upgrading: bool,
@@ -62,7 +62,7 @@ pub(super) struct Head {
 impl Seals {
     /// # Errors
     /// [`StoreError::Failed`] on a key of another length than 32 bytes.
-    pub(super) fn new(
+    pub(crate) fn new(
         instance: PartitionId,
         database_key: &SecretBytes,
         ambient: Arc<dyn Ambient>,
@@ -81,7 +81,7 @@ impl Seals {
         })
     }
 
-    pub(super) fn instance(&self) -> PartitionId {
+    pub(crate) fn instance(&self) -> PartitionId {
         self.instance
     }
 
@@ -90,14 +90,14 @@ impl Seals {
     }
 
     /// A row as it is kept: its MAC, then its content.
-    pub(super) fn close(&self, name: &[u8], content: &[u8]) -> Vec<u8> {
+    pub(crate) fn close(&self, name: &[u8], content: &[u8]) -> Vec<u8> {
         let mut row = self.tag(name, content);
         row.extend_from_slice(content);
         row
     }
 
     /// The content of a row, if it is ours.
-    pub(super) fn open<'r>(&self, name: &[u8], row: &'r [u8]) -> Result<&'r [u8], StoreError> {
+    pub(crate) fn open<'r>(&self, name: &[u8], row: &'r [u8]) -> Result<&'r [u8], StoreError> {
         match row.split_at_checked(TAG_BYTES) {
             Some((tag, content)) if ct_eq(&self.tag(name, content), tag) => Ok(content),
             _ => Err(StoreError::Forged { row: name.to_vec() }),
@@ -105,7 +105,7 @@ impl Seals {
     }
 
     /// The same, of a row that is asked for by its name, perhaps not for the first time.
-    pub(super) fn open_again<'r>(&self, name: &[u8], row: &'r [u8]) -> Result<&'r [u8], StoreError> {
+    pub(crate) fn open_again<'r>(&self, name: &[u8], row: &'r [u8]) -> Result<&'r [u8], StoreError> {
         if let Some((_, content)) = row.split_at_checked(TAG_BYTES)
             && self.verified.knows(name, row)
         {
@@ -118,42 +118,42 @@ impl Seals {
 
     /// What a row adds to its set. The MACs lie there in clear, and their sum could be forged by who has seen many of them: so this is
     /// not the MAC itself.
-    pub(super) fn digest(&self, row: &[u8]) -> Sum {
+    pub(crate) fn digest(&self, row: &[u8]) -> Sum {
         Sum::of(&self.digests.sign(&[b"row", row.get(..TAG_BYTES).unwrap_or(row)]))
     }
 
     /// What an event that waits adds to the set of those.
-    pub(super) fn digest_of_event(&self, revision: u64, sealed: &[u8]) -> Sum {
+    pub(crate) fn digest_of_event(&self, revision: u64, sealed: &[u8]) -> Sum {
         Sum::of(&self.digests.sign(&[b"event", &revision.to_be_bytes(), sealed]))
     }
 
     /// What a pin adds to the set of pins.
-    pub(super) fn digest_of_pin(&self, name: &[u8], left: &[u8]) -> Sum {
+    pub(crate) fn digest_of_pin(&self, name: &[u8], left: &[u8]) -> Sum {
         Sum::of(&self.digests.sign(&[b"pin", &(name.len() as u32).to_be_bytes(), name, left]))
     }
 
     /// What a set adds to the head.
-    pub(super) fn digest_of_set(&self, set: &[u8], state: SetState) -> Sum {
+    pub(crate) fn digest_of_set(&self, set: &[u8], state: SetState) -> Sum {
         Sum::of(&self.digests.sign(&[b"set", &(set.len() as u32).to_be_bytes(), set, &state.encode()]))
     }
 
-    pub(super) fn seal_set(&self, set: &[u8], state: SetState) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn seal_set(&self, set: &[u8], state: SetState) -> Result<Vec<u8>, StoreError> {
         self.heads.seal(self.ambient.random(), &self.bound_to(b"set v2", set), &state.encode()).map_err(failed)
     }
 
     /// `None`: it is not ours.
-    pub(super) fn open_set(&self, set: &[u8], sealed: &[u8]) -> Option<SetState> {
+    pub(crate) fn open_set(&self, set: &[u8], sealed: &[u8]) -> Option<SetState> {
         SetState::decode(self.heads.open(&self.bound_to(b"set v2", set), sealed).ok()?.expose())
     }
 
-    pub(super) fn seal_head(&self, head: Head) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn seal_head(&self, head: Head) -> Result<Vec<u8>, StoreError> {
         let content =
             [&head.revision.0.to_be_bytes(), [u8::from(head.upgrading)].as_slice(), &head.sum.to_bytes()].concat();
         self.heads.seal(self.ambient.random(), &self.bound_to(b"head v2", &[]), &content).map_err(failed)
     }
 
     /// `None`: it is not ours.
-    pub(super) fn open_head(&self, sealed: &[u8]) -> Option<Head> {
+    pub(crate) fn open_head(&self, sealed: &[u8]) -> Option<Head> {
         let content = self.heads.open(&self.bound_to(b"head v2", &[]), sealed).ok()?;
         let (revision, rest) = content.expose().split_first_chunk::<8>()?;
         let (upgrading, sum) = rest.split_first()?;
@@ -162,12 +162,12 @@ impl Seals {
     }
 
     /// The row of an event: whoever can write to the file can neither read, make nor move one.
-    pub(super) fn seal_event(&self, revision: Revision, body: &str) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn seal_event(&self, revision: Revision, body: &str) -> Result<Vec<u8>, StoreError> {
         let bound = self.bound_to(b"event v1", &revision.0.to_be_bytes());
         self.events.seal(self.ambient.random(), &bound, body.as_bytes()).map_err(failed)
     }
 
-    pub(super) fn open_event(&self, revision: Revision, sealed: &[u8]) -> Result<StoredEvent, StoreError> {
+    pub(crate) fn open_event(&self, revision: Revision, sealed: &[u8]) -> Result<StoredEvent, StoreError> {
         let body = self.events.open(&self.bound_to(b"event v1", &revision.0.to_be_bytes()), sealed);
         let body = body.map_err(|_| StoreError::Damaged)?;
         let body = std::str::from_utf8(body.expose()).map_err(|_| StoreError::Damaged)?.into();

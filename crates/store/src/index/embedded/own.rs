@@ -24,8 +24,8 @@ type Bytes = &'static [u8];
 /// Name of a row to its MAC as it was left, or to nothing if it was left deleted.
 pub(super) const PINS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("pins v1");
 /// Names of these sets beside those of rows, which are shorter or longer.
-pub(super) const SET_OF_EVENTS: &[u8] = b"*events";
-pub(super) const SET_OF_PINS: &[u8] = b"*pins";
+pub(crate) const SET_OF_EVENTS: &[u8] = b"*events";
+pub(crate) const SET_OF_PINS: &[u8] = b"*pins";
 /// Pins that one commit takes away: some milliseconds.
 pub(super) const UNPINNED_A_COMMIT: usize = 1024;
 
