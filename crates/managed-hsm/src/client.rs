@@ -48,6 +48,8 @@ pub struct KekClient {
     /// Base URLs of the HSMs that are asked. A KEK elsewhere is not known: whoever names a KEK must not be able to have
     /// our token sent to a host of his own.
     hsm_urls: Vec<String>,
+    /// Base URLs that HSMs had before, and which of those above they have now.
+    moved: Vec<(String, String)>,
     token: tokio::sync::Mutex<Option<Token>>,
     /// KEKs (without version) that turned out to be AES keys.
     aes: Mutex<HashMap<String, ()>>,
@@ -97,26 +99,36 @@ impl KekClient {
     #[must_use]
     pub fn new(exchange: Arc<dyn Exchange>, identity: ServiceIdentity, hsm_urls: Vec<String>) -> Self {
         let hsm_urls = hsm_urls.into_iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
-        Self { exchange, identity, hsm_urls, token: tokio::sync::Mutex::default(), aes: Mutex::default() }
+        let (token, aes) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self { exchange, identity, hsm_urls, moved: Vec::new(), token, aes }
+    }
+
+    /// The same, for HSMs that were moved or renamed: from which base URL to which, of those that are asked. What names a KEK by the old one
+    /// means the KEK of that name at the new one.
+    #[must_use]
+    pub fn with_moved(mut self, moved: impl IntoIterator<Item = (String, String)>) -> Self {
+        let base = |url: String| url.trim_end_matches('/').to_owned();
+        self.moved = moved.into_iter().map(|(old, new)| (base(old), base(new))).collect();
+        self
     }
 
     /// Name and, if there is one, version of a KEK of ours.
     fn parse<'a>(&self, kek_url: &'a str) -> Option<(&'a str, Option<&'a str>)> {
-        let base = self.hsm_urls.iter().find(|base| {
-            kek_url.len() > base.len()
-                && kek_url.is_char_boundary(base.len())
-                && kek_url[..base.len()].eq_ignore_ascii_case(base)
-        })?;
-        let path = kek_url[base.len()..].strip_prefix("/keys/")?;
+        let path = self.hsm_urls.iter().find_map(|base| behind(kek_url, base))?.strip_prefix("/keys/")?;
         let (name, version) = path.split_once('/').map_or((path, None), |(name, version)| (name, Some(version)));
         let valid = holdfast_core::KeyName::parse(name).is_ok()
             && version.is_none_or(|version| holdfast_core::KeyVersionId::parse(version).is_some());
         valid.then_some((name, version))
     }
 
-    /// Adds the scheme that a KEK may be named without: some clients fetch any parameter that looks like a URL.
+    /// Where a KEK is asked for. Adds the scheme that it may be named without: some clients fetch any parameter that looks like a URL.
     fn full_url(&self, kek_url: &str) -> String {
-        if kek_url.contains("://") { kek_url.to_owned() } else { format!("https://{kek_url}") }
+        let url = if kek_url.contains("://") { kek_url.to_owned() } else { format!("https://{kek_url}") };
+        let moved = self.moved.iter().find_map(|(old, new)| {
+            let path = behind(&url, old).filter(|path| path.starts_with("/keys/"))?;
+            Some(format!("{new}{path}"))
+        });
+        moved.unwrap_or(url)
     }
 
     async fn token(&self, renew: bool) -> Result<String, KekError> {
@@ -216,6 +228,12 @@ impl KekClient {
     }
 }
 
+/// What follows a base URL, in whatever case it is written.
+fn behind<'a>(url: &'a str, base: &str) -> Option<&'a str> {
+    let (start, rest) = url.split_at_checked(base.len())?;
+    start.eq_ignore_ascii_case(base).then_some(rest)
+}
+
 /// Why the issuer gives no token (RFC 6749, section 5.2): it says no, unless it is known to be away.
 fn no_token(response: &Response<Bytes>) -> KekError {
     #[derive(Default, Deserialize)]
@@ -296,7 +314,8 @@ impl KekService for KekClient {
     }
 
     async fn unwrap(&self, wrapped: &WrappedDek) -> Result<SecretBytes, KekError> {
-        let answer = self.crypto("unwrapkey", &wrapped.kek_url, wrapped.algorithm, &wrapped.wrapped).await;
+        let kek_url = &self.full_url(&wrapped.kek_url);
+        let answer = self.crypto("unwrapkey", kek_url, wrapped.algorithm, &wrapped.wrapped).await;
         let answer = answer.map_err(|(status, error)| match error {
             KekError::InvalidUsage(_) if status == StatusCode::BAD_REQUEST => KekError::Rejected,
             other => other,
@@ -368,6 +387,18 @@ mod tests {
             "https://hsm.example.com:8443/keys/kek?x=",
             "alias/kek",
             "",
+        ] {
+            assert!(!client.knows(foreign), "{foreign}");
+        }
+        let client = client.with_moved([("https://old.example.com/".into(), "https://hsm.example.com:8443".into())]);
+        let old = format!("https://OLD.example.com/keys/kek/{version}");
+        assert_eq!(client.full_url(&old), format!("https://hsm.example.com:8443/keys/kek/{version}"));
+        assert_eq!(client.without_version(&old), "https://hsm.example.com:8443/keys/kek");
+        assert!(client.knows(&old) && client.knows("old.example.com/keys/kek"));
+        for foreign in [
+            "https://old.example.com.evil.com/keys/kek",
+            "https://old.example.com/other",
+            "https://old.example.com:1/keys/kek",
         ] {
             assert!(!client.knows(foreign), "{foreign}");
         }

@@ -1,6 +1,7 @@
 //! What the configurations of several roles have in common.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -100,6 +101,8 @@ pub(crate) fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
 /// How a service reaches Managed HSMs, and as whom.
 pub(crate) struct HsmAccess<'a> {
     pub urls: &'a [String],
+    /// From which earlier URL to which of these.
+    pub moved: &'a BTreeMap<String, String>,
     /// Whom the HSMs' certificates are trusted from; the system's authorities without it.
     pub ca_file: Option<&'a Path>,
     pub authority: &'a str,
@@ -127,7 +130,7 @@ impl HsmAccess<'_> {
             audience: self.audience.unwrap_or(DEFAULT_AUDIENCE).to_owned(),
         };
         let exchange = Arc::new(PooledClient::new(clients, HttpsClient::new(None)?));
-        Ok(KekClient::new(exchange, identity, self.urls.to_vec()))
+        Ok(KekClient::new(exchange, identity, self.urls.to_vec()).with_moved(self.moved.clone()))
     }
 }
 

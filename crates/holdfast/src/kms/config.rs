@@ -329,6 +329,8 @@ impl RawCluster {
     fn cluster(&self) -> Result<HsmCluster, Fault> {
         let access = HsmAccess {
             urls: std::slice::from_ref(&self.url),
+            // No ciphertext names the URL.
+            moved: &BTreeMap::new(),
             ca_file: self.ca_file.as_deref(),
             authority: &self.authority,
             authority_ca_file: self.authority_ca_file.as_deref(),

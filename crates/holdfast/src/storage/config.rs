@@ -129,6 +129,9 @@ struct RawAccessKey {
 #[serde(deny_unknown_fields)]
 struct RawKeyService {
     hsm_urls: Vec<String>,
+    /// From the URL that an HSM had to the one that it has.
+    #[serde(default)]
+    moved: BTreeMap<String, String>,
     ca_file: Option<PathBuf>,
     authority: String,
     authority_ca_file: Option<PathBuf>,
@@ -215,6 +218,7 @@ impl Config {
                 return Err(format!("key_service and kms: {url:?} must be an https URL"));
             }
         }
+        raw.key_service.as_ref().map_or(Ok(()), RawKeyService::check_moved)?;
         let deks = DekCacheLimits {
             ttl: secs("storage.dek_cache_ttl_secs", storage.dek_cache_ttl_secs, 300, 0, 86_400)?,
             outage_grace: secs("storage.outage_grace_secs", storage.outage_grace_secs, 0, 0, 86_400)?,
@@ -317,9 +321,32 @@ impl Config {
 }
 
 impl RawKeyService {
+    /// An HSM is asked at one URL, and it is one of those that are named.
+    fn check_moved(&self) -> Result<(), String> {
+        let named =
+            |url: &str| self.hsm_urls.iter().any(|known| known.trim_end_matches('/') == url.trim_end_matches('/'));
+        for (old, new) in &self.moved {
+            if !old.starts_with("https://") {
+                return Err(format!("key_service.moved: {old:?} must be an https URL"));
+            }
+            if !named(new) {
+                return Err(format!(
+                    "key_service.moved: {new:?} is where {old} has moved to, and must be in key_service.hsm_urls"
+                ));
+            }
+            if named(old) {
+                return Err(format!(
+                    "key_service.moved: {old:?} is in key_service.hsm_urls: take it out there, since nobody asks it any more"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn client(&self) -> Result<KekClient, Fault> {
         let access = HsmAccess {
             urls: &self.hsm_urls,
+            moved: &self.moved,
             ca_file: self.ca_file.as_deref(),
             authority: &self.authority,
             authority_ca_file: self.authority_ca_file.as_deref(),
@@ -347,12 +374,20 @@ mod tests {
     #[test]
     fn the_example_is_valid_and_mistakes_are_refused() {
         let config = Config::parse(EXAMPLE).unwrap();
+        assert!(Config::parse(&EXAMPLE.replace("# moved = {", "moved = {")).is_ok());
         assert_eq!(config.role.deks.ttl, Duration::from_secs(300));
         for (from, to, why) in [
             ("dek_cache_ttl_secs", "dek_cache_tll_secs", "unknown field"),
             ("dek_cache_ttl_secs = 300", "dek_cache_ttl_secs = 99999999", "must be"),
             ("key_file =", "# key_file =", "insecure_http"),
             ("https://hsm1", "http://hsm1", "https"),
+            ("# moved = { \"https://old-hsm", "moved = { \"http://old-hsm", "key_service"),
+            (
+                "# moved = { \"https://old-hsm.example.com\" = \"https://hsm1",
+                "moved = { \"https://old\" = \"https://hsm2",
+                "hsm_urls",
+            ),
+            ("# moved = { \"https://old-hsm", "moved = { \"https://hsm1", "take it out"),
             ("host_domains = []", "host_domains = [\"s3.example.com:443\"]", "without a port"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");
