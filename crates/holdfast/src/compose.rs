@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
+    backup::live::Asked,
     config::{Config, EmbeddedIssuer, parts::read_secret},
+    control,
     fault::Fault,
     health::{Ground, Health, Told},
     history::History,
@@ -72,7 +74,9 @@ impl Opened {
         metrics: PrometheusHandle,
     ) -> Result<Running, Fault> {
         let records = self.open_records(&config.audit).await?;
-        let History { store, condition, audit, marks } = self.open_history(&config.audit, records, None).await?;
+        let History { store, condition, copies, audit, marks } =
+            self.open_history(&config.audit, records, None).await?;
+        let backups = self.backups("managed-hsm", copies, None, &audit);
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
         let InstanceSecrets { instance, masking_key, tls_key, authority_key, authority_certificate, .. } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();
@@ -156,6 +160,15 @@ impl Opened {
             handler,
             stopped.clone(),
         )));
+        let carry_out = move |asked, uid, lines| {
+            let backups = Arc::clone(&backups);
+            async move {
+                match asked {
+                    Asked::Backup => backups.send(uid, lines).await,
+                }
+            }
+        };
+        servers.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
         let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
         servers.push(tokio::spawn(maintain(Arc::clone(&role), issuer, renewal, stopped.clone())));
         let marks = tokio::spawn(marks.keep(stopped));

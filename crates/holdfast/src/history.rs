@@ -9,11 +9,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
 use holdfast_store::{
-    Condition, EmbeddedEngine, Outbox, SealedStore,
-    audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint},
+    Condition, Copies, EmbeddedEngine, Outbox, SealedStore,
+    audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint, RestoredStore},
 };
 
 use crate::{
+    backup::note::{self, Note},
     config::Audit,
     fault::Fault,
     instance::{AuditMarks, Opened},
@@ -127,6 +128,8 @@ pub(crate) struct LogPlace<'a> {
     pub notes: Vec<String>,
     /// What was accepted then.
     pub accepted: Vec<String>,
+    /// A restore that may be found.
+    pub restored: Option<RestoredStore>,
 }
 
 /// `records.redb`, opened.
@@ -137,6 +140,7 @@ pub(crate) struct Records {
     outbox: Arc<Outbox>,
     notes: Vec<String>,
     accepted: Vec<String>,
+    copies: Copies,
 }
 
 /// What a role has in a file of its own, which says by itself that it was upgraded.
@@ -154,6 +158,8 @@ pub(crate) struct History {
     pub store: Arc<dyn Store>,
     /// Whether it takes changes.
     pub condition: Condition,
+    /// Takes copies of its records.
+    pub copies: Copies,
     pub audit: Arc<AuditLog>,
     pub marks: AuditMarks,
 }
@@ -161,8 +167,19 @@ pub(crate) struct History {
 impl Opened {
     /// Opens the audit log, and marks how far it has come.
     pub(crate) async fn open_log(&self, place: LogPlace<'_>) -> Result<(Arc<AuditLog>, AuditMarks), Fault> {
-        let LogPlace { config, process, directory, store, marked, watermark, watermarked, outbox, notes, mut accepted } =
-            place;
+        let LogPlace {
+            config,
+            process,
+            directory,
+            store,
+            marked,
+            watermark,
+            watermarked,
+            outbox,
+            notes,
+            mut accepted,
+            restored,
+        } = place;
         if config.accept_loss {
             tracing::warn!(
                 "accept_loss is set: whatever was put back or removed is accepted at each start; take it out of [audit] again"
@@ -200,6 +217,7 @@ impl Opened {
             expected_has_macs: has_macs,
             floor: self.secrets.floors.get(&AUDIT_LINES).copied().unwrap_or_default(),
             accept_loss: config.accept_loss,
+            restored,
             notes,
             accepted,
         };
@@ -221,10 +239,9 @@ impl Opened {
     /// Opens `records.redb`, and sees that the instance's secrets are not older than it.
     pub(crate) async fn open_records(&self, config: &Audit) -> Result<Records, Fault> {
         let kept = in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION);
-        let engine = EmbeddedEngine::open(&self.data_dir.join("records.redb")).map_err(|error| {
-            Fault::new(format!("{}: {error}", self.data_dir.display()))
-                .hint("does another process use this data directory?")
-        })?;
+        let engine = EmbeddedEngine::open(&self.data_dir.join("records.redb"))
+            .map_err(|error| Fault::new(format!("{}: {error}", self.data_dir.display())))?;
+        let copies = engine.copies();
         let (instance, key, ambient) = (self.instance, &self.secrets.database_key, Arc::clone(&self.ambient));
         let store = if kept {
             SealedStore::open_kept(engine, instance, key, ambient, config.accept_loss).await
@@ -237,7 +254,7 @@ impl Opened {
         let condition = store.condition();
         let store: Arc<dyn Store> = Arc::new(store);
         accepted.extend(self.judge_floors(store.as_ref(), config.accept_loss).await?);
-        Ok(Records { store, condition, kept, outbox, notes, accepted })
+        Ok(Records { store, condition, kept, outbox, notes, accepted, copies })
     }
 
     /// Opens the log, and puts the floors in force. `own`: of a role whose changes are not in these records.
@@ -247,7 +264,7 @@ impl Opened {
         records: Records,
         own: Option<OwnRows>,
     ) -> Result<History, Fault> {
-        let Records { store, condition, kept, outbox, notes, mut accepted } = records;
+        let Records { store, condition, kept, outbox, notes, mut accepted, copies } = records;
         let floor = own.as_ref().map(|own| own.floor);
         let outbox = match own {
             None => outbox,
@@ -257,6 +274,7 @@ impl Opened {
             }
         };
         let (instance, key) = (self.instance, &self.secrets.database_key);
+        let restored = note::read(&self.data_dir, instance, key)?;
         let place = LogPlace {
             config,
             process: None,
@@ -268,10 +286,23 @@ impl Opened {
             outbox,
             notes,
             accepted,
+            restored: restored.as_ref().and_then(Note::store),
         };
         let (audit, mut marks) = self.open_log(place).await?;
+        if let Some(note) = restored {
+            self.tell_restore(&note, audit.as_ref()).await?;
+        }
         self.raise_floors(store.as_ref(), audit.as_ref(), &mut marks, floor).await?;
-        Ok(History { store, condition, audit, marks })
+        Ok(History { store, condition, copies, audit, marks })
+    }
+
+    /// Tells the log of a restore that was found. After a crash in between it is told again.
+    async fn tell_restore(&self, note: &Note, audit: &AuditLog) -> Result<(), Fault> {
+        let what = "the state was restored from a backup".to_owned();
+        tracing::warn!(backup = note.backup, revision = note.revision, "{what}");
+        let told = event(self.ambient.as_ref(), "RestoreBackup", None, what, note.context());
+        audit.append(told).await.map_err(Fault::new)?;
+        note::forget(&self.data_dir)
     }
 
     /// Refuses an `instance.sealed` from before the floors that its store knows of. Gives what was accepted.

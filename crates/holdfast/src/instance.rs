@@ -42,6 +42,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(data_dir: &Path, silicon_root: &Path, records: &str) -> Result<Opened, Fault> {
     holdfast_crypto::selftest::run().map_err(Fault::new)?;
     let ambient: Arc<dyn Ambient> = Arc::new(OsAmbient);
+    crate::backup::refuse_unfinished(data_dir)?;
     create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
     let state = data_dir.join("instance.sealed");
     let founded = state.exists();

@@ -1,6 +1,7 @@
 //! Holdfast: an open, self-hosted key platform. The binary.
 
 mod ambient;
+mod backup;
 mod cli;
 mod compose;
 mod config;

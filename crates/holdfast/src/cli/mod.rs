@@ -1,6 +1,7 @@
 //! The command line: `holdfast NOUN [VERB]`. Data goes to standard output, words to standard error.
 
 mod audit;
+mod backup;
 mod config;
 mod dev;
 mod dev_kms;
@@ -36,6 +37,8 @@ enum Command {
     /// Read, verify and export the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Take a backup of a service, while it runs or not
+    Backup(backup::BackupArgs),
     /// Check a configuration file, or print a commented example
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -52,6 +55,8 @@ enum Command {
     /// Ask for changes of an external key store proxy, approve and reject them
     #[command(subcommand)]
     Quorum(quorum::QuorumCommand),
+    /// Put a backup back
+    Restore(backup::RestoreArgs),
     /// Ask a running service how it is
     Status(status::StatusArgs),
     /// Run a storage service, or ask a running one
@@ -76,12 +81,14 @@ impl Cli {
     pub(crate) fn run(self) -> Result<(), Fault> {
         match self.command {
             Command::Audit(command) => block_on(command.run()),
+            Command::Backup(args) => block_on(args.run()),
             Command::Config(command) => command.run(),
             Command::Dev(args) => block_on(args.run()),
             Command::Kms(command) => block_on(command.run()),
             Command::ManagedHsm(args) => block_on(args.run()),
             Command::Pkcs11Host => xks::pkcs11_host(),
             Command::Quorum(command) => block_on(command.run()),
+            Command::Restore(args) => args.run(),
             Command::Status(args) => block_on(args.run()),
             Command::Storage(command) => block_on(command.run()),
             Command::Token(args) => block_on(args.run()),

@@ -6,10 +6,14 @@ use holdfast_kms::{ExplainQuestion, Kms};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::{backup::live::Backups, control::Progress};
+
 /// What can be asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub(crate) enum AdminRequest {
+    /// A backup, as it is now: see [`crate::backup::live::Asked`].
+    Backup,
     /// Which statement decides.
     Explain {
         principal: String,
@@ -23,8 +27,15 @@ pub(crate) enum AdminRequest {
 }
 
 /// Does what is asked.
-pub(crate) async fn carry_out(kms: Arc<Kms>, request: AdminRequest) -> Value {
+pub(crate) async fn carry_out(
+    kms: Arc<Kms>,
+    backups: Arc<Backups>,
+    request: AdminRequest,
+    uid: u32,
+    lines: Progress,
+) -> Value {
     match request {
+        AdminRequest::Backup => backups.send(uid, lines).await,
         AdminRequest::Explain { principal, action, key, region, context, source, source_arn } => {
             match kms.explain(&ExplainQuestion { principal, action, key, region, context, source, source_arn }) {
                 Ok(explanation) => {

@@ -80,7 +80,8 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault
 /// Builds every part, wires them, and serves.
 pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
     let records = opened.open_records(&setup.audit).await?;
-    let History { store, condition, audit, marks } = opened.open_history(&setup.audit, records, None).await?;
+    let History { store, condition, copies, audit, marks } = opened.open_history(&setup.audit, records, None).await?;
+    let backups = opened.backups("kms", copies, None, &audit);
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;
@@ -116,7 +117,8 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
     let handler = door(Arc::clone(&role), (log, readers), on_main.then_some(health));
     tasks.push(tokio::spawn(server::serve("kms", setup.socket, tls, setup.connections, handler, stopped.clone())));
     let asked = Arc::clone(&role);
-    let carry_out = move |request, _, _| admin::carry_out(Arc::clone(&asked), request);
+    let carry_out =
+        move |request, uid, lines| admin::carry_out(Arc::clone(&asked), Arc::clone(&backups), request, uid, lines);
     tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(maintain(Arc::clone(&role), Renewal::new(identity, ambient), stopped.clone())));
     let marks = tokio::spawn(marks.keep(stopped));

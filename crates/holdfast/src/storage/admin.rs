@@ -6,12 +6,14 @@ use holdfast_storage::{RewrapReport, Storage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::control::Progress;
+use crate::{backup::live::Backups, control::Progress};
 
 /// What can be asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub(crate) enum AdminRequest {
+    /// A backup, as it is now: see [`crate::backup::live::Asked`].
+    Backup,
     /// Which KEK wraps a DEK.
     Envelope { dek: String, object: String },
     /// Drop all unwrapped DEKs.
@@ -29,7 +31,13 @@ pub(crate) enum AdminRequest {
 }
 
 /// Does what is asked.
-pub(crate) async fn carry_out(storage: Arc<Storage>, request: AdminRequest, uid: u32, lines: Progress) -> Value {
+pub(crate) async fn carry_out(
+    storage: Arc<Storage>,
+    backups: Arc<Backups>,
+    request: AdminRequest,
+    uid: u32,
+    lines: Progress,
+) -> Value {
     let progress = |bucket: &str, report: &RewrapReport| {
         // A reader that is slow misses some progress, and nothing else.
         let _ = lines.try_send(json!({"bucket": bucket, "seen": report.seen, "moved": report.moved}));
@@ -48,10 +56,11 @@ pub(crate) async fn carry_out(storage: Arc<Storage>, request: AdminRequest, uid:
             context.extend(bucket.clone().map(|bucket| ("bucket", bucket)));
             ("VerifyIndex", context)
         }
-        // Its event is one with the change.
-        AdminRequest::AcceptRows { .. } => ("", Vec::new()),
+        // Its event is one with the change; a backup tells of itself.
+        AdminRequest::AcceptRows { .. } | AdminRequest::Backup => ("", Vec::new()),
     };
     let answer = match request {
+        AdminRequest::Backup => backups.send(uid, lines).await,
         AdminRequest::Verify { bucket, blobs } => verify(&storage, bucket.as_deref(), blobs, &lines).await,
         AdminRequest::AcceptRows { set } => match storage.accept_set(&set, uid).await {
             Ok(report) => json!({"done": true, "accepted": report}),
@@ -120,6 +129,6 @@ async fn answer_to(storage: &Storage, request: AdminRequest, progress: impl FnMu
             }
             Err(error) => json!({"done": false, "error": error}),
         },
-        AdminRequest::Verify { .. } | AdminRequest::AcceptRows { .. } => json!({"done": false}),
+        AdminRequest::Backup | AdminRequest::Verify { .. } | AdminRequest::AcceptRows { .. } => json!({"done": false}),
     }
 }

@@ -165,7 +165,8 @@ pub(crate) async fn start(
         floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
     let of_index = index.condition();
-    let History { condition, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
+    let History { condition, copies, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
+    let backups = opened.backups("storage", copies, Some(index.copies()), &audit);
     index.keep_accepted().await.map_err(Fault::new)?;
     let mut written_to = vec![data_dir.to_path_buf()];
     let (blobs, blobs_at): (Arc<dyn BlobStore>, _) = match &setup.cloud_blobs {
@@ -237,7 +238,8 @@ pub(crate) async fn start(
     });
     tasks.push(tokio::spawn(server::serve("s3", setup.socket, setup.tls, setup.connections, handler, stopped.clone())));
     let asked = Arc::clone(&storage);
-    let carry_out = move |request, uid, progress| admin::carry_out(Arc::clone(&asked), request, uid, progress);
+    let carry_out =
+        move |request, uid, lines| admin::carry_out(Arc::clone(&asked), Arc::clone(&backups), request, uid, lines);
     tasks.push(tokio::spawn(control::serve(control::bind(data_dir)?, carry_out, stopped.clone())));
     tasks.push(tokio::spawn(follow(Arc::clone(&storage), setup.kek_poll, stopped.clone())));
     tasks.push(tokio::spawn(collect(Arc::clone(&storage), stopped.clone())));

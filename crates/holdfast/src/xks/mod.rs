@@ -389,6 +389,7 @@ async fn open_process_log(
         outbox,
         notes,
         accepted: Vec::new(),
+        restored: None,
     };
     state.opened.open_log(place).await
 }

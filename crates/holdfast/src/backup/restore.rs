@@ -1,0 +1,336 @@
+//! Putting a backup back: into an empty directory, or, at an explicit word, over an older or newer state of the same instance.
+//!
+//! It is unpacked beside what is there and read to its end before anything is moved. What was there is set aside, not deleted. A log that goes on
+//! from the backup's is kept: it tells what the restore undoes. Whatever is older afterwards than something that is known is told by the
+//! `restore.note`, and by the event of the next start.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use holdfast_core::Revision;
+use holdfast_enclave::InstanceSecrets;
+use holdfast_store::{
+    Copies, CopyOf, CopyWriter,
+    audit::{AuditKeys, Checkpoint, end_of_log, list_segments, parse_line, read_lines},
+};
+
+use super::{
+    Believed, Examined, INDEX, LOG, Place, RECORDS, SEALED, Sink, WATERMARK, believe, examine, moment,
+    note::{self, Note},
+    swap::{self, Swap},
+};
+use crate::{fault::Fault, history::Watermark};
+
+/// What makes up an instance's state, as far as a restore replaces it.
+const STATE: &[&str] = &[SEALED, RECORDS, INDEX, WATERMARK, LOG, note::FILE];
+
+/// What was asked for.
+pub(crate) struct Wish<'a> {
+    pub from: &'a Path,
+    /// The word: what is there may be replaced.
+    pub over: bool,
+}
+
+/// A backup that is unpacked and whole, beside what is there.
+pub(crate) struct Unpacked {
+    swap: Swap,
+    pub examined: Examined,
+    pub there: Option<There>,
+    secrets: InstanceSecrets,
+    /// The log that is there goes on from the backup's, and ends here.
+    pub kept: Option<Checkpoint>,
+    _alone: Vec<File>,
+}
+
+/// What is in the directory.
+#[derive(Default)]
+pub(crate) struct There {
+    files: Vec<String>,
+    /// The newest change, as its store says, if that can be read.
+    pub store: Option<Revision>,
+    /// The log's end, if it is ours, and when that was.
+    pub log: Option<Checkpoint>,
+    pub log_time: Option<String>,
+    /// How far the log had come, as the watermark says.
+    pub watermark: Option<Checkpoint>,
+}
+
+/// Ends what an earlier restore had begun, if it had come so far; gives the backup that it was of.
+pub(crate) fn go_on(place: &Place) -> Result<Option<String>, Fault> {
+    Swap::of(&place.data_dir).go_on()
+}
+
+/// Unpacks a backup, and sees what it would make older.
+pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> {
+    let Believed { reader, secrets, state, ambient } = believe(place, wish.from)?;
+    let keys = super::keys(&secrets, &ambient);
+    let files = files_there(&place.data_dir);
+    let fresh = files.is_empty();
+    drop(alone(&place.data_dir)?);
+    if !fresh && !wish.over {
+        let fault = Fault::usage(format!(
+            "{} is not empty: {} {} there. Nothing was changed",
+            place.data_dir.display(),
+            files.join(", "),
+            if files.len() == 1 { "is" } else { "are" }
+        ));
+        return Err(fault
+            .hint("restore into an empty directory; or say --over to put the backup in the place of what is there"));
+    }
+    let mut there = if fresh { None } else { Some(There::look(place, &secrets, files, &keys)?) };
+    let alone = alone(&place.data_dir)?;
+    let swap = Swap::of(&place.data_dir);
+    let staging = swap.prepare(fresh)?;
+    let unpacked = unpack_into(&staging, &state).and_then(|mut sink| {
+        let examined = examine(reader, &keys, place, &mut sink)?;
+        sink.close()?;
+        Ok(examined)
+    });
+    let examined = unpacked.inspect_err(|_| swap.abandon(fresh))?;
+    let kept = match &mut there {
+        None => None,
+        Some(there) => there.log_from(&place.data_dir, &secrets, examined.log)?,
+    };
+    Ok(Unpacked { swap, examined, there, secrets, kept, _alone: alone })
+}
+
+/// Of a directory that somebody serves nothing is replaced.
+fn alone(data_dir: &Path) -> Result<Vec<File>, Fault> {
+    let mut held = Vec::new();
+    for name in [RECORDS, INDEX] {
+        let path = data_dir.join(name);
+        let Ok(file) = holdfast_store::open_regular(OpenOptions::new().read(true).write(true), &path) else { continue };
+        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+            return Err(
+                Fault::unavailable(format!("{}: a service runs on it", data_dir.display())).hint("stop it first")
+            );
+        }
+        held.push(file);
+    }
+    Ok(held)
+}
+
+fn files_there(data_dir: &Path) -> Vec<String> {
+    let is_there = |name: &&&str| {
+        let path = data_dir.join(name);
+        // An empty directory holds nothing.
+        match fs::read_dir(&path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => path.symlink_metadata().is_ok(),
+        }
+    };
+    STATE.iter().filter(is_there).map(|name| (*name).to_owned()).collect()
+}
+
+impl There {
+    fn look(
+        place: &Place,
+        secrets: &InstanceSecrets,
+        files: Vec<String>,
+        keys: &holdfast_store::CopyKeys<'_>,
+    ) -> Result<Self, Fault> {
+        let sealed = place.data_dir.join(SEALED);
+        // Whose it is stands in clear.
+        let id = fs::read(&sealed)
+            .ok()
+            .and_then(|bytes| bytes.get(5..21)?.try_into().ok())
+            .map(holdfast_core::PartitionId::from_bytes);
+        if let Some(id) = id.filter(|id| *id != secrets.instance) {
+            return Err(Fault::usage(format!(
+                "{} is of instance {id}, and the backup is of instance {}: nothing was changed",
+                place.data_dir.display(),
+                secrets.instance
+            ))
+            .hint("restore into a directory of its own"));
+        }
+        let (name, of) = if place.has_index { (INDEX, CopyOf::Index) } else { (RECORDS, CopyOf::Records) };
+        // What cannot be read is what a restore is for.
+        let copy = Copies::open(&place.data_dir.join(name), of, keys).and_then(|copies| copies.begin());
+        let store = copy.ok().map(|copy| copy.revision());
+        let watermark =
+            Watermark::open(&place.data_dir, secrets.instance, &secrets.database_key, "records", &keys.ambient);
+        let watermark = watermark.ok().and_then(|watermark| watermark.reached);
+        Ok(Self { files, store, log: None, log_time: None, watermark })
+    }
+
+    /// Sees where the log ends, and whether it goes on from the backup's.
+    fn log_from(
+        &mut self,
+        data_dir: &Path,
+        secrets: &InstanceSecrets,
+        backup: Checkpoint,
+    ) -> Result<Option<Checkpoint>, Fault> {
+        let directory = data_dir.join(LOG);
+        let keys = AuditKeys::new(&secrets.audit_key).map_err(Fault::new)?;
+        let end =
+            |expected| end_of_log(&directory, &keys.lines, expected).map_err(|error| Fault::file(&directory, error));
+        let goes_on = end(Some(backup))?;
+        self.log = match goes_on {
+            Some(_) => goes_on,
+            None => end(None)?,
+        };
+        self.log_time = last_time(&directory);
+        let reaches_the_watermark = |end: &Checkpoint| self.watermark.is_none_or(|mark| mark.seq <= end.seq);
+        Ok(goes_on.filter(reaches_the_watermark))
+    }
+
+    /// The newest change that anything here knows of.
+    pub(crate) fn newest(&self) -> Revision {
+        let of = |end: &Option<Checkpoint>| end.map_or(Revision(0), |end| end.revision);
+        self.store.unwrap_or(Revision(0)).max(of(&self.log)).max(of(&self.watermark))
+    }
+}
+
+fn last_time(directory: &Path) -> Option<String> {
+    let (_, path) = list_segments(directory).ok()?.pop()?;
+    let mut time = None;
+    read_lines(&path, |line, _, whole| {
+        time = parse_line(line).ok().filter(|_| whole).map(|parsed| parsed.time).or(time.take());
+        true
+    })
+    .ok()?;
+    time
+}
+
+impl Unpacked {
+    /// What is restored, and what that makes older, line by line.
+    pub(crate) fn told(&self) -> Vec<String> {
+        let (head, end) = (&self.examined.head, &self.examined.end);
+        let mut lines = vec![format!(
+            "the backup {} of {} instance {} was taken at {}: change {}, line {} of the log",
+            head.id,
+            head.role,
+            head.instance,
+            moment(head.time),
+            head.revision,
+            end.line
+        )];
+        let Some(there) = &self.there else { return lines };
+        let known = |end: &Option<Checkpoint>| {
+            end.map_or_else(
+                || "nothing that can be believed".into(),
+                |end| format!("change {}, line {}", end.revision, end.seq),
+            )
+        };
+        lines.push(format!(
+            "what is there: the store says {}; the log {} ({}); the watermark {}",
+            there.store.map_or_else(|| "nothing that can be read".into(), |revision| format!("change {revision}")),
+            known(&there.log),
+            there.log_time.as_deref().unwrap_or("no time"),
+            known(&there.watermark)
+        ));
+        let undone = there.newest().0.saturating_sub(head.revision);
+        lines.push(match undone {
+            0 => "no change is undone".into(),
+            1 => "1 change is undone: what was deleted, disabled or revoked by it is back".into(),
+            undone => format!("{undone} changes are undone: what was deleted, disabled or revoked by them is back"),
+        });
+        lines.push(match self.kept {
+            Some(end) => format!("the log that is there goes on; it ends at line {}", end.seq),
+            None => "the log that is there does not go on from the backup's: it is set aside, and the backup's takes its place".into(),
+        });
+        lines
+    }
+
+    /// Nothing is restored.
+    pub(crate) fn abandon(self) {
+        self.swap.abandon(self.there.is_none());
+    }
+
+    /// Puts it in its place. Gives where what was there is kept.
+    pub(crate) fn commit(self, place: &Place, ambient: &dyn holdfast_core::Ambient) -> Result<Option<PathBuf>, Fault> {
+        let now = ambient.now().unix_millis();
+        let staging = self.swap.staging();
+        let mut old = self.there.map(|there| there.files).unwrap_or_default();
+        if self.kept.is_some() {
+            old.retain(|name| name != LOG && name != WATERMARK);
+            for name in [LOG, WATERMARK] {
+                let path = staging.join(name);
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                match removed {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Fault::file(&path, error)),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        let head = &self.examined.head;
+        let note = Note {
+            backup: head.id.clone(),
+            taken: head.time,
+            restored: now,
+            uid: rustix::process::getuid().as_raw(),
+            revision: head.revision,
+            log: self.examined.log.into(),
+            kept: self.kept.map(Into::into),
+        };
+        note::write(&staging, &note, (self.secrets.instance, &self.secrets.database_key), ambient)?;
+        let aside = format!("before-restore-{now}");
+        let kept = (!old.is_empty()).then(|| place.data_dir.join(&aside));
+        self.swap.commit(&head.id, aside, old)?;
+        Ok(kept)
+    }
+}
+
+/// Where the parts of a backup are written to.
+struct Files {
+    directory: PathBuf,
+    file: Option<(PathBuf, File)>,
+    table: Option<CopyWriter>,
+}
+
+fn unpack_into(directory: &Path, state: &[u8]) -> Result<Files, Fault> {
+    let mut files = Files { directory: directory.into(), file: None, table: None };
+    files.begin_file(SEALED)?;
+    files.bytes(state)?;
+    files.close()?;
+    Ok(files)
+}
+
+impl Files {
+    fn begin_file(&mut self, name: &str) -> Result<(), Fault> {
+        let path = self.directory.join(name);
+        if let Some(parent) = path.parent() {
+            crate::instance::create_private_dir(parent).map_err(|error| Fault::file(parent, error))?;
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        self.file = Some((path.clone(), file.map_err(|error| Fault::file(&path, error))?));
+        Ok(())
+    }
+
+    /// The file that was written is durable.
+    fn close(&mut self) -> Result<(), Fault> {
+        if let Some((path, file)) = self.file.take() {
+            file.sync_all().map_err(|error| Fault::file(&path, error))?;
+            path.parent().map_or(Ok(()), swap::sync)?;
+        }
+        self.table.take().map_or(Ok(()), CopyWriter::finish).map_err(Fault::new)
+    }
+}
+
+impl Sink for Files {
+    fn file(&mut self, name: &str) -> Result<(), Fault> {
+        self.close()?;
+        let of = match name {
+            RECORDS => CopyOf::Records,
+            INDEX => CopyOf::Index,
+            name => return self.begin_file(name),
+        };
+        self.table = Some(CopyWriter::create(&self.directory.join(name), of).map_err(Fault::new)?);
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        match &mut self.file {
+            Some((path, file)) => file.write_all(bytes).map_err(|error| Fault::file(path, error)),
+            None => Ok(()),
+        }
+    }
+
+    fn row(&mut self, table: &str, key: &[u8], value: &[u8]) -> Result<(), Fault> {
+        self.table.as_mut().map_or(Ok(()), |writer| writer.add(table, key, value)).map_err(Fault::new)
+    }
+}
