@@ -153,6 +153,10 @@ impl Store for Unlogged {
         self.0.scan(kind, visit).await
     }
 
+    async fn scan_at_once(&self, kinds: &[u8], visit: &mut (dyn FnMut(Record) + Send)) -> Result<(), StoreError> {
+        self.0.scan_at_once(kinds, visit).await
+    }
+
     async fn write(&self, writes: Vec<Write>, _: Option<Decided>) -> Result<Revision, StoreError> {
         self.0.write(writes, None).await
     }
