@@ -18,6 +18,8 @@ use crate::files::open_in_place;
 const WAIT_MAX: Duration = Duration::from_secs(3);
 /// Each waits so long at least: a lock that was taken for long may be changing hands again.
 const WAIT_MIN: Duration = Duration::from_millis(250);
+/// Two looks within that are of one wait.
+const SAME_WAIT: Duration = Duration::from_secs(1);
 /// Between two looks.
 const WAIT_STEP: Duration = Duration::from_millis(5);
 /// The holder's name, padded: always the same bytes of the file, so that no room is needed for it.
@@ -26,20 +28,26 @@ const HOLDER_BYTES: usize = 128;
 /// Held until it is dropped; by a crash, too, it is let go.
 pub(super) struct RowsLock(#[expect(dead_code, reason = "held, not used")] File);
 
-/// Since when the commits of this process have found the lock taken, one after the other: they wait for it together as long as one would.
+/// Since when the commits of this process have found the lock taken, one after the other, and when one has looked last: they wait for it together
+/// as long as one would.
 #[derive(Default)]
-pub(super) struct FoundTaken(Mutex<Option<Instant>>);
+pub(super) struct FoundTaken(Mutex<Option<(Instant, Instant)>>);
 
 impl FoundTaken {
     fn since(&self) -> Instant {
-        *self.lock().get_or_insert_with(Instant::now)
+        let mut found = self.lock();
+        let now = Instant::now();
+        // Whoever comes later than that finds it taken for the first time.
+        let since = found.filter(|(_, last)| now.duration_since(*last) < SAME_WAIT).map_or(now, |(since, _)| since);
+        *found = Some((since, now));
+        since
     }
 
     fn over(&self) {
         *self.lock() = None;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
