@@ -25,9 +25,14 @@ const PUBLISHED_BEFORE: Duration = Duration::from_secs(24 * 3600);
 /// How long the one before it is published after that: as long as a token holds, and a clock may be wrong.
 const PUBLISHED_AFTER: Duration = Duration::from_secs(TOKEN_SECS.unsigned_abs() + 3600);
 
+/// A key that is older than now by less than nothing, but not more than this, is a matter of two clocks.
+const CLOCK_SKEW_MILLIS: i64 = 24 * 3600 * 1000;
+/// Keys at once: two of 90 days, and those that wrong clocks have made.
+const KEYS_MAX: usize = 8;
+
 /// What the keys are now.
 pub(super) struct Keys {
-    all: Vec<Key>,
+    all: Vec<Arc<Key>>,
     /// The place of the one that signs.
     signing: usize,
     /// The public parts, as a JWK set.
@@ -43,6 +48,12 @@ struct Key {
 }
 
 impl Keys {
+    fn new(all: Vec<Arc<Key>>, now: Timestamp) -> Result<Self, Fault> {
+        let signing = planned(&all, now).signing.ok_or_else(|| Fault::new("the issuer has no key"))?;
+        let jwks = json!({"keys": all.iter().map(|key| &key.jwk).collect::<Vec<_>>()}).to_string();
+        Ok(Self { all, signing, jwks })
+    }
+
     /// The key that signs, and its `kid`.
     pub(super) fn signing(&self) -> (&EncodingKey, String) {
         let key = &self.all[self.signing];
@@ -61,18 +72,23 @@ struct Plan {
     signing: Option<usize>,
 }
 
+fn planned(keys: &[Arc<Key>], now: Timestamp) -> Plan {
+    plan(&keys.iter().map(|key| key.created).collect::<Vec<_>>(), now)
+}
+
 fn plan(created: &[Timestamp], now: Timestamp) -> Plan {
-    // A clock that was put back makes no key older.
-    let age = |at: Timestamp| {
+    let age = |at: &Timestamp| {
         Duration::from_millis(now.unix_millis().saturating_sub(at.unix_millis()).try_into().unwrap_or(0))
     };
-    let ages: Vec<Duration> = created.iter().map(|at| age(*at)).collect();
-    let first = (!ages.is_empty()).then_some(0);
+    // One that a clock made far in the future says nothing of when the next one is due, and is kept: that clock may have been right.
+    let latest = now.unix_millis().saturating_add(CLOCK_SKEW_MILLIS);
+    let ages: Vec<Duration> = created.iter().take_while(|at| at.unix_millis() <= latest).map(age).collect();
+    let first = (!created.is_empty()).then_some(0);
     let signing = ages.iter().rposition(|age| *age >= PUBLISHED_BEFORE).or(first);
-    let signs_alone = |at: usize| ages[at] >= PUBLISHED_BEFORE + PUBLISHED_AFTER;
+    let signs_alone = |at: &usize| ages.get(*at).is_some_and(|age| *age >= PUBLISHED_BEFORE + PUBLISHED_AFTER);
     Plan {
-        make: ages.last().is_none_or(|age| *age >= LIFE),
-        drop: signing.filter(|at| signs_alone(*at)).unwrap_or(0),
+        make: ages.last().is_none_or(|age| *age >= LIFE) && created.len() < KEYS_MAX,
+        drop: signing.filter(signs_alone).unwrap_or(0),
         signing,
     }
 }
@@ -87,8 +103,16 @@ pub(super) struct KeyKeeper {
 impl KeyKeeper {
     /// Reads the keys, and makes the first.
     pub(super) async fn open(store: Arc<dyn Store>, ambient: Arc<dyn Ambient>) -> Result<Self, Fault> {
-        let all = tended(store.as_ref(), ambient.as_ref(), read(store.as_ref()).await?).await?;
-        let now = ArcSwap::from_pointee(in_force(all, ambient.now())?);
+        let found = read(store.as_ref()).await?;
+        let all = match tended(store.as_ref(), ambient.as_ref(), found.clone()).await {
+            // What is due can wait until the store takes it, if there is a key.
+            Err(error) if !found.is_empty() => {
+                tracing::error!(%error, "the issuer's keys could not be changed; the old ones stay");
+                found
+            }
+            other => other?,
+        };
+        let now = ArcSwap::from_pointee(Keys::new(all, ambient.now())?);
         Ok(Self { store, ambient, now })
     }
 
@@ -96,34 +120,34 @@ impl KeyKeeper {
         self.now.load_full()
     }
 
-    /// Makes the next key, lets another one sign, and drops old ones, when it is time.
+    /// Lets another key sign, makes the next one, and drops old ones, when it is time.
     pub(super) async fn tend(&self) -> Result<(), Fault> {
+        // Which one signs is a matter of time alone, whatever becomes of the store.
+        self.now.store(Arc::new(Keys::new(self.now.load().all.clone(), self.ambient.now())?));
         let all = tended(self.store.as_ref(), self.ambient.as_ref(), read(self.store.as_ref()).await?).await?;
-        self.now.store(Arc::new(in_force(all, self.ambient.now())?));
+        self.now.store(Arc::new(Keys::new(all, self.ambient.now())?));
         Ok(())
     }
 
     /// Whether there is something to tend.
     pub(super) fn is_due(&self) -> bool {
         let now = self.now.load();
-        let created: Vec<Timestamp> = now.all.iter().map(|key| key.created).collect();
-        let plan = plan(&created, self.ambient.now());
+        let plan = planned(&now.all, self.ambient.now());
         plan.make || plan.drop > 0 || plan.signing != Some(now.signing)
     }
 }
 
-async fn read(store: &dyn Store) -> Result<Vec<Key>, Fault> {
+async fn read(store: &dyn Store) -> Result<Vec<Arc<Key>>, Fault> {
     let mut records = Vec::new();
     store.scan(KIND, &mut |record| records.push(record)).await.map_err(Fault::new)?;
-    let mut all = records.into_iter().map(decode).collect::<Result<Vec<Key>, Fault>>()?;
+    let mut all = records.into_iter().map(|record| decode(record).map(Arc::new)).collect::<Result<Vec<_>, Fault>>()?;
     all.sort_by_key(|key| (key.created, key.id));
     Ok(all)
 }
 
 /// The keys after what was due.
-async fn tended(store: &dyn Store, ambient: &dyn Ambient, mut all: Vec<Key>) -> Result<Vec<Key>, Fault> {
-    let created: Vec<Timestamp> = all.iter().map(|key| key.created).collect();
-    let Plan { make, drop, .. } = plan(&created, ambient.now());
+async fn tended(store: &dyn Store, ambient: &dyn Ambient, mut all: Vec<Arc<Key>>) -> Result<Vec<Arc<Key>>, Fault> {
+    let Plan { make, drop, .. } = planned(&all, ambient.now());
     for key in all.drain(..drop) {
         let write = Write { key: record_key(&key.id), expected_version: key.record_version, value: None };
         commit(store, ambient, "IssuerKeyDelete", &key.id, write).await?;
@@ -137,7 +161,8 @@ async fn tended(store: &dyn Store, ambient: &dyn Ambient, mut all: Vec<Key>) -> 
         let key = key_of(created, material, 1)?;
         let write = Write { key: record_key(&key.id), expected_version: 0, value: Some(value) };
         commit(store, ambient, "IssuerKeyCreate", &key.id, write).await?;
-        all.push(key);
+        all.push(Arc::new(key));
+        all.sort_by_key(|key| (key.created, key.id));
     }
     Ok(all)
 }
@@ -154,13 +179,6 @@ async fn commit(
     let event = history::event(ambient, operation, None, reason, context);
     let change = Change { writes: vec![write], event: Decided::by_itself(event, Itself::Configured) };
     store.commit(change).await.map(drop).map_err(Fault::new)
-}
-
-fn in_force(all: Vec<Key>, now: Timestamp) -> Result<Keys, Fault> {
-    let created: Vec<Timestamp> = all.iter().map(|key| key.created).collect();
-    let signing = plan(&created, now).signing.ok_or_else(|| Fault::new("the issuer has no key"))?;
-    let jwks = json!({"keys": all.iter().map(|key| &key.jwk).collect::<Vec<_>>()}).to_string();
-    Ok(Keys { all, signing, jwks })
 }
 
 fn record_key(id: &[u8; 16]) -> RecordKey {
@@ -217,7 +235,7 @@ mod tests {
         ages.iter().map(at).collect()
     }
 
-    fn planned(ages: &[Duration]) -> (bool, usize, Option<usize>) {
+    fn planned_for(ages: &[Duration]) -> (bool, usize, Option<usize>) {
         let Plan { make, drop, signing } = plan(&made_ago(ages), Timestamp::from_unix_secs(NOW));
         (make, drop, signing)
     }
@@ -225,23 +243,35 @@ mod tests {
     #[test]
     fn a_key_is_published_before_it_signs_and_as_long_as_tokens_rest_on_it() {
         let (zero, second) = (Duration::ZERO, Duration::from_secs(1));
-        assert_eq!(planned(&[]), (true, 0, None));
-        assert_eq!(planned(&[zero]), (false, 0, Some(0)), "the first signs at once");
-        assert_eq!(planned(&[LIFE - second]), (false, 0, Some(0)));
-        assert_eq!(planned(&[LIFE]), (true, 0, Some(0)));
-        assert_eq!(planned(&[LIFE, zero]), (false, 0, Some(0)), "the next one is published, and does not sign yet");
-        assert_eq!(planned(&[LIFE + PUBLISHED_BEFORE, PUBLISHED_BEFORE]), (false, 0, Some(1)));
+        assert_eq!(planned_for(&[]), (true, 0, None));
+        assert_eq!(planned_for(&[zero]), (false, 0, Some(0)), "the first signs at once");
+        assert_eq!(planned_for(&[LIFE - second]), (false, 0, Some(0)));
+        assert_eq!(planned_for(&[LIFE]), (true, 0, Some(0)));
+        assert_eq!(planned_for(&[LIFE, zero]), (false, 0, Some(0)), "the next one is published, and does not sign yet");
+        assert_eq!(planned_for(&[LIFE + PUBLISHED_BEFORE, PUBLISHED_BEFORE]), (false, 0, Some(1)));
         let after = PUBLISHED_BEFORE + PUBLISHED_AFTER;
-        assert_eq!(planned(&[LIFE + after, after - second]), (false, 0, Some(1)), "tokens of the old one may be about");
-        assert_eq!(planned(&[LIFE + after, after]), (false, 1, Some(1)));
+        assert_eq!(
+            planned_for(&[LIFE + after, after - second]),
+            (false, 0, Some(1)),
+            "tokens of the old one may be about"
+        );
+        assert_eq!(planned_for(&[LIFE + after, after]), (false, 1, Some(1)));
     }
 
     #[test]
     fn a_clock_that_goes_back_takes_no_key_away() {
-        let future = Timestamp::from_unix_secs(NOW + 1_000_000);
-        assert_eq!(plan(&[future], Timestamp::from_unix_secs(NOW)), Plan { make: false, drop: 0, signing: Some(0) });
+        let (now, soon) = (Timestamp::from_unix_secs(NOW), Timestamp::from_unix_secs(NOW + 3600));
+        assert_eq!(plan(&[soon], now), Plan { make: false, drop: 0, signing: Some(0) });
         let far = plan(&[Timestamp::from_unix_millis(i64::MIN)], Timestamp::from_unix_millis(i64::MAX));
         assert_eq!(far, Plan { make: true, drop: 0, signing: Some(0) });
+        // One that was made while the clock stood years ahead stops no other from being made, and stays.
+        let ahead = Timestamp::from_unix_secs(NOW + 1_000_000_000);
+        assert_eq!(plan(&[ahead], now), Plan { make: true, drop: 0, signing: Some(0) });
+        let old = made_ago(&[LIFE]);
+        assert_eq!(plan(&[old[0], ahead], now), Plan { make: true, drop: 0, signing: Some(0) });
+        assert_eq!(plan(&[old[0], now, ahead], now), Plan { make: false, drop: 0, signing: Some(0) });
+        // However often.
+        assert_eq!(plan(&[ahead; KEYS_MAX], now), Plan { make: false, drop: 0, signing: Some(0) });
     }
 
     #[test]
