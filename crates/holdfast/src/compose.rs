@@ -28,8 +28,9 @@ use crate::{
     issuer::{self, Issuer},
     server::{
         self, AnswerBody,
+        certificates::{self, Certified},
         client::{HttpsClient, IssuerFetch},
-        tls::{Renewal, TlsIdentity},
+        tls::TlsIdentity,
     },
 };
 
@@ -169,8 +170,9 @@ impl Opened {
             }
         };
         servers.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
-        let renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
-        servers.push(tokio::spawn(maintain(Arc::clone(&role), issuer, renewal, stopped.clone())));
+        let shown = Arc::clone(&identity) as Arc<dyn Certified>;
+        servers.push(tokio::spawn(certificates::keep(shown, "managed-hsm", Arc::clone(&ambient), stopped.clone())));
+        servers.push(tokio::spawn(maintain(Arc::clone(&role), issuer, stopped.clone())));
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { shutdown, servers, role, audit, marks, identity })
     }
@@ -248,18 +250,12 @@ fn hsm_handler(role: Arc<ManagedHsm>, log: AuditDoor, health: Option<Health>) ->
     })
 }
 
-async fn maintain(
-    role: Arc<ManagedHsm>,
-    issuer: Option<Arc<Issuer>>,
-    mut renewal: Renewal,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn maintain(role: Arc<ManagedHsm>, issuer: Option<Arc<Issuer>>, mut stopped: watch::Receiver<bool>) {
     while tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_err() {
         role.maintain().await;
         if let Some(issuer) = &issuer {
             issuer.maintain().await;
         }
-        renewal.when_due();
     }
 }
 

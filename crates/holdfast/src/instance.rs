@@ -17,13 +17,21 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
 
 use crate::{
     ambient::OsAmbient,
     fault::Fault,
     history::{self, Watermark},
-    server::tls::{self, TlsIdentity},
+    server::{
+        certificates,
+        tls::{self, TlsIdentity},
+    },
     telemetry,
 };
 
@@ -148,11 +156,7 @@ pub(crate) fn tls_identity(
     ambient: &dyn Ambient,
 ) -> Result<Arc<TlsIdentity>, Fault> {
     let (tls_key, authority_key, authority_certificate) = keys;
-    let chain = match certificate_file {
-        Some(path) => Some(fs::read(path).map_err(|error| Fault::file(path, error))?),
-        None => None,
-    };
-    TlsIdentity::new(tls_key, authority_key, authority_certificate, names, chain.as_deref(), ambient.now())
+    TlsIdentity::new(tls_key, authority_key, authority_certificate, names, certificate_file, ambient.now())
 }
 
 pub(crate) fn write_public(path: &Path, content: &[u8]) -> Result<(), Fault> {
@@ -240,15 +244,20 @@ pub(crate) fn not_found() -> Response<Full<Bytes>> {
     plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not found\n")
 }
 
-/// Waits for SIGINT or SIGTERM.
+/// Waits for SIGINT or SIGTERM. SIGHUP ends nothing: certificates are looked at, as they are from time to time.
 pub(crate) async fn signalled() -> Result<(), Fault> {
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Fault::new)?;
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+    let mut terminate = signal(SignalKind::terminate()).map_err(Fault::new)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Fault::new)?;
+    loop {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: certificates are looked at now; what else the configuration says needs a restart");
+                certificates::look_now();
+            }
+        }
     }
-    Ok(())
 }
 
 /// Metrics and logs, once for the process.

@@ -77,6 +77,7 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
         "holdfast_external_key_store_throttle_total",
         "Requests throttled, by store and operation (ExternalKeyStoreThrottle)"
     );
+    describe_gauge!("holdfast_certificate_days_to_expire", "Days that the certificate shown at a door is still valid");
     describe_gauge!(
         "holdfast_xks_proxy_certificate_days_to_expire",
         "Days that the proxy's certificate is still valid (XksProxyCertificateDaysToExpire)"

@@ -14,10 +14,14 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
+    ambient::OsAmbient,
     control,
     fault::{Fault, shown},
     instance,
-    server::ConnectionLimits,
+    server::{
+        ConnectionLimits,
+        certificates::{self, FromFiles},
+    },
     storage::{self, StorageSetup, admin::AdminRequest, config::Config},
 };
 
@@ -179,6 +183,7 @@ async fn serve(path: &Path) -> Result<(), Fault> {
         None => None,
     };
     let (stop, stopped) = watch::channel(false);
+    let certificate = config.certificate()?;
     let setup = StorageSetup {
         audit_readers: config.audit_readers.clone(),
         audit: config.audit.clone(),
@@ -190,15 +195,20 @@ async fn serve(path: &Path) -> Result<(), Fault> {
         disk_reserve: config.disk_reserve,
         socket,
         metrics_socket,
-        tls: config.tls()?,
+        tls: certificate.as_ref().map(FromFiles::server_config).transpose()?,
         connections: ConnectionLimits::default(),
         metrics,
     };
+    let until = stopped.clone();
     let running = storage::start(opened, setup, stopped).await?;
+    let kept = certificate.map(|shown| tokio::spawn(certificates::keep(shown, "storage", Arc::new(OsAmbient), until)));
     tracing::info!(address = %config.address, "ready");
     instance::signalled().await?;
     let _ = stop.send(true);
     running.ended().await;
+    if let Some(kept) = kept {
+        let _ = kept.await;
+    }
     tracing::info!("stopped");
     Ok(())
 }

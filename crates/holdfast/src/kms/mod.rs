@@ -28,10 +28,7 @@ use crate::{
     history::History,
     hsm::{HsmThreads, SoftHsm},
     instance::{self, AuditMarks, Opened, close_audit, tls_identity, write_public},
-    server::{
-        self, AnswerBody, ConnectionLimits,
-        tls::{Renewal, TlsIdentity},
-    },
+    server::{self, AnswerBody, ConnectionLimits, certificates, tls::TlsIdentity},
 };
 
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(30);
@@ -120,7 +117,8 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
     let carry_out =
         move |request, uid, lines| admin::carry_out(Arc::clone(&asked), Arc::clone(&backups), request, uid, lines);
     tasks.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
-    tasks.push(tokio::spawn(maintain(Arc::clone(&role), Renewal::new(identity, ambient), stopped.clone())));
+    tasks.push(tokio::spawn(certificates::keep(identity, "kms", ambient, stopped.clone())));
+    tasks.push(tokio::spawn(maintain(Arc::clone(&role), stopped.clone())));
     let marks = tokio::spawn(marks.keep(stopped));
     Ok(Running { shutdown, tasks, role, audit, marks })
 }
@@ -169,10 +167,9 @@ fn door(role: Arc<Kms>, log: (AuditDoor, SigningReaders), health: Option<Health>
     })
 }
 
-async fn maintain(role: Arc<Kms>, mut renewal: Renewal, mut stopped: watch::Receiver<bool>) {
+async fn maintain(role: Arc<Kms>, mut stopped: watch::Receiver<bool>) {
     loop {
         role.maintain().await;
-        renewal.when_due();
         if tokio::time::timeout(MAINTENANCE_INTERVAL, stopped.wait_for(|stop| *stop)).await.is_ok() {
             return;
         }

@@ -1,5 +1,6 @@
 //! TLS and HTTP/1.1, with a limit on everything.
 
+pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod client_certificate;
 mod handing;

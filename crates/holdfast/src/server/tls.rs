@@ -1,6 +1,10 @@
 //! Certificates: an authority born in the instance, and the leaf it issues.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use holdfast_core::{Ambient, Timestamp};
@@ -12,16 +16,18 @@ use rcgen::{
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::time::Instant;
 
+use super::certificates::{Certified, Watched, read_chain};
 use crate::fault::Fault;
 
-/// Validity of the leaf. It is issued anew at each start and each day.
+/// Validity of the leaf. It is issued anew at each start...
 const LEAF_DAYS: i64 = 90;
+/// ...and when it is valid for no longer than that.
+const LEAF_RENEWED_AT_DAYS: f64 = 60.0;
 const AUTHORITY_YEARS: i64 = 20;
 const SECS_PER_DAY: i64 = 86_400;
 
@@ -80,41 +86,14 @@ fn key_pair(pkcs8: &SecretBytes) -> Result<KeyPair, Fault> {
     KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map_err(Fault::tls)
 }
 
-/// How often a certificate is issued anew: long before it ends.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-
-/// Issues the leaf of an identity anew from time to time.
-pub(crate) struct Renewal {
-    identity: Arc<TlsIdentity>,
-    ambient: Arc<dyn Ambient>,
-    last: Instant,
-}
-
-impl Renewal {
-    pub(crate) fn new(identity: Arc<TlsIdentity>, ambient: Arc<dyn Ambient>) -> Self {
-        Self { identity, ambient, last: Instant::now() }
-    }
-
-    /// Is called often, and does it once a day.
-    pub(crate) fn when_due(&mut self) {
-        if self.last.elapsed() < RENEWAL_INTERVAL {
-            return;
-        }
-        self.last = Instant::now();
-        if let Err(error) = self.identity.renew(self.ambient.now()) {
-            tracing::error!(%error, "the TLS certificate could not be renewed");
-        }
-    }
-}
-
 /// What the server shows: its key, and the chain in force.
 pub(crate) struct TlsIdentity {
     tls_key: SecretBytes,
     authority_key: SecretBytes,
     authority_certificate: Vec<u8>,
     names: Vec<String>,
-    /// Chain from a CA of the operator's, for the key born here.
-    given_chain: Option<Vec<CertificateDer<'static>>>,
+    /// Where a chain from a CA of the operator's lies, for the key born here.
+    given: Option<(PathBuf, Watched)>,
     current: ArcSwap<CertifiedKey>,
 }
 
@@ -125,35 +104,28 @@ impl std::fmt::Debug for TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// The identity for `names`; with `chain_pem` the operator's chain is shown instead of our own.
+    /// The identity for `names`; with `chain_file` the operator's chain is shown instead of our own.
     pub(crate) fn new(
         tls_key: SecretBytes,
         authority_key: SecretBytes,
         authority_certificate: Vec<u8>,
         names: Vec<String>,
-        chain_pem: Option<&[u8]>,
+        chain_file: Option<&Path>,
         now: Timestamp,
     ) -> Result<Arc<Self>, Fault> {
-        let given_chain = match chain_pem {
-            None => None,
-            Some(pem) => Some(CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(Fault::tls)?),
-        };
-        let first = certify(&tls_key, &authority_key, &authority_certificate, &names, given_chain.as_deref(), now)?;
+        // Before it is read: what changes meanwhile is read again.
+        let watch = |path: &Path| Ok::<_, Fault>((path.to_owned(), Watched::new(vec![path.to_owned()])?));
+        let given = chain_file.map(watch).transpose()?;
+        let chain = chain_file.map(read_chain).transpose()?;
+        let first = certify(&tls_key, &authority_key, &authority_certificate, &names, chain, now)?;
         let current = ArcSwap::from_pointee(first);
-        Ok(Arc::new(Self { tls_key, authority_key, authority_certificate, names, given_chain, current }))
+        Ok(Arc::new(Self { tls_key, authority_key, authority_certificate, names, given, current }))
     }
 
-    /// Issues the leaf anew.
-    pub(crate) fn renew(&self, now: Timestamp) -> Result<(), Fault> {
-        let Self { tls_key, authority_key, authority_certificate, names, given_chain, current } = self;
-        let renewed = certify(tls_key, authority_key, authority_certificate, names, given_chain.as_deref(), now)?;
-        current.store(Arc::new(renewed));
+    fn renew(&self, chain: Option<Vec<CertificateDer<'static>>>, now: Timestamp) -> Result<(), Fault> {
+        let Self { tls_key, authority_key, authority_certificate, names, current, .. } = self;
+        current.store(Arc::new(certify(tls_key, authority_key, authority_certificate, names, chain, now)?));
         Ok(())
-    }
-
-    /// Days until the certificate that is shown now is no longer valid.
-    pub(crate) fn days_to_expire(&self, now: Timestamp) -> Option<f64> {
-        super::client_certificate::days_to_expire(self.current.load().cert.first()?, now.unix_secs())
     }
 
     /// The authority's certificate, for clients to trust.
@@ -178,6 +150,25 @@ impl TlsIdentity {
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
+    }
+}
+
+impl Certified for TlsIdentity {
+    /// The operator's when its file changes; our own after a third of its time, or when the clock has left it.
+    fn renew_if_due(&self, now: Timestamp) -> Result<bool, Fault> {
+        if let Some((path, watched)) = &self.given {
+            return watched.if_changed(|| self.renew(Some(read_chain(path)?), now));
+        }
+        let days = self.days_to_expire(now).unwrap_or_default();
+        let is_due = days < LEAF_RENEWED_AT_DAYS || days > LEAF_DAYS as f64 + 1.0;
+        if is_due {
+            self.renew(None, now)?;
+        }
+        Ok(is_due)
+    }
+
+    fn shown(&self) -> Arc<CertifiedKey> {
+        self.current.load_full()
     }
 }
 
@@ -207,11 +198,11 @@ fn certify(
     authority_key: &SecretBytes,
     authority_certificate: &[u8],
     names: &[String],
-    given_chain: Option<&[CertificateDer<'static>]>,
+    given_chain: Option<Vec<CertificateDer<'static>>>,
     now: Timestamp,
 ) -> Result<CertifiedKey, Fault> {
     let chain = match given_chain {
-        Some(chain) => chain.to_vec(),
+        Some(chain) => chain,
         None => {
             let mut params = leaf_params(names)?;
             set_validity(&mut params, now, LEAF_DAYS)?;

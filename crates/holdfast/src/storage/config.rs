@@ -9,15 +9,9 @@ use std::{
 };
 
 use holdfast_core::KekService;
-use holdfast_crypto::SecretBytes;
 use holdfast_kms::{KmsCredential, KmsKekClient};
 use holdfast_managed_hsm::KekClient;
 use holdfast_storage::{AccessKey, DekCacheLimits, StorageConfig};
-use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde::Deserialize;
 
 use super::{CloudBlobsConfig, keks::KekServices};
@@ -29,7 +23,10 @@ use crate::{
         parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_secret},
     },
     fault::Fault,
-    server::client::{HttpsClient, PooledClient},
+    server::{
+        certificates::FromFiles,
+        client::{HttpsClient, PooledClient},
+    },
 };
 
 /// The commented example: `holdfast config example --role storage`.
@@ -262,21 +259,9 @@ impl Config {
         })
     }
 
-    /// TLS from the operator's files; `None` for plain HTTP.
-    pub(crate) fn tls(&self) -> Result<Option<Arc<ServerConfig>>, Fault> {
-        let Some((certificate, key)) = &self.tls else { return Ok(None) };
-        let chain = std::fs::read(certificate).map_err(|error| Fault::file(certificate, error))?;
-        let chain = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>().map_err(Fault::tls)?;
-        let pem = SecretBytes::take(std::fs::read(key).map_err(|error| Fault::file(key, error))?);
-        let key = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(Fault::tls)?;
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(Fault::tls)?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(Fault::tls)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Arc::new(config)))
+    /// Certificate and key from the operator's files; `None` for plain HTTP.
+    pub(crate) fn certificate(&self) -> Result<Option<Arc<FromFiles>>, Fault> {
+        self.tls.as_ref().map(|(certificate, key)| FromFiles::open(certificate, key)).transpose()
     }
 
     /// The object store that blobs lie in, if one is configured; its secrets read from their files.

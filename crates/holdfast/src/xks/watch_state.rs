@@ -15,7 +15,10 @@ use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::witness::Places;
-use crate::server::tls::{Renewal, TlsIdentity};
+use crate::server::{
+    certificates::{self, Certified},
+    tls::TlsIdentity,
+};
 
 /// A change is noticed after this time even if nobody tells of it; looking costs a `stat` of each process's files.
 const WATCH_INTERVAL: Duration = Duration::from_millis(25);
@@ -55,6 +58,8 @@ impl Watcher {
             tasks.push(tokio::spawn(check_deeply(Arc::clone(&proxy), name, stopped.clone())));
         }
         tasks.push(tokio::spawn(inspect_once(Arc::clone(&proxy), stopped.clone())));
+        let shown = Arc::clone(&identity) as Arc<dyn Certified>;
+        tasks.push(tokio::spawn(certificates::keep(shown, "xks-proxy", Arc::clone(&ambient), stopped.clone())));
         tasks.push(tokio::spawn(every_second(proxy, processes, identity, ambient, stopped.clone())));
         tasks.push(tokio::spawn(try_again(tried, stopped.clone())));
         tasks
@@ -199,7 +204,6 @@ async fn every_second(
     ambient: Arc<dyn Ambient>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let mut renewal = Renewal::new(Arc::clone(&identity), Arc::clone(&ambient));
     let mut told = Vec::new();
     loop {
         proxy.set_fleet_size(alive(&processes).len());
@@ -219,7 +223,6 @@ async fn every_second(
         }
         proxy.report_throttled().await;
         proxy.tend_state().await;
-        renewal.when_due();
     }
 }
 
