@@ -125,10 +125,21 @@ pub struct AuditPulled {
     pub lines: Vec<u8>,
 }
 
-/// Why a log cannot be read.
+/// Why a log is not given.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the audit log could not be read: {0}")]
-pub struct AuditPullError(pub String);
+pub enum AuditPullError {
+    /// A defect, or the disk's.
+    #[error("the audit log could not be read: {0}")]
+    Unreadable(String),
+    /// What is asked for was handed over.
+    #[error("the lines up to {up_to} of the log were handed over to the archive {archive}")]
+    Archived {
+        /// The last of them.
+        up_to: u64,
+        /// Where they went.
+        archive: String,
+    },
+}
 
 /// A log that can be given away.
 #[async_trait]

@@ -77,7 +77,7 @@ impl Opened {
         let records = self.open_records(&config.audit).await?;
         let History { store, condition, copies, audit, marks } =
             self.open_history(&config.audit, records, None).await?;
-        let backups = self.backups("managed-hsm", copies, None, &audit);
+        let backups = self.backups("managed-hsm", (copies, None), &store, &audit);
         let Self { secrets, silicon, ambient, data_dir, .. } = self;
         let InstanceSecrets { instance, masking_key, tls_key, authority_key, authority_certificate, .. } = secrets;
         let names = config.listen.host_names.iter().map(|name| name.host().to_owned()).collect();
@@ -161,14 +161,7 @@ impl Opened {
             handler,
             stopped.clone(),
         )));
-        let carry_out = move |asked, uid, lines| {
-            let backups = Arc::clone(&backups);
-            async move {
-                match asked {
-                    Asked::Backup => backups.send(uid, lines).await,
-                }
-            }
-        };
+        let carry_out = move |asked: Asked, uid, lines| Arc::clone(&backups).carry_out(asked, uid, lines);
         servers.push(tokio::spawn(control::serve(control::bind(&data_dir)?, carry_out, stopped.clone())));
         let shown = Arc::clone(&identity) as Arc<dyn Certified>;
         servers.push(tokio::spawn(certificates::keep(shown, "managed-hsm", Arc::clone(&ambient), stopped.clone())));

@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::{
-    Action, Ambient, AuditAsk, AuditEvent, AuditOutcome, AuditPlace, AuditPulled, AuditSource, AuditVerdict, Decision,
-    Denial, Holds, Intent, Permit, Policy, Principal, Resource, Revision, authorize,
+    Action, Ambient, AuditAsk, AuditEvent, AuditOutcome, AuditPlace, AuditPullError, AuditPulled, AuditSource,
+    AuditVerdict, Decision, Denial, Holds, Intent, Permit, Policy, Principal, Resource, Revision, authorize,
 };
 use holdfast_wire::{
     audit_pull::{
@@ -237,6 +237,8 @@ enum PullError {
     /// The log is of another history than the copy.
     Parted(Box<AuditPulled>),
     Unreadable(String),
+    /// What is asked for lies in an archive.
+    Archived(String),
     Unrecorded(String),
 }
 
@@ -252,6 +254,7 @@ impl PullError {
             Self::Body(BodyFault::TooSlow) => StatusCode::REQUEST_TIMEOUT,
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::OtherLog | Self::Parted(_) => StatusCode::CONFLICT,
+            Self::Archived(_) => StatusCode::GONE,
             Self::Unreadable(_) | Self::Unrecorded(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -271,6 +274,7 @@ impl PullError {
                 AuditVerdict::Shorter => "LogShorter",
                 AuditVerdict::Differs | AuditVerdict::Continues => "LogDiffers",
             },
+            Self::Archived(_) => "LogArchived",
             Self::Unreadable(_) | Self::Unrecorded(_) => "InternalError",
         }
     }
@@ -297,6 +301,7 @@ impl PullError {
                     }
                 }
             }
+            Self::Archived(why) => why.clone(),
             Self::Unreadable(_) => "The audit log could not be read".into(),
             Self::Unrecorded(_) => "The audit log could not be written".into(),
         }
@@ -306,6 +311,7 @@ impl PullError {
         match self {
             Self::Stranger(Stranger::Unproved(why) | Stranger::Unverifiable(why))
             | Self::Unreadable(why)
+            | Self::Archived(why)
             | Self::Unrecorded(why) => why.clone(),
             Self::Denied(denial) => denial.reason.clone(),
             Self::Malformed(_) | Self::Method | Self::Body(_) | Self::Busy | Self::OtherLog | Self::Parted(_) => {
@@ -325,6 +331,7 @@ impl PullError {
             | Self::OtherLog
             | Self::Parted(_)
             | Self::Unreadable(_)
+            | Self::Archived(_)
             | Self::Unrecorded(_) => AuditOutcome::Failed,
         }
     }
@@ -471,7 +478,10 @@ impl<R: Readers> Dialect for Pull<'_, R> {
         let revision = (self.door.revision)();
         let ask = AuditAsk { log: self.door.log.clone(), nonce, after, bytes_max, revision };
         told.context.push(("after", after.line.seq.to_string()));
-        let pulled = self.door.source.pull(ask).await.map_err(|error| PullError::Unreadable(error.to_string()))?;
+        let pulled = self.door.source.pull(ask).await.map_err(|error| match error {
+            AuditPullError::Archived { .. } => PullError::Archived(error.to_string()),
+            AuditPullError::Unreadable(_) => PullError::Unreadable(error.to_string()),
+        })?;
         told.context.push(("head", pulled.head.head.seq.to_string()));
         // Reading takes its time, and he may have lost the right meanwhile.
         self.permit(caller).map(drop)?;

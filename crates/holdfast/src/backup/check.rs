@@ -5,7 +5,7 @@ use std::io::Read;
 use holdfast_core::{AuditLine, Revision};
 use holdfast_store::{
     CopyCheck, CopyKeys, CopyOf,
-    audit::{ChainChecker, Checkpoint},
+    audit::{ANCHOR_FILE, Anchor, ChainChecker, Checkpoint},
     backup::{End, Head, Part, Reader},
 };
 
@@ -48,12 +48,23 @@ pub(crate) struct Examined {
     pub bytes: u64,
 }
 
+/// Far more than it has.
+const ANCHOR_BYTES_MAX: usize = 256 * 1024;
+
 /// What the file is that is read now.
 enum Reading {
     Nothing,
-    Watermark { left: u64 },
+    Watermark {
+        left: u64,
+    },
     Table(CopyCheck),
-    Log { rest: Vec<u8> },
+    Log {
+        rest: Vec<u8>,
+    },
+    /// Where a log begins whose earlier segments are in an archive.
+    Anchor {
+        bytes: Vec<u8>,
+    },
 }
 
 struct Looking<'a> {
@@ -124,6 +135,11 @@ impl Looking<'_> {
         self.reading = match name {
             WATERMARK => Reading::Watermark { left: WATERMARK_BYTES_MAX },
             RECORDS => check(CopyOf::Records)?,
+            _ if name.strip_prefix(LOG).and_then(|name| name.strip_prefix('/')) == Some(ANCHOR_FILE)
+                && self.chain.at().seq == 0 =>
+            {
+                Reading::Anchor { bytes: Vec::new() }
+            }
             INDEX if self.place.has_index => check(CopyOf::Index)?,
             _ if segment.is_some_and(|number| number.len() == 12 && number.bytes().all(|c| c.is_ascii_digit())) => {
                 self.chain.begin_segment();
@@ -143,6 +159,11 @@ impl Looking<'_> {
         let name = self.files.last().map_or("", String::as_str);
         match std::mem::replace(&mut self.reading, Reading::Nothing) {
             Reading::Nothing | Reading::Watermark { .. } => {}
+            Reading::Anchor { bytes } => {
+                let anchor =
+                    Anchor::parse(&bytes).map_err(|error| Fault::new(format!("{name}, in the backup: {error}")))?;
+                self.chain = ChainChecker::begin_behind(&anchor);
+            }
             Reading::Log { rest } if rest.is_empty() => {}
             Reading::Log { .. } => return Err(Fault::new(format!("{name}, in the backup: its last line is torn"))),
             Reading::Table(check) => {
@@ -159,6 +180,9 @@ impl Looking<'_> {
         let name = self.files.last().map_or("", String::as_str);
         match &mut self.reading {
             Reading::Watermark { left } if *left >= bytes.len() as u64 => *left -= bytes.len() as u64,
+            Reading::Anchor { bytes: read } if read.len() + bytes.len() <= ANCHOR_BYTES_MAX => {
+                read.extend_from_slice(bytes)
+            }
             Reading::Log { rest } => {
                 rest.extend_from_slice(bytes);
                 let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);

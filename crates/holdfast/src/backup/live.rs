@@ -1,4 +1,4 @@
-//! A backup of a service that runs: asked for over its admin socket, and sent there as it is made.
+//! What every role is asked over its admin socket: a backup, which is sent there as it is made; and that old segments of its log be handed over.
 
 use std::{
     io::{self, Write},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_core::AuditSink;
+use holdfast_core::{AuditSink, Store};
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{Copies, audit::AuditLog};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,13 @@ use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::Mutex, time::timeout};
 
 use super::{Source, Taken};
-use crate::{control::Progress, fault::Fault, history::event, instance::Opened};
+use crate::{
+    control::Progress,
+    fault::Fault,
+    hand_over::HandOvers,
+    history::{Watermark, event},
+    instance::Opened,
+};
 
 /// What one line of the answer carries: a third more as text.
 const CHUNK_BYTES: usize = 192 * 1024;
@@ -28,12 +34,15 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 pub(crate) enum Asked {
     /// A backup, as it is now.
     Backup,
+    /// The segments of the log up to this one are in an archive: their last line, and where.
+    HandOver { segment: u64, line: u64, hash: String, archive: String },
 }
 
-/// Backups of one service.
+/// Backups of one service, and hand-overs of its log.
 pub(crate) struct Backups {
     source: Source,
     audit: Arc<AuditLog>,
+    hand_overs: HandOvers,
     /// One at a time.
     turn: Mutex<()>,
 }
@@ -43,10 +52,14 @@ impl Opened {
     pub(crate) fn backups(
         &self,
         role: &'static str,
-        records: Copies,
-        index: Option<Copies>,
+        (records, index): (Copies, Option<Copies>),
+        store: &Arc<dyn Store>,
         audit: &Arc<AuditLog>,
     ) -> Arc<Backups> {
+        let (data_dir, instance, ambient) = (self.data_dir.clone(), self.instance, Arc::clone(&self.ambient));
+        let key = SecretBytes::copy_of(self.secrets.database_key.expose());
+        let watermark = move || Watermark::open(&data_dir, instance, &key, "records", &ambient);
+        let hand_overs = HandOvers::new(audit, store, Box::new(watermark), &self.ambient);
         let source = Source {
             role,
             instance: self.instance,
@@ -57,13 +70,23 @@ impl Opened {
             index,
             audit: Some(Arc::clone(audit)),
         };
-        Arc::new(Backups { source, audit: Arc::clone(audit), turn: Mutex::default() })
+        Arc::new(Backups { source, audit: Arc::clone(audit), hand_overs, turn: Mutex::default() })
     }
 }
 
 impl Backups {
+    /// Does what is asked.
+    pub(crate) async fn carry_out(self: Arc<Self>, asked: Asked, uid: u32, lines: Progress) -> Value {
+        match asked {
+            Asked::Backup => self.send(uid, lines).await,
+            Asked::HandOver { segment, line, hash, archive } => {
+                self.hand_overs.carry_out(segment, (line, &hash), archive, uid).await
+            }
+        }
+    }
+
     /// Sends a backup to whoever asks, and tells the log of it first.
-    pub(crate) async fn send(self: Arc<Self>, uid: u32, lines: Progress) -> Value {
+    async fn send(self: Arc<Self>, uid: u32, lines: Progress) -> Value {
         let Ok(_turn) = self.turn.try_lock() else {
             return json!({"done": false, "error": "another backup is being taken"});
         };

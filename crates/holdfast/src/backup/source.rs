@@ -15,7 +15,7 @@ use holdfast_crypto::SecretBytes;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_store::{
     Copies, Copy, CopyOf,
-    audit::{AuditLog, LogExtent, line_hash, list_segments, parse_line, read_lines},
+    audit::{ANCHOR_FILE, Anchor, AuditLog, LogExtent, line_hash, list_segments, parse_line, read_lines},
     backup::{BackupError, End, Head, Writer},
     read_regular,
 };
@@ -141,8 +141,15 @@ impl Taken {
     fn write_log(&self, writer: &mut Writer<impl Write>) -> Result<(u64, String), Fault> {
         let last = self.extent.map_or(u64::MAX, |extent| extent.segment);
         let segments = list_segments(&self.log).map_err(|error| Fault::file(&self.log, error))?;
+        let anchor = Anchor::read(&self.log).map_err(|error| Fault::file(&self.log, error))?;
+        if let Some(anchor) = &anchor {
+            let bytes = anchor.to_bytes().map_err(Fault::new)?;
+            writer.file(&format!("{LOG}/{ANCHOR_FILE}")).and_then(|()| writer.bytes(&bytes)).map_err(failed)?;
+        }
+        // What was handed over may not be gone yet.
+        let handed_over = anchor.map_or(0, |anchor| anchor.segment);
         let mut end = (0, String::new());
-        for (number, path) in segments.into_iter().filter(|(number, _)| *number <= last) {
+        for (number, path) in segments.into_iter().filter(|(number, _)| (handed_over + 1..=last).contains(number)) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             writer.file(&format!("{LOG}/{name}")).map_err(failed)?;
             let bytes = self.extent.filter(|extent| extent.segment == number).map_or(u64::MAX, |extent| extent.bytes);

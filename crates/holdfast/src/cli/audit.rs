@@ -1,5 +1,6 @@
 //! `holdfast audit tail|verify|export`: on the files alone, without the service; and `pull`, which copies them from it.
 
+mod archive;
 mod ask;
 mod check;
 mod copy;
@@ -29,6 +30,8 @@ pub(crate) struct LogArg {
 
 #[derive(Subcommand)]
 pub(crate) enum AuditCommand {
+    /// Move old segments of a running service's log to an archive: compressed, verified there, and told by the log
+    Archive(archive::ArchiveArgs),
     /// Print lines as JSON lines, from one number to another
     Export {
         #[command(flatten)]
@@ -69,6 +72,9 @@ pub(crate) enum AuditCommand {
         /// A copy of the log (`holdfast audit pull`); the log must contain every line of it
         #[arg(long, value_name = "DIR")]
         against: Option<PathBuf>,
+        /// The archive that earlier segments were moved to (`holdfast audit archive`): they are checked, too
+        #[arg(long, value_name = "DIR")]
+        archive: Option<PathBuf>,
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
@@ -78,11 +84,13 @@ pub(crate) enum AuditCommand {
 impl AuditCommand {
     pub(crate) async fn run(self) -> Result<(), Fault> {
         match self {
+            Self::Archive(args) => args.run().await,
             Self::Export { log, from, to } => export(&log.log, from, to),
             Self::Pull(args) => args.run().await,
             Self::Tail { log, lines, follow, json } => tail(&log.log, lines, follow, json),
-            Self::Verify { log, known_line, key, against, json } => {
-                check::run(&log.log, known_line.as_deref(), key.as_deref(), against.as_deref(), json)
+            Self::Verify { log, known_line, key, against, archive, json } => {
+                let others = check::Others { against: against.as_deref(), archive: archive.as_deref() };
+                check::run(&log.log, known_line.as_deref(), key.as_deref(), others, json)
             }
         }
     }

@@ -6,14 +6,15 @@ use holdfast_kms::{ExplainQuestion, Kms};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{backup::live::Backups, control::Progress};
+use crate::{
+    backup::live::{Asked, Backups},
+    control::Progress,
+};
 
 /// What can be asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub(crate) enum AdminRequest {
-    /// A backup, as it is now: see [`crate::backup::live::Asked`].
-    Backup,
     /// Which statement decides.
     Explain {
         principal: String,
@@ -24,6 +25,9 @@ pub(crate) enum AdminRequest {
         source: Option<IpAddr>,
         source_arn: Option<String>,
     },
+    /// What every role is asked.
+    #[serde(untagged)]
+    Common(Asked),
 }
 
 /// Does what is asked.
@@ -35,7 +39,7 @@ pub(crate) async fn carry_out(
     lines: Progress,
 ) -> Value {
     match request {
-        AdminRequest::Backup => backups.send(uid, lines).await,
+        AdminRequest::Common(asked) => backups.carry_out(asked, uid, lines).await,
         AdminRequest::Explain { principal, action, key, region, context, source, source_arn } => {
             match kms.explain(&ExplainQuestion { principal, action, key, region, context, source, source_arn }) {
                 Ok(explanation) => {

@@ -78,7 +78,7 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault
 pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, Fault> {
     let records = opened.open_records(&setup.audit).await?;
     let History { store, condition, copies, audit, marks } = opened.open_history(&setup.audit, records, None).await?;
-    let backups = opened.backups("kms", copies, None, &audit);
+    let backups = opened.backups("kms", (copies, None), &store, &audit);
     let Opened { instance, secrets, ambient, data_dir, .. } = opened;
     let policy = PartitionPolicy { rsa1_5: Rsa1_5Policy::Refuse };
     let partition = Partition::new(instance, &secrets.masking_key, policy).map_err(Fault::new)?;

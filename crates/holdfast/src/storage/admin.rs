@@ -6,14 +6,15 @@ use holdfast_storage::{RewrapReport, Storage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{backup::live::Backups, control::Progress};
+use crate::{
+    backup::live::{Asked, Backups},
+    control::Progress,
+};
 
 /// What can be asked.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub(crate) enum AdminRequest {
-    /// A backup, as it is now: see [`crate::backup::live::Asked`].
-    Backup,
     /// Which KEK wraps a DEK.
     Envelope { dek: String, object: String },
     /// Drop all unwrapped DEKs.
@@ -28,6 +29,9 @@ pub(crate) enum AdminRequest {
     Verify { bucket: Option<String>, blobs: bool },
     /// Take a set of rows for what it is from now on.
     AcceptRows { set: String },
+    /// What every role is asked.
+    #[serde(untagged)]
+    Common(Asked),
 }
 
 /// Does what is asked.
@@ -56,11 +60,11 @@ pub(crate) async fn carry_out(
             context.extend(bucket.clone().map(|bucket| ("bucket", bucket)));
             ("VerifyIndex", context)
         }
-        // Its event is one with the change; a backup tells of itself.
-        AdminRequest::AcceptRows { .. } | AdminRequest::Backup => ("", Vec::new()),
+        // Its event is one with the change; what every role is asked is told there.
+        AdminRequest::AcceptRows { .. } | AdminRequest::Common(_) => ("", Vec::new()),
     };
     let answer = match request {
-        AdminRequest::Backup => backups.send(uid, lines).await,
+        AdminRequest::Common(asked) => backups.carry_out(asked, uid, lines).await,
         AdminRequest::Verify { bucket, blobs } => verify(&storage, bucket.as_deref(), blobs, &lines).await,
         AdminRequest::AcceptRows { set } => match storage.accept_set(&set, uid).await {
             Ok(report) => json!({"done": true, "accepted": report}),
@@ -129,6 +133,8 @@ async fn answer_to(storage: &Storage, request: AdminRequest, progress: impl FnMu
             }
             Err(error) => json!({"done": false, "error": error}),
         },
-        AdminRequest::Backup | AdminRequest::Verify { .. } | AdminRequest::AcceptRows { .. } => json!({"done": false}),
+        AdminRequest::Common(_) | AdminRequest::Verify { .. } | AdminRequest::AcceptRows { .. } => {
+            json!({"done": false})
+        }
     }
 }

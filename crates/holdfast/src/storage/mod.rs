@@ -165,8 +165,9 @@ pub(crate) async fn start(
         floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
     let of_index = index.condition();
-    let History { condition, copies, audit, marks, .. } = opened.open_history(&setup.audit, records, Some(own)).await?;
-    let backups = opened.backups("storage", copies, Some(index.copies()), &audit);
+    let History { store: records, condition, copies, audit, marks } =
+        opened.open_history(&setup.audit, records, Some(own)).await?;
+    let backups = opened.backups("storage", (copies, Some(index.copies())), &records, &audit);
     index.keep_accepted().await.map_err(Fault::new)?;
     let mut written_to = vec![data_dir.to_path_buf()];
     let (blobs, blobs_at): (Arc<dyn BlobStore>, _) = match &setup.cloud_blobs {

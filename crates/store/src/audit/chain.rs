@@ -4,6 +4,7 @@ use holdfast_core::{AuditHead, AuditLine, PartitionId, Revision};
 use holdfast_crypto::{EcPublicKey, kdf};
 
 use super::{
+    anchor::Anchor,
     line::{self, PublicKeyJson},
     verify::Verifier,
 };
@@ -52,6 +53,14 @@ impl ChainChecker {
     #[must_use]
     pub fn begin() -> Self {
         Self(Verifier::new(None, None))
+    }
+
+    /// Behind what was handed over to an archive. That its last line is signed shows with the key, in the next one.
+    #[must_use]
+    pub fn begin_behind(anchor: &Anchor) -> Self {
+        let mut verifier = Verifier::new(None, None);
+        verifier.begin_behind(anchor);
+        Self(verifier)
     }
 
     /// Behind a line that was checked before, in the middle of a segment.

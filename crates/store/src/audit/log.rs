@@ -10,13 +10,13 @@ use std::{
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Ambient, AuditAsk, AuditError, AuditEvent, AuditPullError, AuditPulled, AuditSink, AuditSource, PartitionId,
-    Revision,
+    Ambient, AuditAsk, AuditError, AuditEvent, AuditLine, AuditPullError, AuditPulled, AuditSink, AuditSource,
+    PartitionId, Revision,
 };
 use holdfast_crypto::{EcKey, SecretBytes};
 
 use super::{
-    aside,
+    archive, aside,
     line::{self, Checkpoint, LineMac},
     reader::Reader,
     tail::Tail,
@@ -274,6 +274,21 @@ impl AuditLog {
         LogExtent { segment: status.segment, bytes: status.segment_bytes }
     }
 
+    /// Whether a segment may be handed over that ends with this line: it is closed, and ends so.
+    ///
+    /// # Errors
+    /// Why it may not, or that it cannot be read.
+    pub fn may_hand_over(&self, segment: u64, end: AuditLine) -> io::Result<()> {
+        let no = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, format!("segment {segment} {why}")));
+        if segment >= self.extent().segment {
+            return no("is not closed");
+        }
+        match archive::last_line(&self.directory, segment)? {
+            Some(last) if last == end => Ok(()),
+            _ => no("does not end with that line"),
+        }
+    }
+
     /// Why the log cannot be written, while it cannot. It tries again by itself.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
@@ -344,7 +359,7 @@ impl AuditSource for AuditLog {
     async fn pull(&self, ask: AuditAsk) -> Result<AuditPulled, AuditPullError> {
         let reader = Arc::clone(&self.reader);
         let read = tokio::task::spawn_blocking(move || reader.pull(&ask)).await;
-        read.map_err(|error| AuditPullError(error.to_string()))?.map_err(|error| AuditPullError(error.to_string()))
+        read.map_err(|error| AuditPullError::Unreadable(error.to_string()))?
     }
 }
 

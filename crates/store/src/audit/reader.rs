@@ -9,11 +9,13 @@ use std::{
 };
 
 use holdfast_core::{
-    Ambient, AuditAsk, AuditHead, AuditLine, AuditPlace, AuditPulled, AuditVerdict, PartitionId, Revision,
+    Ambient, AuditAsk, AuditHead, AuditLine, AuditPlace, AuditPullError, AuditPulled, AuditVerdict, PartitionId,
+    Revision,
 };
 use holdfast_crypto::EcKey;
 
 use super::{
+    anchor::Anchor,
     line::{self, GENESIS, LINE_BYTES_MAX},
     segment::{list_segments, read_lines, segment_path},
     writer::Status,
@@ -56,7 +58,16 @@ impl Reader {
     }
 
     /// What follows the line that the copy has last.
-    pub(super) fn pull(&self, ask: &AuditAsk) -> io::Result<AuditPulled> {
+    pub(super) fn pull(&self, ask: &AuditAsk) -> Result<AuditPulled, AuditPullError> {
+        if let Some(anchor) = Anchor::read(&self.directory).map_err(unreadable)?
+            && ask.after.line.seq < anchor.line.seq
+        {
+            return Err(AuditPullError::Archived { up_to: anchor.line.seq, archive: anchor.archive });
+        }
+        self.read(ask).map_err(unreadable)
+    }
+
+    fn read(&self, ask: &AuditAsk) -> io::Result<AuditPulled> {
         // One look: lines up to it, the head and what is signed are of one moment.
         let durable = self.durable();
         let from = self.place_of(ask.after, &durable)?;
@@ -92,6 +103,9 @@ impl Reader {
         if after.line.seq == 0 {
             let line = AuditLine { seq: 0, hash: GENESIS };
             return Ok(Some(AuditPlace { line, segment: 1, offset: 0 }));
+        }
+        if let Some(anchor) = Anchor::read(&self.directory)?.filter(|anchor| anchor.line.seq == after.line.seq) {
+            return Ok(Some(AuditPlace { line: anchor.line, segment: anchor.segment + 1, offset: 0 }));
         }
         if let Some(line) = self.line_before(after.segment, after.offset, durable)?
             && line == after.line
@@ -194,6 +208,10 @@ impl Reader {
             std::cmp::Ordering::Greater => Ok(0),
         }
     }
+}
+
+fn unreadable(error: io::Error) -> AuditPullError {
+    AuditPullError::Unreadable(error.to_string())
 }
 
 fn first_seq(path: &Path) -> io::Result<Option<u64>> {

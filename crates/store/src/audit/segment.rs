@@ -21,15 +21,20 @@ pub(super) fn segment_path(directory: &Path, number: u64) -> PathBuf {
 /// # Errors
 /// If the directory cannot be read.
 pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    list_named(directory, ".jsonl")
+}
+
+/// The same of files whose names end with `suffix`.
+pub(super) fn list_named(directory: &Path, suffix: &str) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut segments = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let number = path
             .file_name()
             .and_then(|name| name.to_str())
-            .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(".jsonl"))
+            .and_then(|name| name.strip_prefix("audit-")?.strip_suffix(suffix))
             .and_then(|digits| digits.parse().ok())
-            .filter(|number| *number <= NUMBER_MAX && segment_path(directory, *number) == path);
+            .filter(|number| *number <= NUMBER_MAX && directory.join(format!("audit-{number:012}{suffix}")) == path);
         if let Some(number) = number {
             segments.push((number, path));
         }
@@ -43,8 +48,14 @@ pub fn list_segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn read_lines(path: &Path, mut visit: impl FnMut(&[u8], u64, bool) -> bool) -> io::Result<()> {
-    let mut reader = BufReader::with_capacity(256 * 1024, open_regular(OpenOptions::new().read(true), path)?);
+pub fn read_lines(path: &Path, visit: impl FnMut(&[u8], u64, bool) -> bool) -> io::Result<()> {
+    read_lines_of(BufReader::with_capacity(256 * 1024, open_regular(OpenOptions::new().read(true), path)?), visit)
+}
+
+pub(super) fn read_lines_of(
+    mut reader: impl BufRead,
+    mut visit: impl FnMut(&[u8], u64, bool) -> bool,
+) -> io::Result<()> {
     let mut offset = 0;
     let mut line = Vec::new();
     loop {

@@ -6,6 +6,8 @@ use holdfast_core::AuditLine;
 use holdfast_crypto::EcPublicKey;
 
 use super::{
+    anchor::{ANCHOR_FILE, Anchor},
+    archive::{list_archived, read_archived_lines},
     line::{self, Format, GENESIS, LINE_BYTES_MAX, PublicKeyJson},
     parse_line,
     segment::{list_segments, read_lines},
@@ -45,6 +47,8 @@ pub struct Report {
     pub instance: String,
     /// Fingerprint (hex SHA-256 of the point) of the key that signs.
     pub key_fingerprint: String,
+    /// If earlier segments were handed over to an archive: their last line, where they went, and the line that tells of it.
+    pub begins_behind: Option<(u64, String, u64)>,
     /// Bytes of a last line without its end: it is being written, or a crash cut it. It was never acknowledged, and is not counted.
     pub torn_bytes: u64,
     /// The first thing wrong, if anything is.
@@ -57,27 +61,51 @@ pub struct Report {
 /// # Errors
 /// If the files cannot be read.
 pub fn verify(directory: &Path, known: Option<&[u8]>, fingerprint: Option<&str>) -> io::Result<Report> {
-    verify_with(directory, known, fingerprint, &[])
+    verify_with(directory, &Verification { known, fingerprint, ..Verification::default() })
 }
 
-/// The same, where the lines of these numbers must have these hashes, as far as the log goes.
+/// What a log is held against.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Verification<'a> {
+    /// A line that it must contain.
+    pub known: Option<&'a [u8]>,
+    /// Fingerprint of its key.
+    pub fingerprint: Option<&'a str>,
+    /// The lines of these numbers must have these hashes, as far as the log goes.
+    pub hashes: &'a [AuditLine],
+    /// The archive that its earlier segments were handed over to: they are verified, too.
+    pub archive: Option<&'a Path>,
+}
+
+/// Verifies all segments in `directory`, and those in the archive, if one is given.
 ///
 /// # Errors
 /// If the files cannot be read.
-pub fn verify_with(
-    directory: &Path,
-    known: Option<&[u8]>,
-    fingerprint: Option<&str>,
-    hashes: &[AuditLine],
-) -> io::Result<Report> {
-    let mut verifier = Verifier::new(known.map(<[u8]>::to_vec), fingerprint);
-    verifier.hashes = hashes.to_vec();
-    let segments = list_segments(directory)?;
+pub fn verify_with(directory: &Path, against: &Verification<'_>) -> io::Result<Report> {
+    let mut verifier = Verifier::new(against.known.map(<[u8]>::to_vec), against.fingerprint);
+    verifier.hashes = against.hashes.to_vec();
+    let mut segments = list_segments(directory)?;
+    let anchor = Anchor::read(directory)?;
+    if let Some(anchor) = &anchor {
+        // A removal that was cut short leaves some; the archive has them.
+        segments.retain(|(number, _)| *number > anchor.segment);
+        match against.archive {
+            None => verifier.begin_behind(anchor),
+            Some(archive) => verify_archive(&mut verifier, archive, anchor)?,
+        }
+    }
+    let first_number = anchor.as_ref().map_or(1, |anchor| anchor.segment + 1);
+    if segments.is_empty() && anchor.is_some() {
+        verifier.fail("", format!("segment {first_number} is missing"));
+    }
+    if verifier.report.finding.is_some() {
+        return Ok(verifier.finish());
+    }
     for (position, (number, path)) in segments.iter().enumerate() {
         let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let expected_number = segments[0].0 + position as u64;
-        if *number != expected_number || (position == 0 && *number != 1) {
-            let missing = if position == 0 { 1 } else { expected_number };
+        if *number != expected_number || (position == 0 && *number != first_number) {
+            let missing = if position == 0 { first_number } else { expected_number };
             verifier.fail(&file, format!("segment {missing} is missing"));
             break;
         }
@@ -91,6 +119,32 @@ pub fn verify_with(
     Ok(verifier.finish())
 }
 
+/// Verifies what was handed over, up to the anchor, which must be its end.
+fn verify_archive(verifier: &mut Verifier, archive: &Path, anchor: &Anchor) -> io::Result<()> {
+    let mut expected_number = 1;
+    for (number, path) in list_archived(archive)?.into_iter().filter(|(number, _)| *number <= anchor.segment) {
+        let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if number != expected_number {
+            verifier.fail(&file, format!("segment {expected_number} is missing in the archive"));
+            return Ok(());
+        }
+        expected_number += 1;
+        verifier.at_segment_start = true;
+        read_archived_lines(&path, |content, _, whole| verifier.line(&file, content, whole))?;
+        if verifier.report.finding.is_some() {
+            return Ok(());
+        }
+    }
+    if (verifier.report.lines, verifier.head) != (anchor.line.seq, anchor.line.hash) {
+        verifier.fail(
+            ANCHOR_FILE,
+            format!("the archive does not end with line {}, behind which the log begins", anchor.line.seq),
+        );
+    }
+    verifier.await_telling(anchor);
+    Ok(())
+}
+
 pub(super) struct Verifier {
     pub(super) report: Report,
     pub(super) head: [u8; 32],
@@ -100,6 +154,12 @@ pub(super) struct Verifier {
     known: Option<Vec<u8>>,
     hashes: Vec<AuditLine>,
     fingerprint: Option<String>,
+    /// What the log begins behind...
+    anchor: Option<Anchor>,
+    /// ...and whether its signature is still to be checked: the key stands in the first line.
+    anchor_unproved: bool,
+    /// The line that tells of it.
+    told_at: Option<u64>,
 }
 
 impl Verifier {
@@ -113,7 +173,24 @@ impl Verifier {
             known,
             hashes: Vec::new(),
             fingerprint: fingerprint.map(str::to_ascii_lowercase),
+            anchor: None,
+            anchor_unproved: false,
+            told_at: None,
         }
+    }
+
+    /// What comes before was handed over, and is not looked at.
+    pub(super) fn begin_behind(&mut self, anchor: &Anchor) {
+        self.head = anchor.line.hash;
+        (self.report.lines, self.report.signed_seq) = (anchor.line.seq, anchor.line.seq);
+        self.report.revision = anchor.revision.0;
+        self.anchor_unproved = true;
+        self.await_telling(anchor);
+    }
+
+    /// Some line must tell of the hand-over.
+    fn await_telling(&mut self, anchor: &Anchor) {
+        self.anchor = Some(anchor.clone());
     }
 
     fn fail(&mut self, file: &str, what: String) {
@@ -182,6 +259,9 @@ impl Verifier {
             "event" => {
                 self.report.events += 1;
                 self.change(parsed.revision)?;
+                if self.anchor.as_ref().is_some_and(|anchor| anchor.is_told_by(content)) {
+                    self.told_at = Some(parsed.seq);
+                }
             }
             "start" => {
                 if let Some(revision) = parsed.revision.filter(|revision| *revision != self.report.revision) {
@@ -220,6 +300,12 @@ impl Verifier {
         if self.fingerprint.as_ref().is_some_and(|expected| *expected != fingerprint) {
             return Err(format!("the log is signed by another key, {fingerprint}"));
         }
+        if let Some(anchor) = self.anchor.as_ref().filter(|_| self.anchor_unproved)
+            && !anchor.parsed.signature_holds(&instance, &key)
+        {
+            return Err("the checkpoint that the log begins behind is not signed by its key".into());
+        }
+        self.anchor_unproved = false;
         self.report.key_fingerprint = fingerprint;
         self.report.instance = instance;
         self.key = Some(key);
@@ -229,6 +315,18 @@ impl Verifier {
     fn finish(mut self) -> Report {
         self.report.unsigned_lines = self.report.lines - self.report.signed_seq;
         self.report.head = holdfast_core::hex(&self.head);
+        if let Some(anchor) = self.anchor.take() {
+            match self.told_at.filter(|told| *told <= self.report.signed_seq) {
+                Some(told) => self.report.begins_behind = Some((anchor.line.seq, anchor.archive, told)),
+                None if self.report.finding.is_none() => {
+                    let what =
+                        "segments before it were taken away, and no line that is signed tells of their hand-over";
+                    self.report.lines = anchor.line.seq;
+                    self.fail(ANCHOR_FILE, what.into());
+                }
+                None => {}
+            }
+        }
         if self.known.is_some() && self.report.finding.is_none() {
             self.fail("", "the line kept from an earlier look is not in the log: it was cut or rewritten".into());
         }

@@ -7,13 +7,21 @@ use std::{
 };
 
 use holdfast_core::AuditLine;
-use holdfast_store::audit::{LogKey, Report, list_segments, parse_line, read_lines, verify_with};
+use holdfast_store::audit::{Anchor, LogKey, Report, Verification, list_segments, parse_line, read_lines, verify_with};
 
 use super::{copy::State, segments};
 use crate::fault::{Fault, shown};
 
 /// Longest line compared: longer than any that is one.
 const LINE_BYTES_MAX: u64 = 256 * 1024;
+
+/// What a log is held against beside itself.
+pub(super) struct Others<'a> {
+    /// A copy of it.
+    pub against: Option<&'a Path>,
+    /// Its earlier segments.
+    pub archive: Option<&'a Path>,
+}
 
 /// How a log stands to another one.
 struct Compared {
@@ -33,9 +41,10 @@ pub(super) fn run(
     directory: &Path,
     known_line: Option<&Path>,
     key: Option<&str>,
-    against: Option<&Path>,
+    others: Others<'_>,
     json: bool,
 ) -> Result<(), Fault> {
+    let Others { against, archive } = others;
     let all = segments(directory)?;
     let known = match known_line {
         Some(path) => Some(std::fs::read(path).map_err(|error| Fault::file(path, error))?.trim_ascii().to_vec()),
@@ -46,8 +55,8 @@ pub(super) fn run(
         Some(state) => signed_for(directory, state, &all[0].1, key)?,
         None => (key.map(str::to_owned), Vec::new()),
     };
-    let report = verify_with(directory, known.as_deref(), key.as_deref(), &lines)
-        .map_err(|error| Fault::file(directory, error))?;
+    let held_against = Verification { known: known.as_deref(), fingerprint: key.as_deref(), hashes: &lines, archive };
+    let report = verify_with(directory, &held_against).map_err(|error| Fault::file(directory, error))?;
     let compared = against.map(|other| compare(directory, other)).transpose()?;
     if json {
         println!("{}", as_json(&report, state.as_ref(), compared.as_ref()));
@@ -107,6 +116,9 @@ fn as_json(report: &Report, state: Option<&State>, compared: Option<&Compared>) 
         "checkpoints": report.checkpoints, "signed_up_to": report.signed_seq,
         "head": report.head, "torn_bytes": report.torn_bytes, "key": report.key_fingerprint, "finding": finding,
     });
+    if let Some((line, archive, told)) = &report.begins_behind {
+        json["begins_behind"] = serde_json::json!({"line": line, "archive": archive, "told_by_line": told});
+    }
     if let Some(state) = state {
         json["copy"] = serde_json::json!({
             "log": state.log, "proved": state.proved.seq, "signed_line": state.signed.head.seq,
@@ -127,6 +139,9 @@ fn as_json(report: &Report, state: Option<&State>, compared: Option<&Compared>) 
 fn print(report: &Report, state: Option<&State>, compared: Option<&Compared>) {
     println!("instance     {}", shown(&report.instance));
     println!("lines        {} ({} events)", report.lines, report.events);
+    if let Some((line, archive, told)) = &report.begins_behind {
+        println!("handed over  up to line {line}, to {}; line {told} tells of it", shown(archive));
+    }
     println!("changes      {}, without a gap", report.revision);
     for line in &report.accepted {
         println!("accepted     line {line}: log and store were not of one moment, and somebody accepted that");
@@ -162,6 +177,8 @@ fn print(report: &Report, state: Option<&State>, compared: Option<&Compared>) {
 struct Lines {
     segments: std::vec::IntoIter<(u64, PathBuf)>,
     reader: Option<BufReader<File>>,
+    /// Read, and not given yet.
+    waiting: Option<Vec<u8>>,
 }
 
 impl Lines {
@@ -170,10 +187,24 @@ impl Lines {
         if segments.is_empty() {
             return Err(Fault::new(format!("{}: no audit segments here", directory.display())));
         }
-        Ok(Self { segments: segments.into_iter(), reader: None })
+        Ok(Self { segments: segments.into_iter(), reader: None, waiting: None })
+    }
+
+    /// Passes over the lines up to this number.
+    fn skip_to(&mut self, seq: u64) -> io::Result<()> {
+        while self.waiting.is_none() {
+            let Some(line) = self.next()? else { break };
+            if parse_line(line.trim_ascii_end()).map_or(true, |parsed| parsed.seq > seq) {
+                self.waiting = Some(line);
+            }
+        }
+        Ok(())
     }
 
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if let Some(line) = self.waiting.take() {
+            return Ok(Some(line));
+        }
         loop {
             if let Some(reader) = &mut self.reader {
                 let mut line = Vec::new();
@@ -194,7 +225,15 @@ impl Lines {
 
 fn compare(directory: &Path, other: &Path) -> Result<Compared, Fault> {
     let (mut ours, mut theirs) = (Lines::of(directory)?, Lines::of(other)?);
-    let mut same = 0;
+    // What was handed over has to be compared in the archive.
+    let behind = |directory: &Path| {
+        let anchor = Anchor::read(directory).map_err(|error| Fault::file(directory, error))?;
+        Ok::<_, Fault>(anchor.map_or(0, |anchor| anchor.line.seq))
+    };
+    let from = behind(directory)?.max(behind(other)?);
+    ours.skip_to(from).map_err(|error| Fault::file(directory, error))?;
+    theirs.skip_to(from).map_err(|error| Fault::file(other, error))?;
+    let mut same = from;
     loop {
         let ours = ours.next().map_err(|error| Fault::file(directory, error))?;
         let theirs = theirs.next().map_err(|error| Fault::file(other, error))?;
