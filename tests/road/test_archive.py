@@ -7,6 +7,7 @@ import shutil
 import pytest
 from pulled import OfKms as Pulled
 from test_backup import ROLES, Kms, Load, backup, holdfast, log, move, restored, told
+from test_backup_of_proxy import There
 
 
 def archive(there, to: pathlib.Path, *more):
@@ -177,3 +178,30 @@ def test_a_pull_from_before_the_archive_names_it(tmp_path):
     done = holdfast("audit", "verify", "--log", there.log, "--against", late)
     assert done.returncode == 0, done.stderr
     there.stop()
+
+
+def test_the_log_of_a_process_of_a_proxy(tmp_path):
+    there, to = There(tmp_path), tmp_path / "archive"
+    for _ in range(4):
+        there.proxy.stop("a")
+        there.proxy.start("a")
+        there.clients[0].encrypt()
+    audit = there.proxy.state / "processes/a/audit"
+    done = holdfast("audit", "archive", "--log", audit, "--to", to)
+    assert done.returncode == 0, done.stderr
+    assert len(segments(audit)) == 2
+    for kill in (9, 15):
+        there.proxy.stop("a", how=kill)
+        there.proxy.start("a")
+        there.clients[0].encrypt()
+    there.proxy.stop()
+    verified(audit)
+    verified(audit, "--archive", to)
+    taken = there.backup(tmp_path / "one.backup")
+    there.proxy.state = there.proxy.state.with_name("elsewhere")
+    done = there.restore(tmp_path / "one.backup")
+    assert done.returncode == 0, done.stderr
+    there.proxy.start("a").start("b")
+    there.clients[0].encrypt()
+    assert [event["context"]["backup"] for event in there.events("RestoreBackup")] == [taken["id"]]
+    there.proxy.stop()

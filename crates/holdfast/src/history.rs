@@ -296,6 +296,14 @@ impl Opened {
         Ok(History { store, condition, copies, audit, marks })
     }
 
+    /// Tells the log of a restore of shared rows that was found: the first process that starts does. Several at once may tell it each.
+    pub(crate) async fn tell_restore_of_shared(&self, audit: &AuditLog) -> Result<(), Fault> {
+        match note::read(&self.data_dir, self.instance, &self.secrets.database_key)? {
+            None => Ok(()),
+            Some(note) => self.tell_restore(&note, audit).await,
+        }
+    }
+
     /// Tells the log of a restore that was found. After a crash in between it is told again.
     async fn tell_restore(&self, note: &Note, audit: &AuditLog) -> Result<(), Fault> {
         let what = "the state was restored from a backup".to_owned();

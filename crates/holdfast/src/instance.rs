@@ -180,6 +180,11 @@ impl AuditMarks {
         Self { store, audit, version, written: 0, complained: false, watermark }
     }
 
+    /// What has the mark.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// Whether what is marked is remembered a second time, apart from the store.
     pub(crate) fn write_watermark(&mut self) -> bool {
         self.watermark.write(&self.audit.latest())

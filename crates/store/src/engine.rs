@@ -10,7 +10,7 @@ use async_trait::async_trait;
 pub use embedded::EmbeddedEngine;
 use holdfast_core::{Pass, Revision, StoreError};
 pub use memory::MemoryEngine;
-pub use shared::{FileStamp, SharedEngine, StateId};
+pub use shared::{FileStamp, SharedEngine, StateId, state_of};
 
 use crate::{
     condition::Condition,

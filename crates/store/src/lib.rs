@@ -31,7 +31,7 @@ pub use condition::Condition;
 pub use copies::{CheckedCopy, Copies, Copy, CopyCheck, CopyKeys, CopyOf, CopyVisitor, CopyWriter};
 pub use engine::{
     Applied, Batch, EmbeddedEngine, Engine, EventRow, FileStamp, MemoryEngine, Row, RowName, RowVisitor, RowWrite,
-    SharedEngine, StateId,
+    SharedEngine, StateId, state_of,
 };
 pub use files::{open_in_place, open_regular, read_regular, write_regular};
 pub use index::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner, MemoryIndex};

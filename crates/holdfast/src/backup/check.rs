@@ -140,7 +140,7 @@ impl Looking<'_> {
             {
                 Reading::Anchor { bytes: Vec::new() }
             }
-            INDEX if self.place.has_index => check(CopyOf::Index)?,
+            INDEX if self.place.has_index() => check(CopyOf::Index)?,
             _ if segment.is_some_and(|number| number.len() == 12 && number.bytes().all(|c| c.is_ascii_digit())) => {
                 self.chain.begin_segment();
                 Reading::Log { rest: Vec::new() }
@@ -168,7 +168,7 @@ impl Looking<'_> {
             Reading::Log { .. } => return Err(Fault::new(format!("{name}, in the backup: its last line is torn"))),
             Reading::Table(check) => {
                 let found = check.finish().map_err(|error| Fault::new(format!("{name}, in the backup: {error}")))?;
-                if (name == INDEX) == self.place.has_index {
+                if (name == INDEX) == self.place.has_index() {
                     self.revision = Some(found.revision);
                 }
             }

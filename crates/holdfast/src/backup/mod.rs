@@ -5,6 +5,7 @@
 mod check;
 pub(crate) mod live;
 pub(crate) mod note;
+pub(crate) mod proxy;
 pub(crate) mod restore;
 mod source;
 mod swap;
@@ -40,8 +41,24 @@ pub(crate) struct Place {
     pub role: &'static str,
     pub data_dir: PathBuf,
     pub silicon_root: PathBuf,
-    /// Whether its changes are in an index, and its records hold but the mark of the log.
-    pub has_index: bool,
+    pub kind: Kind,
+}
+
+/// Where a role has its changes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// In its records.
+    Records,
+    /// In an index; its records hold but the mark of the log.
+    Index,
+    /// In rows that its processes share.
+    Shared,
+}
+
+impl Place {
+    pub(crate) fn has_index(&self) -> bool {
+        self.kind == Kind::Index
+    }
 }
 
 /// A backup whose instance was opened, and whose head is believed.

@@ -122,7 +122,10 @@ pub(crate) fn read(data_dir: &Path, instance: PartitionId, database_key: &Secret
 /// The log has told of it.
 pub(crate) fn forget(data_dir: &Path) -> Result<(), Fault> {
     let path = data_dir.join(FILE);
-    fs::remove_file(&path)
-        .and_then(|()| fs::File::open(data_dir)?.sync_all())
-        .map_err(|error| Fault::file(&path, error))
+    let removed = match fs::remove_file(&path) {
+        // Another process of a proxy has told of it, too.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    removed.and_then(|()| fs::File::open(data_dir)?.sync_all()).map_err(|error| Fault::file(&path, error))
 }

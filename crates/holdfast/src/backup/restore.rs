@@ -85,7 +85,7 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
     let alone = alone(&place.data_dir)?;
     let swap = Swap::of(&place.data_dir);
     let staging = swap.prepare(fresh)?;
-    let unpacked = unpack_into(&staging, &state).and_then(|mut sink| {
+    let unpacked = Files::begin(&staging, &state).and_then(|mut sink| {
         let examined = examine(reader, &keys, place, &mut sink)?;
         sink.close()?;
         Ok(examined)
@@ -147,7 +147,7 @@ impl There {
             ))
             .hint("restore into a directory of its own"));
         }
-        let (name, of) = if place.has_index { (INDEX, CopyOf::Index) } else { (RECORDS, CopyOf::Records) };
+        let (name, of) = if place.has_index() { (INDEX, CopyOf::Index) } else { (RECORDS, CopyOf::Records) };
         // What cannot be read is what a restore is for.
         let copy = Copies::open(&place.data_dir.join(name), of, keys).and_then(|copies| copies.begin());
         let store = copy.ok().map(|copy| copy.revision());
@@ -242,7 +242,7 @@ impl Unpacked {
     }
 
     /// Puts it in its place. Gives where what was there is kept.
-    pub(crate) fn commit(self, place: &Place, ambient: &dyn holdfast_core::Ambient) -> Result<Option<PathBuf>, Fault> {
+    pub(crate) fn commit(self, ambient: &dyn holdfast_core::Ambient) -> Result<Option<PathBuf>, Fault> {
         let now = ambient.now().unix_millis();
         let staging = self.swap.staging();
         let mut old = self.there.map(|there| there.files).unwrap_or_default();
@@ -269,28 +269,27 @@ impl Unpacked {
         };
         note::write(&staging, &note, (self.secrets.instance, &self.secrets.database_key), ambient)?;
         let aside = format!("before-restore-{now}");
-        let kept = (!old.is_empty()).then(|| place.data_dir.join(&aside));
-        self.swap.commit(&head.id, aside, old)?;
-        Ok(kept)
+        self.swap.commit(&head.id, aside, old)
     }
 }
 
 /// Where the parts of a backup are written to.
-struct Files {
+pub(super) struct Files {
     directory: PathBuf,
     file: Option<(PathBuf, File)>,
     table: Option<CopyWriter>,
 }
 
-fn unpack_into(directory: &Path, state: &[u8]) -> Result<Files, Fault> {
-    let mut files = Files { directory: directory.into(), file: None, table: None };
-    files.begin_file(SEALED)?;
-    files.bytes(state)?;
-    files.close()?;
-    Ok(files)
-}
-
 impl Files {
+    /// Begins with the sealed state.
+    pub(super) fn begin(directory: &Path, state: &[u8]) -> Result<Self, Fault> {
+        let mut files = Self { directory: directory.into(), file: None, table: None };
+        files.begin_file(SEALED)?;
+        files.bytes(state)?;
+        files.close()?;
+        Ok(files)
+    }
+
     fn begin_file(&mut self, name: &str) -> Result<(), Fault> {
         let path = self.directory.join(name);
         if let Some(parent) = path.parent() {
@@ -302,7 +301,7 @@ impl Files {
     }
 
     /// The file that was written is durable.
-    fn close(&mut self) -> Result<(), Fault> {
+    pub(super) fn close(&mut self) -> Result<(), Fault> {
         if let Some((path, file)) = self.file.take() {
             file.sync_all().map_err(|error| Fault::file(&path, error))?;
             path.parent().map_or(Ok(()), swap::sync)?;

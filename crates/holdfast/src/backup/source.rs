@@ -74,7 +74,7 @@ impl Source {
             opened.map_err(|error| Fault::file(&place.data_dir, error))
         };
         let records = open(RECORDS, CopyOf::Records)?;
-        let index = if place.has_index { Some(open(INDEX, CopyOf::Index)?) } else { None };
+        let index = if place.has_index() { Some(open(INDEX, CopyOf::Index)?) } else { None };
         Ok(Self {
             role: place.role,
             instance: secrets.instance,

@@ -112,8 +112,8 @@ impl Swap {
         }
     }
 
-    /// Puts all that was unpacked in the place of `old`, which is kept in the directory that is named.
-    pub(super) fn commit(&self, backup: &str, aside: String, old: Vec<String>) -> Result<(), Fault> {
+    /// Puts all that was unpacked in the place of `old`, which is kept in the directory that is named. Gives where that is, if anything was there.
+    pub(super) fn commit(&self, backup: &str, aside: String, old: Vec<String>) -> Result<Option<PathBuf>, Fault> {
         let staging = self.staging();
         let mut new = Vec::new();
         for entry in fs::read_dir(&staging).map_err(|error| Fault::file(&staging, error))? {
@@ -121,9 +121,11 @@ impl Swap {
             new.push(name.to_string_lossy().into_owned());
         }
         sync(&staging)?;
+        let kept = (!old.is_empty()).then(|| self.data_dir.join(&aside));
         let phase = Phase::Swap { backup: backup.into(), aside, old, new };
         self.mark(&phase)?;
-        self.exchange(&phase)
+        self.exchange(&phase)?;
+        Ok(kept)
     }
 
     /// May be done again and again.

@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use crate::{
     ambient::OsAmbient,
     backup::{
-        self, Examined, Nowhere, Place, Source, believe, examine,
+        self, Examined, Kind, Nowhere, Place, Source, believe, examine,
         live::Asked,
-        moment,
-        restore::{self, Unpacked, Wish},
+        moment, proxy,
+        restore::{self, Wish},
     },
     config, control,
     fault::Fault,
-    kms, storage,
+    kms, storage, xks,
 };
 
 /// Whose backup.
@@ -33,6 +33,8 @@ enum Role {
     ManagedHsm,
     /// `holdfast storage serve`
     Storage,
+    /// `holdfast xks serve`: the shared state with all its processes
+    Xks,
 }
 
 #[derive(Args)]
@@ -48,18 +50,28 @@ struct OfService {
 impl OfService {
     fn place(&self) -> Result<Place, Fault> {
         Ok(match self.role {
+            Role::Xks => {
+                let config = xks::config::Config::load(&self.config)?;
+                let (data_dir, silicon_root) = (config.state_dir, config.silicon_root);
+                Place { role: "xks-proxy", data_dir, silicon_root, kind: Kind::Shared }
+            }
             Role::Kms => {
                 let config = kms::config::Config::load(&self.config)?;
-                Place { role: "kms", data_dir: config.data_dir, silicon_root: config.silicon_root, has_index: false }
+                Place { role: "kms", data_dir: config.data_dir, silicon_root: config.silicon_root, kind: Kind::Records }
             }
             Role::ManagedHsm => {
                 let config = config::Config::load(&self.config)?;
                 let (data_dir, silicon_root) = (config.hsm.data_dir, config.silicon_root);
-                Place { role: "managed-hsm", data_dir, silicon_root, has_index: false }
+                Place { role: "managed-hsm", data_dir, silicon_root, kind: Kind::Records }
             }
             Role::Storage => {
                 let config = storage::config::Config::load(&self.config)?;
-                Place { role: "storage", data_dir: config.data_dir, silicon_root: config.silicon_root, has_index: true }
+                Place {
+                    role: "storage",
+                    data_dir: config.data_dir,
+                    silicon_root: config.silicon_root,
+                    kind: Kind::Index,
+                }
             }
         })
     }
@@ -117,7 +129,7 @@ impl BackupArgs {
             return Ok(());
         }
         println!("{}: {}", path.display(), line_of(&taken));
-        if place.has_index {
+        if place.has_index() {
             println!("blobs are not in it: keep those of the same moment, or a later one");
         }
         Ok(())
@@ -161,6 +173,11 @@ async fn take(place: &Place, new: &Path) -> Result<Examined, Fault> {
 async fn write(place: &Place, new: &Path) -> Result<(), Fault> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new);
     let mut out = BufWriter::new(file.map_err(|error| Fault::file(new, error))?);
+    if place.kind == Kind::Shared {
+        proxy::Taken::take(place)?.write(&mut out)?;
+        let synced = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all());
+        return synced.map_err(|error| Fault::file(new, error));
+    }
     let (mut heard, mut failed) = (false, None);
     let hear = |line: &Value| {
         heard = true;
@@ -189,6 +206,9 @@ async fn write(place: &Place, new: &Path) -> Result<(), Fault> {
 /// By the silicon that a restore needs.
 fn verify(place: &Place, path: &Path) -> Result<Examined, Fault> {
     let backup::Believed { reader, secrets, ambient, .. } = believe(place, path)?;
+    if place.kind == Kind::Shared {
+        return proxy::examine(reader, &secrets, &mut Nowhere);
+    }
     let keys = backup::keys(&secrets, &ambient);
     examine(reader, &keys, place, &mut Nowhere)
 }
@@ -218,6 +238,9 @@ impl RestoreArgs {
                 return Ok(());
             }
         }
+        if place.kind == Kind::Shared {
+            return self.run_shared(&place);
+        }
         let unpacked = restore::unpack(&place, &Wish { from: &self.from, over: self.over })?;
         for line in unpacked.told() {
             eprintln!("holdfast: {line}");
@@ -227,11 +250,38 @@ impl RestoreArgs {
             return Err(Fault::denied("nothing was restored: it was not said that it is meant").hint("--yes says it"));
         }
         let id = unpacked.examined.head.id.clone();
-        let aside = Unpacked::commit(unpacked, &place, &OsAmbient)?;
+        let aside = unpacked.commit(&OsAmbient)?;
         println!("{}: restored from the backup {id}; the next start tells the log of it", place.data_dir.display());
-        if place.has_index {
+        if place.has_index() {
             println!(
                 "blobs are not in a backup: once the service runs, `holdfast storage verify --data-dir DIR --blobs` names those that are missing"
+            );
+        }
+        if let Some(aside) = aside {
+            println!("what was there is in {}: delete it when it is not needed any more", aside.display());
+        }
+        Ok(())
+    }
+}
+
+impl RestoreArgs {
+    /// Over a state that is there the operators decide, as ever.
+    #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the command's data, and words before a question")]
+    fn run_shared(&self, place: &Place) -> Result<(), Fault> {
+        let unpacked = proxy::unpack(place, &Wish { from: &self.from, over: self.over })?;
+        for line in &unpacked.told {
+            eprintln!("holdfast: {line}");
+        }
+        if unpacked.over && !self.yes && !is_meant(place)? {
+            unpacked.abandon();
+            return Err(Fault::denied("nothing was restored: it was not said that it is meant").hint("--yes says it"));
+        }
+        let (id, over) = (unpacked.examined.head.id.clone(), unpacked.over);
+        let aside = unpacked.commit(&OsAmbient)?;
+        println!("{}: restored from the backup {id}", place.data_dir.display());
+        if over {
+            println!(
+                "what its processes know is newer: each of as many operators as a change takes says `holdfast xks accept-restore`"
             );
         }
         if let Some(aside) = aside {

@@ -14,6 +14,8 @@ use holdfast_xks_proxy::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::{backup::live::Asked, hand_over::HandOvers};
+
 /// What can be asked.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
@@ -38,6 +40,9 @@ pub(crate) enum ControlRequest {
     Reload,
     /// How things are.
     Status,
+    /// What every role is asked.
+    #[serde(untagged)]
+    Common(Asked),
 }
 
 /// A secret on its way into the sealed state, Base64.
@@ -85,8 +90,20 @@ impl Explain {
 }
 
 /// Does what is asked. `uid` is the user at the other end.
-pub(crate) async fn carry_out(proxy: Arc<XksProxy>, process: String, request: ControlRequest, uid: u32) -> Value {
+pub(crate) async fn carry_out(
+    proxy: Arc<XksProxy>,
+    hand_overs: Arc<HandOvers>,
+    process: String,
+    request: ControlRequest,
+    uid: u32,
+) -> Value {
     let result = match request {
+        ControlRequest::Common(Asked::HandOver { segment, line, hash, archive }) => {
+            Ok(hand_overs.carry_out(segment, (line, &hash), archive, uid).await)
+        }
+        ControlRequest::Common(Asked::Backup) => {
+            Ok(json!({"done": false, "error": "a proxy is not asked for backups: they are read from its files"}))
+        }
         ControlRequest::Hello => Ok(json!({"done": true, "instance": proxy.instance_id(), "process": process})),
         ControlRequest::Reload => proxy.reload().await.map(|()| json!({"done": true, "process": process})),
         ControlRequest::Kill { scope, reason } => {

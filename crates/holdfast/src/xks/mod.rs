@@ -37,6 +37,7 @@ use witness::{Places, Witness};
 
 use crate::{
     fault::Fault,
+    hand_over::HandOvers,
     health::{Ground, Health, Told},
     history::LogPlace,
     hsm::SoftExternalHsm,
@@ -89,6 +90,7 @@ pub(crate) struct State {
 }
 
 pub(crate) use opening::open_state;
+pub(crate) use watch_state::alive;
 
 /// Directory of one process.
 pub(crate) fn process_dir(state_dir: &Path, process: &str) -> PathBuf {
@@ -172,6 +174,7 @@ impl State {
         let own = (config.process.as_str(), rows);
         let (audit, mut marks) = open_process_log(&self, config, own, &directory, enrolled).await?;
         self.conclude_upgrade(audit.as_ref()).await?;
+        self.opened.tell_restore_of_shared(audit.as_ref()).await?;
         let mut pins = HashMap::new();
         let proxy =
             self.open_proxy(config, &config.process, Arc::clone(&audit) as Arc<dyn AuditSink>, &mut pins).await?;
@@ -214,7 +217,13 @@ impl State {
         }
         let asked = Arc::clone(&proxy);
         let process = config.process.clone();
-        let carry_out = move |request, uid, _| control::carry_out(Arc::clone(&asked), process.clone(), request, uid);
+        let (known, name) = (Arc::clone(&places), process.clone());
+        let watermark = Box::new(move || known.watermark(&name));
+        let hand_overs = Arc::new(HandOvers::new(&audit, &marks.store(), watermark, &ambient));
+        let carry_out = move |request, uid, _| {
+            let (asked, hand_overs) = (Arc::clone(&asked), Arc::clone(&hand_overs));
+            control::carry_out(asked, hand_overs, process.clone(), request, uid)
+        };
         let socket = crate::control::bind(&directory)?;
         tasks.push(tokio::spawn(crate::control::serve(socket, carry_out, stopped.clone())));
         let watcher = watch_state::Watcher {

@@ -234,7 +234,7 @@ pub(super) fn lives(process: &Path) -> bool {
 }
 
 /// Processes whose name is taken.
-pub(super) fn alive(processes: &Path) -> Vec<PathBuf> {
+pub(crate) fn alive(processes: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(processes).into_iter().flatten().flatten();
     let command =
         |path: &PathBuf| super::COMMANDS.iter().any(|name| path.file_name().is_some_and(|found| found == *name));

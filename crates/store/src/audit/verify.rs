@@ -121,14 +121,13 @@ pub fn verify_with(directory: &Path, against: &Verification<'_>) -> io::Result<R
 
 /// Verifies what was handed over, up to the anchor, which must be its end.
 fn verify_archive(verifier: &mut Verifier, archive: &Path, anchor: &Anchor) -> io::Result<()> {
-    let mut expected_number = 1;
-    for (number, path) in list_archived(archive)?.into_iter().filter(|(number, _)| *number <= anchor.segment) {
+    let handed_over = list_archived(archive)?.into_iter().filter(|(number, _)| *number <= anchor.segment);
+    for (expected_number, (number, path)) in (1..).zip(handed_over) {
         let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         if number != expected_number {
             verifier.fail(&file, format!("segment {expected_number} is missing in the archive"));
             return Ok(());
         }
-        expected_number += 1;
         verifier.at_segment_start = true;
         read_archived_lines(&path, |content, _, whole| verifier.line(&file, content, whole))?;
         if verifier.report.finding.is_some() {

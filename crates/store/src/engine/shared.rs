@@ -75,6 +75,20 @@ struct Newest {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct FileStamp(u64, u64, i64, i64);
 
+/// Which state the bytes of a file are, if the instance wrote them at that place: for copies.
+///
+/// # Errors
+/// [`StoreError::Damaged`]; [`StoreError::Failed`] on a key of another length.
+pub fn state_of(
+    bytes: &[u8],
+    database_key: &SecretBytes,
+    instance: PartitionId,
+    place: &str,
+) -> Result<StateId, StoreError> {
+    let key = FileKey::new(database_key, instance, place).map_err(|error| StoreError::Failed(error.to_string()))?;
+    key.decode(bytes).map(|state| state.id).map_err(|_| StoreError::Damaged)
+}
+
 impl FileStamp {
     /// Of the file at `path`; `None` if there is none. By the time of the inode's change, which cannot be set by hand.
     ///
