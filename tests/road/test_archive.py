@@ -73,7 +73,8 @@ def test_archived_under_load_and_verified_with_and_without(role, tmp_path):
         there.restart(kill=kill)
         assert there.change(f"after-{kill}") // 100 == 2
     archived(there, to)
-    assert len(segments(there.audit)) == 2
+    # One that a crash has ended goes together with the next one that ends with a signature.
+    assert len(segments(there.audit)) in (2, 3)
     whole = settled(there, "--archive", to)
     assert content(there, to).startswith(before) and verified(there.audit)["head"] == whole["head"]
     # A backup of it, elsewhere.
@@ -100,8 +101,8 @@ def test_what_nobody_handed_over_is_missed(tmp_path):
     settled(there)
     there.halt()
     done = archive(there, to)
-    grown_more = there.audit / "audit.anchor"
-    anchor = json.loads(grown_more.read_text())
+    anchor_file = there.audit / "audit.anchor"
+    anchor = json.loads(anchor_file.read_text())
     # Segments taken away, with an anchor that is a checkpoint of the log, and nobody told of it.
     first, second = segments(copy)[:2]
     last = first.read_bytes().splitlines()[-1].decode()
@@ -118,10 +119,12 @@ def test_what_nobody_handed_over_is_missed(tmp_path):
     else:
         raise AssertionError(done.stderr)
     # The real anchor: changed, another segment gone, an archive that is not whole.
-    for changed in ({"revision": anchor["revision"] + 1}, {"segment": anchor["segment"] - 1}, {"checkpoint": last}):
-        grown_more.write_text(json.dumps(anchor | changed))
+    anchor_file.write_text(json.dumps(anchor | {"revision": anchor["revision"] + 1}))
+    assert verified(there.audit)["accepted"], "what the next line says is believed, and that it differs is told"
+    for changed in ({"segment": anchor["segment"] - 1}, {"checkpoint": last}):
+        anchor_file.write_text(json.dumps(anchor | changed))
         assert verify(there.audit).returncode != 0, changed
-    grown_more.write_text(json.dumps(anchor))
+    anchor_file.write_text(json.dumps(anchor))
     verified(there.audit)
     packed = sorted(to.glob("*.gz"))[0]
     good = packed.read_bytes()

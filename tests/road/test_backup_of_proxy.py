@@ -6,19 +6,22 @@ import threading
 
 import pytest
 from proxy import Kms, Proxy
-from of_xks import SOFTWARE
+from of_xks import KEY, SOFTWARE, STORE
 from test_backup import FLIPS, holdfast
-from test_history import POLICY
+
+POLICY = "version = 1\n" + KEY.format("data") + KEY.format("other") + STORE.format("blue", '["data"]')
 
 
 class There:
     """Two processes over the software HSM, and a client of each."""
 
     def __init__(self, directory):
-        self.proxy = Proxy(directory / "proxy", SOFTWARE).start("a").start("b")
+        self.proxy = Proxy(directory / "proxy", SOFTWARE).start("a")
         self.proxy.set_policy(POLICY)
         self.proxy.change("key-create", "--key-id", "data", "--hsm", "east", "--label", "data")
         credential = self.proxy.add_credential("blue")
+        # It knows the credential from its first moment on.
+        self.proxy.start("b")
         self.clients = [Kms(self.proxy, credential, key="data", process=name) for name in "ab"]
         for client in self.clients:
             client.encrypt()
@@ -66,8 +69,8 @@ def test_under_load_and_restored_elsewhere(tmp_path):
     switches = proxy.status()["kill_switches"]
     done = there.restore(path)
     assert done.returncode == 4 and "processes run" in done.stderr, done.stderr
-    proxy.stop()
     policy = proxy.holdfast("xks", "policy", "--state-dir", proxy.state).stdout
+    proxy.stop()
     proxy.state = proxy.state.with_name("elsewhere")
     silicon = proxy.directory / "silicon.root"
     kept = silicon.read_bytes()

@@ -37,7 +37,7 @@ impl HandOvers {
     /// Tells the log, if the segments up to this one may go.
     pub(crate) async fn carry_out(&self, segment: u64, (line, hash): (u64, &str), archive: String, uid: u32) -> Value {
         match self.tell(segment, (line, hash), archive, uid).await {
-            Ok(()) => json!({"done": true}),
+            Ok(()) => json!({"done": true, "line": self.audit.latest().seq}),
             Err(fault) => json!({"done": false, "error": fault.to_string()}),
         }
     }

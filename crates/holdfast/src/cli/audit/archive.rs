@@ -1,9 +1,12 @@
 //! `holdfast audit archive`
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use clap::Args;
-use holdfast_store::audit::{Anchor, Archiver, list_segments, remove_handed_over};
+use holdfast_store::audit::{Anchor, Archiver, list_segments, parse_line, read_lines, remove_handed_over};
 use holdfast_wire::hex::hex;
 
 use super::LogArg;
@@ -11,6 +14,9 @@ use crate::{backup::live::Asked, control, fault::Fault, instance};
 
 /// The one that is written, and one before it.
 const KEEP_MIN: usize = 2;
+/// A log that is written is signed each second.
+const SIGNED_WAIT_MAX: Duration = Duration::from_secs(15);
+const SIGNED_WAIT_STEP: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 pub(crate) struct ArchiveArgs {
@@ -22,6 +28,31 @@ pub(crate) struct ArchiveArgs {
     /// How many of the newest segments stay
     #[arg(long, default_value_t = KEEP_MIN, value_parser = at_least_two)]
     keep: usize,
+}
+
+/// Waits until a line is signed: it is a checkpoint, or one stands behind it.
+async fn until_signed(log: &Path, line: u64) -> Result<(), Fault> {
+    let failed = |error| Fault::file(log, error);
+    let begun = Instant::now();
+    while begun.elapsed() < SIGNED_WAIT_MAX {
+        let segments = list_segments(log).map_err(failed)?;
+        let mut signed = 0;
+        // The log may have gone on in a new one meanwhile.
+        for (_, path) in &segments[segments.len().saturating_sub(2)..] {
+            read_lines(path, |content, _, whole| {
+                let parsed = parse_line(content).ok().filter(|parsed| whole && parsed.kind == "checkpoint");
+                signed = parsed.map_or(signed, |parsed| parsed.seq);
+                true
+            })
+            .map_err(failed)?;
+        }
+        if signed >= line {
+            return Ok(());
+        }
+        tokio::time::sleep(SIGNED_WAIT_STEP).await;
+    }
+    Err(Fault::unavailable("the line that tells of the hand-over is not signed: nothing was taken away")
+        .hint("run it again"))
 }
 
 fn at_least_two(text: &str) -> Result<usize, String> {
@@ -65,9 +96,10 @@ impl ArchiveArgs {
             archive: anchor.archive.clone(),
         };
         let data_dir = log.parent().unwrap_or(&log);
-        control::ask(data_dir, &asked, |_| ()).await.map_err(|fault| {
+        let told = control::ask(data_dir, &asked, |_| ()).await.map_err(|fault| {
             fault.hint("the service of this log has to run: it writes the line that tells of the hand-over. Nothing was taken away")
         })?;
+        until_signed(&log, told["line"].as_u64().unwrap_or_default()).await?;
         anchor.write(&log).map_err(|error| Fault::file(&log, error))?;
         let moved = remove_handed_over(&log, &anchor).map_err(|error| Fault::file(&log, error))?;
         println!(
