@@ -179,7 +179,7 @@ def test_damaged_files_are_refused(own, file):
     path.unlink()
     if file == "instance.sealed":
         refused = start()
-        assert refused.returncode == 1 and "is missing, but records exist" in refused.stderr
+        assert refused.returncode == 1 and "instance.sealed is missing, but records.redb, watermark.slots, audit are there" in refused.stderr
     path.write_bytes(good)
     path.chmod(0o600)
     own.start()

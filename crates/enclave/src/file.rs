@@ -1,15 +1,42 @@
 //! Small secret files: written whole or not at all, readable by their owner only.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
+
+/// What is done under a lock takes a moment; whoever holds it longer is stopped.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
+const LOCK_WAIT_STEP: Duration = Duration::from_millis(5);
+
+/// Keeps others who lock the same directory away until it is dropped. Leaves nothing behind.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if somebody else has held it for long; what opening the directory gives.
+pub fn lock_directory(path: &Path) -> io::Result<File> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let directory = File::open(path)?;
+    let started = Instant::now();
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WAIT_MAX => thread::sleep(LOCK_WAIT_STEP),
+            Err(TryLockError::WouldBlock) => {
+                let why = format!("another process has locked {} for a long time: is it stopped?", path.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
 
 /// Writes `content` to `path` with mode 0600, durable, replacing what was there in one step.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = path.with_extension("new");
     // Left behind by a crash: never complete, never in use.
     match fs::remove_file(&temporary) {

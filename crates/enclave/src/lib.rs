@@ -6,10 +6,13 @@
 //! [`NitroVerifier`] verifies the evidence of others: pure, over bytes.
 
 mod file;
+mod founded;
 mod instance;
 mod nitro;
 mod software;
 
+pub use file::lock_directory;
+pub use founded::{Founded, FoundedError, FoundedList};
 pub use instance::{InstanceError, InstanceSecrets};
 pub use nitro::NitroVerifier;
 #[cfg(fuzzing)]

@@ -63,18 +63,23 @@ impl SoftwareSilicon {
         Self::from_root(&SecretBytes::copy_of(root), ambient).ok_or_else(|| SiliconError::Malformed(path.into()))
     }
 
-    /// Makes a new chip at `path`.
+    /// Makes a new chip at `path`, or opens the one that somebody else has made there a moment before.
     ///
     /// # Errors
-    /// [`SiliconError::File`].
+    /// [`SiliconError::File`]; as [`SoftwareSilicon::open`].
     pub fn create(path: &Path, ambient: Arc<dyn Ambient>) -> Result<Self, SiliconError> {
         let mut content = SecretBytes::zeroed(ROOT_MAGIC.len() + ROOT_BYTES);
         let (magic, root) = content.expose_mut().split_at_mut(ROOT_MAGIC.len());
         magic.copy_from_slice(ROOT_MAGIC);
         ambient.fill(root);
         let failed = |source| SiliconError::File { path: path.into(), source };
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(failed)?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        // One that is there is never replaced: what somebody has sealed to it would be lost.
+        let _lock = file::lock_directory(directory).map_err(failed)?;
+        match Self::open(path, Arc::clone(&ambient)) {
+            Err(SiliconError::Missing(_)) => {}
+            other => return other,
         }
         file::write_private(path, content.expose()).map_err(failed)?;
         Self::open(path, ambient)

@@ -17,9 +17,10 @@ use crate::{
     backup::note::{self, Note},
     config::Audit,
     fault::Fault,
+    founding::{self, LOG, SEALED},
     instance::{AuditMarks, Opened},
 };
-pub(crate) use watermark::Watermark;
+pub(crate) use watermark::{FILE as WATERMARK, Watermark};
 
 /// Formats that have a floor (`docs/formats/instance-state.md`): shared rows...
 pub(crate) const SHARED_ROWS: u8 = 1;
@@ -37,6 +38,8 @@ pub(crate) const STORAGE_INDEX: u8 = 4;
 pub(crate) const STORAGE_INDEX_ROWS: u8 = 2;
 pub(crate) const STORAGE_INDEX_VERSION: u8 = 3;
 
+/// Rows of every role but the proxy.
+const RECORDS: &str = "records.redb";
 /// Record that remembers how far the audit log had come.
 const AUDIT_MARK: u8 = 64;
 /// Record that remembers which floors are in force: an older `instance.sealed` shows by it.
@@ -236,10 +239,32 @@ impl Opened {
         Ok((Arc::clone(&log), AuditMarks::new(store, log, version, watermark)))
     }
 
+    /// Refuses to begin a file anew that the instance had: `known`, or because what is written `after` it lies there.
+    pub(crate) fn judge_missing(
+        &self,
+        file: &str,
+        after: &[&'static str],
+        known: bool,
+        config: &Audit,
+    ) -> Result<(), Fault> {
+        let path = self.data_dir.join(file);
+        let evidence = match founding::evidence_of(&self.data_dir, file, after)? {
+            None if known && !path.exists() => format!("{SEALED} knows of it"),
+            None => return Ok(()),
+            Some(evidence) => evidence,
+        };
+        if config.accept_loss {
+            tracing::warn!("{} is missing, but {evidence}; this is accepted, and it is begun anew", path.display());
+            return Ok(());
+        }
+        Err(founding::missing(&path, &evidence))
+    }
+
     /// Opens `records.redb`, and sees that the instance's secrets are not older than it.
     pub(crate) async fn open_records(&self, config: &Audit) -> Result<Records, Fault> {
         let kept = in_force(&self.secrets.floors, KEPT_ROWS, KEPT_ROWS_VERSION);
-        let engine = EmbeddedEngine::open(&self.data_dir.join("records.redb"))
+        self.judge_missing(RECORDS, &[WATERMARK, LOG], kept, config)?;
+        let engine = EmbeddedEngine::open(&self.data_dir.join(RECORDS))
             .map_err(|error| Fault::new(format!("{}: {error}", self.data_dir.display())))?;
         let copies = engine.copies();
         let (instance, key, ambient) = (self.instance, &self.secrets.database_key, Arc::clone(&self.ambient));
@@ -380,7 +405,7 @@ impl Opened {
             return Ok(());
         }
         self.secrets.floors = floors;
-        let path = self.data_dir.join("instance.sealed");
+        let path = self.data_dir.join(SEALED);
         self.secrets.seal(&path, &self.silicon, self.ambient.as_ref()).map_err(Fault::new)
     }
 }

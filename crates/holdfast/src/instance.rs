@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use holdfast_core::{Ambient, PartitionId, Store};
 use holdfast_crypto::{SecretBytes, kdf};
-use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon};
+use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon, lock_directory};
 use holdfast_store::{audit::AuditLog, write_regular};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     ambient::OsAmbient,
     fault::Fault,
+    founding::{Ground, MayFound, SEALED},
     history::{self, Watermark},
     server::{
         certificates,
@@ -46,38 +47,77 @@ pub(crate) struct Opened {
     pub data_dir: PathBuf,
 }
 
-/// Opens the instance in `data_dir`, or founds one there. `records` is the file that its records lie in.
-pub(crate) fn open(data_dir: &Path, silicon_root: &Path, records: &str) -> Result<Opened, Fault> {
+/// Opens the instance in `data_dir`, or founds one there, as far as `founding` goes. `excused`: what may lie there beside no secrets.
+pub(crate) fn open(
+    data_dir: &Path,
+    silicon_root: &Path,
+    founding: MayFound,
+    excused: &[&str],
+) -> Result<Opened, Fault> {
     holdfast_crypto::selftest::run().map_err(Fault::new)?;
     let ambient: Arc<dyn Ambient> = Arc::new(OsAmbient);
     crate::backup::refuse_unfinished(data_dir)?;
+    let state = data_dir.join(SEALED);
+    if founding == MayFound::Never && !state.exists() {
+        return Err(Fault::usage(format!("there is no instance in {}", data_dir.display()))
+            .hint("a service founds one at its first start; is the volume mounted?"));
+    }
     create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
-    let state = data_dir.join("instance.sealed");
-    let founded = state.exists();
-    let silicon = open_silicon(silicon_root, data_dir, founded, &ambient)?;
-    let open = InstanceSecrets::open(&state, &silicon).map_err(|error| explain(&error, silicon_root))?;
-    let secrets = match open {
-        Some(secrets) => secrets,
-        None => {
-            if data_dir.join(records).exists() {
-                return Err(Fault::new(format!("{} is missing, but records exist that need it", state.display()))
-                    .hint("restore the whole data directory from the same moment"));
-            }
-            let identity = tls::found(ambient.as_ref())?;
-            let mut secrets = InstanceSecrets::generate(
-                ambient.as_ref(),
-                identity.tls_key,
-                identity.authority_key,
-                identity.authority_certificate,
-            )
-            .map_err(Fault::new)?;
-            secrets.floors = history::floors_of_birth();
-            secrets.seal(&state, &silicon, ambient.as_ref()).map_err(Fault::new)?;
-            tracing::info!(instance = %secrets.instance, data_dir = %data_dir.display(), "a new instance was founded");
-            secrets
-        }
+    let ground = Ground::new(data_dir, silicon_root, founding)?;
+    let (secrets, silicon) = if state.exists() {
+        ground.judge_word()?;
+        open_sealed(&state, data_dir, silicon_root, &ambient)?
+    } else {
+        // Two that start at once must not found two instances.
+        let lock = lock_directory(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+        let opened = if state.exists() {
+            open_sealed(&state, data_dir, silicon_root, &ambient)?
+        } else {
+            ground.judge_pieces(excused)?;
+            found(&state, data_dir, silicon_root, &ground, &ambient)?
+        };
+        drop(lock);
+        opened
     };
+    // Last: what is known has been there.
+    ground.remember(secrets.instance, &silicon, ambient.as_ref());
     Ok(Opened { instance: secrets.instance, secrets, silicon, ambient, data_dir: data_dir.into() })
+}
+
+fn open_sealed(
+    state: &Path,
+    data_dir: &Path,
+    silicon_root: &Path,
+    ambient: &Arc<dyn Ambient>,
+) -> Result<(InstanceSecrets, SoftwareSilicon), Fault> {
+    let silicon = open_silicon(silicon_root, data_dir, true, ambient)?;
+    let secrets = InstanceSecrets::open(state, &silicon).map_err(|error| explain(&error, silicon_root))?;
+    let gone = || Fault::unavailable(format!("{} was taken away this moment", state.display()));
+    Ok((secrets.ok_or_else(gone)?, silicon))
+}
+
+/// The caller has locked the directory.
+fn found(
+    state: &Path,
+    data_dir: &Path,
+    silicon_root: &Path,
+    ground: &Ground<'_>,
+    ambient: &Arc<dyn Ambient>,
+) -> Result<(InstanceSecrets, SoftwareSilicon), Fault> {
+    let silicon = open_silicon(silicon_root, data_dir, false, ambient)?;
+    ground.judge_founding(&silicon)?;
+    let identity = tls::found(ambient.as_ref())?;
+    let mut secrets = InstanceSecrets::generate(
+        ambient.as_ref(),
+        identity.tls_key,
+        identity.authority_key,
+        identity.authority_certificate,
+    )
+    .map_err(Fault::new)?;
+    secrets.floors = history::floors_of_birth();
+    secrets.seal(state, &silicon, ambient.as_ref()).map_err(Fault::new)?;
+    tracing::info!(instance = %secrets.instance, data_dir = %data_dir.display(), "a new instance was founded");
+    Ok((secrets, silicon))
 }
 
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod compose;
 mod config;
 mod control;
 mod fault;
+mod founding;
 mod hand_over;
 mod hardening;
 mod health;

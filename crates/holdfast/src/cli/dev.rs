@@ -32,6 +32,7 @@ use crate::{
     compose::{self, Sockets},
     config::{self, Audit, Config, EmbeddedIssuer, HsmConfig, Identity, Listen},
     fault::Fault,
+    founding::MayFound,
     instance, issuer,
     server::{
         ConnectionLimits,
@@ -114,7 +115,7 @@ impl DevArgs {
             tracing::warn!(type_this, "this machine does not know the name {}", unresolved.join(" "));
         }
         let silicon = self.silicon.clone().unwrap_or_else(|| beside(&data_dir, "silicon"));
-        let opened = instance::open(&data_dir, &silicon, "records.redb")?;
+        let opened = instance::open(&data_dir, &silicon, MayFound::Untold, &[])?;
         let administrator = DevClient::new(&opened, "HOLDFAST".into(), "administrator");
         let storage = DevClient::new(&opened, "HOLDFAST_STORAGE".into(), "storage");
         let mut clients = vec![administrator, storage];
@@ -240,7 +241,7 @@ impl DevArgs {
             connections: ConnectionLimits::default(),
             metrics: dev.metrics,
         };
-        let opened = crate::storage::open(&dev.data_dir.join("storage"), dev.silicon)?;
+        let opened = crate::storage::open(&dev.data_dir.join("storage"), dev.silicon, MayFound::Untold, false)?;
         let started = crate::storage::start(opened, setup, running.stopped()).await?;
         let scheme = if self.insecure_s3_http { "http" } else { "https" };
         let pairs = [

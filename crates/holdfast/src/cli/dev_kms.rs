@@ -23,6 +23,7 @@ use crate::{
     ambient::OsAmbient,
     config::{Audit, default_threads},
     fault::Fault,
+    founding::MayFound,
     instance,
     kms::{self, KmsSetup, Running, config::PROXY_IDLE_MAX},
     server::{
@@ -130,7 +131,7 @@ impl DevKms<'_> {
     /// Starts the service and makes its keys.
     pub(super) async fn start(self) -> Result<Started, Fault> {
         let data_dir = self.data_dir.join("kms");
-        let opened = kms::open(&data_dir, self.silicon)?;
+        let opened = kms::open(&data_dir, self.silicon, MayFound::Untold)?;
         let exchange = self.exchange()?;
         let storage = DevAccessKey::new();
         let stores = StoreLimits { budget: self.store_budget, requests_per_sec: 1_000_000, ..StoreLimits::default() };

@@ -25,6 +25,7 @@ use crate::{
     ambient::OsAmbient,
     config::Audit,
     fault::Fault,
+    founding::MayFound,
     server::{ConnectionLimits, tls::TlsIdentity},
     xks::{
         self, Running, Sockets,
@@ -89,7 +90,7 @@ impl DevXks<'_> {
     pub(super) async fn start(self) -> Result<(Running, Vec<(String, String)>, DevProxy), Fault> {
         let (key_file, key) = self.operator_key()?;
         let config = self.config(&key)?;
-        let state = xks::open_state(&config).await?;
+        let state = xks::open_state(&config, MayFound::Untold).await?;
         let sockets = Sockets::bind(&config).await?;
         let identity = Some(Arc::clone(&self.identity));
         let running = state.run(&config, sockets, self.metrics.clone(), identity).await?;

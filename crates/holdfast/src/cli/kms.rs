@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::{
     control,
     fault::Fault,
+    founding::{FoundArg, MayFound},
     instance,
     kms::{self, KmsSetup, admin::AdminRequest, config::Config},
 };
@@ -25,6 +26,8 @@ pub(crate) enum KmsCommand {
         /// The configuration file; see `holdfast config example --role kms`
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        #[command(flatten)]
+        found: FoundArg,
     },
 }
 
@@ -68,7 +71,7 @@ impl KmsCommand {
     pub(crate) async fn run(self) -> Result<(), Fault> {
         match self {
             Self::Explain(args) => args.run().await,
-            Self::Serve { config } => serve(&config).await,
+            Self::Serve { config, found } => serve(&config, found.into()).await,
         }
     }
 }
@@ -98,11 +101,11 @@ impl ExplainArgs {
     }
 }
 
-async fn serve(path: &Path) -> Result<(), Fault> {
+async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     let config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
     let role = config.role()?;
-    let opened = kms::open(&config.data_dir, &config.silicon_root)?;
+    let opened = kms::open(&config.data_dir, &config.silicon_root, founding)?;
     let setup = KmsSetup {
         audit_readers: config.audit_readers.clone(),
         role,

@@ -9,6 +9,7 @@ use crate::{
     compose::{self, Sockets},
     config::Config,
     fault::Fault,
+    founding::FoundArg,
     instance,
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct ManagedHsmArgs {
     /// The configuration file; see `holdfast config example`
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    #[command(flatten)]
+    found: FoundArg,
 }
 
 impl ManagedHsmArgs {
@@ -24,7 +27,7 @@ impl ManagedHsmArgs {
         let config = Config::load(&self.config)?;
         let metrics = instance::start_process(config.log_json)?;
         let clients = config.embedded_issuer.as_ref().map_or(Ok(HashMap::new()), compose::embedded_clients)?;
-        let opened = instance::open(&config.hsm.data_dir, &config.silicon_root, "records.redb")?;
+        let opened = instance::open(&config.hsm.data_dir, &config.silicon_root, self.found.into(), &[])?;
         let sockets = Sockets::bind(&config).await?;
         let administrators = &config.hsm.initial_administrators;
         let founding = Founding {

@@ -17,6 +17,7 @@ use crate::{
     ambient::OsAmbient,
     control,
     fault::{Fault, shown},
+    founding::{FoundArg, MayFound},
     instance,
     server::{
         ConnectionLimits,
@@ -59,6 +60,8 @@ pub(crate) enum StorageCommand {
         /// The configuration file; see `holdfast config example --role storage`
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        #[command(flatten)]
+        found: FoundArg,
     },
     /// Count what depends on each version of each KEK
     Uses(DataDir),
@@ -101,7 +104,7 @@ impl StorageCommand {
             }
             Self::Inspect { file, data_dir, json } => inspect(&file, data_dir, json).await,
             Self::Rewrap { service, bucket, prefix } => rewrap(&service.data_dir, bucket, prefix).await,
-            Self::Serve { config } => serve(&config).await,
+            Self::Serve { config, found } => serve(&config, found.into()).await,
             Self::Uses(service) => {
                 let answer = control::ask(&service.data_dir, &AdminRequest::Uses, |_| ()).await?;
                 println!("{:>10} {:>10}  KEK", "containers", "objects");
@@ -172,30 +175,32 @@ async fn accept(data_dir: &Path, set: String, json: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn serve(path: &Path) -> Result<(), Fault> {
+async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     let config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
-    let opened = storage::open(&config.data_dir, &config.silicon_root)?;
-    let keks = Arc::new(config.keks()?);
+    // First what may be wrong in the configuration: nothing is founded for it.
+    let (keks, keys) = (Arc::new(config.keks()?), config.access_keys()?);
+    let (cloud_blobs, certificate) = (config.cloud_blobs()?, config.certificate()?);
+    let tls = certificate.as_ref().map(FromFiles::server_config).transpose()?;
+    let opened = storage::open(&config.data_dir, &config.silicon_root, founding, config.role.adopt_blobs)?;
     let socket = instance::listen(config.address).await?;
     let metrics_socket = match config.metrics_address {
         Some(address) => Some(instance::listen(address).await?),
         None => None,
     };
     let (stop, stopped) = watch::channel(false);
-    let certificate = config.certificate()?;
     let setup = StorageSetup {
         audit_readers: config.audit_readers.clone(),
         audit: config.audit.clone(),
         role: config.role.clone(),
-        keys: config.access_keys()?,
+        keys,
         keks,
-        cloud_blobs: config.cloud_blobs()?,
+        cloud_blobs,
         kek_poll: config.kek_poll,
         disk_reserve: config.disk_reserve,
         socket,
         metrics_socket,
-        tls: certificate.as_ref().map(FromFiles::server_config).transpose()?,
+        tls,
         connections: ConnectionLimits::default(),
         metrics,
     };

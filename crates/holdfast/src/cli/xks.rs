@@ -17,6 +17,7 @@ use super::{
 use crate::{
     control,
     fault::Fault,
+    founding::{FoundArg, MayFound},
     instance,
     xks::{
         self, Sockets,
@@ -57,6 +58,8 @@ pub(crate) enum XksCommand {
         /// The configuration file; see `holdfast config example --role xks`
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        #[command(flatten)]
+        found: FoundArg,
     },
     /// Say how the proxy, its HSMs and its stores are
     Status(StateArg),
@@ -125,7 +128,7 @@ impl XksCommand {
                 print!("{}", answer["text"].as_str().unwrap_or_default());
                 Ok(())
             }
-            Self::Serve { config } => serve(&config).await,
+            Self::Serve { config, found } => serve(&config, found.into()).await,
             Self::Status(state) => {
                 let process = any_process(&state.state_dir).await?;
                 let answer = control::ask(&process, &ControlRequest::Status, |_| ()).await?;
@@ -136,10 +139,10 @@ impl XksCommand {
     }
 }
 
-async fn serve(path: &Path) -> Result<(), Fault> {
+async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     let config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
-    let state = xks::open_state(&config).await?;
+    let state = xks::open_state(&config, founding).await?;
     let sockets = Sockets::bind(&config).await?;
     let running = state.run(&config, sockets, metrics, None).await?;
     tracing::info!(address = %config.address, process = config.process, "ready");

@@ -16,6 +16,7 @@ use super::xks::KillArgs;
 use crate::{
     control,
     fault::Fault,
+    founding::MayFound,
     xks::{
         self,
         config::Config,
@@ -117,7 +118,7 @@ impl AuditSink for NoLog {
 
 /// Writes the switch down where no process runs: none that starts later serves what it stops.
 async fn without_process(config: &Config, scope: &KillScope, reason: &str) -> Result<(), Fault> {
-    let mut state = xks::open_state(config).await?;
+    let mut state = xks::open_state(config, MayFound::Never).await?;
     let (name, directory, _alive) = xks::take_command_name(config)?;
     let log = xks::open_command_audit(&state, config, name, &directory).await;
     let audit: Arc<dyn AuditSink> = match &log {

@@ -12,7 +12,10 @@ use holdfast_core::{Change, Decided, Itself};
 use redb::TableDefinition;
 
 use super::{flips::Tells, *};
-use crate::instance::{self, close_audit};
+use crate::{
+    founding::MayFound,
+    instance::{self, close_audit},
+};
 
 /// Tables of the store's file, as anybody can open them.
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows v1");
@@ -42,6 +45,17 @@ impl Place {
 
     fn file(&self, name: &str) -> PathBuf {
         self.data().join(name)
+    }
+
+    fn open_instance(&self) -> Result<Opened, Fault> {
+        instance::open(&self.data(), &self.0.path().join("silicon"), MayFound::WhereNew, &[])
+    }
+
+    /// An empty store in the place of the one that was there.
+    async fn empty_store(&self) {
+        self.closed().await;
+        drop(EmbeddedEngine::open(&self.file("records.redb")).unwrap());
+        self.closed().await;
     }
 
     async fn open_as(&self, accept_loss: bool, weaken: impl FnOnce(&mut Floors)) -> Result<Live, Fault> {
@@ -113,7 +127,7 @@ impl Place {
 
 /// Opens the instance of a place that nobody has open.
 async fn open_in(place: &Path, accept_loss: bool, weaken: impl FnOnce(&mut Floors)) -> Result<Live, Fault> {
-    let mut opened = instance::open(&place.join("data"), &place.join("silicon"), "records.redb")?;
+    let mut opened = instance::open(&place.join("data"), &place.join("silicon"), MayFound::WhereNew, &[])?;
     weaken(&mut opened.secrets.floors);
     let config = Audit { accept_loss, ..Audit::default() };
     let records = opened.open_records(&config).await?;
@@ -195,6 +209,17 @@ async fn a_store_that_is_gone_excuses_no_log_of_the_first_format() {
     place.closed().await;
     fs::remove_file(place.file("records.redb")).unwrap();
     place.plant_log();
+    place.refused("records.redb is missing, but watermark.slots, audit are there").await;
+    assert!(!place.file("records.redb").exists(), "none is begun");
+    let bare = place.copy();
+    fs::remove_file(bare.file("watermark.slots")).unwrap();
+    fs::remove_dir_all(bare.file("audit")).unwrap();
+    bare.refused("records.redb is missing, but instance.sealed knows of it").await;
+    bare.open_as(false, Floors::clear).await.expect("control: without the floors it is begun anew").stop().await;
+    let accepted = place.copy();
+    accepted.open_as(true, |_| ()).await.unwrap().stop().await;
+    assert_eq!(accepted.told("AcceptLoss"), 1);
+    place.empty_store().await;
     let weak = place.copy();
     fs::remove_file(weak.file("watermark.slots")).unwrap();
     let live = weak.open_as(false, Floors::clear).await.expect("control: without the floors it is taken");
@@ -282,7 +307,7 @@ async fn store_and_log_put_back_as_a_pair_are_behind_the_watermark() {
 async fn a_first_start_that_is_cut_short_goes_on() {
     let place = Place::new();
     // Nothing but the secrets.
-    drop(instance::open(&place.data(), &place.0.path().join("silicon"), "records.redb").unwrap());
+    drop(place.open_instance().unwrap());
     let secrets_alone = fs::read(place.file("instance.sealed")).unwrap();
     place.open().await.unwrap().stop().await;
     // Everything but the floors that are raised last.
@@ -296,7 +321,10 @@ async fn a_first_start_that_is_cut_short_goes_on() {
     // Without its store, before anything was told to anybody.
     let cut = place.copy();
     fs::write(cut.file("instance.sealed"), &secrets_alone).unwrap();
-    fs::remove_file(cut.file("records.redb")).unwrap();
+    for name in ["records.redb", "watermark.slots"] {
+        fs::remove_file(cut.file(name)).unwrap();
+    }
+    fs::remove_dir_all(cut.file("audit")).unwrap();
     cut.open().await.unwrap().stop().await;
     // The same file later: the store knows of the floors.
     fs::write(place.file("instance.sealed"), secrets_alone).unwrap();
@@ -308,7 +336,7 @@ async fn a_first_start_that_is_cut_short_goes_on() {
 
 /// Takes away what the store says of the floors, as if it had not come to write it.
 async fn forget_floors(place: &Place) {
-    let opened = instance::open(&place.data(), &place.0.path().join("silicon"), "records.redb").unwrap();
+    let opened = place.open_instance().unwrap();
     place.closed().await;
     let engine = EmbeddedEngine::open(&place.file("records.redb")).unwrap();
     let ambient = Arc::clone(&opened.ambient);
@@ -324,7 +352,7 @@ async fn of_before() -> (Place, Vec<u8>) {
     place.strip_store(true, true, true).await;
     place.plant_log();
     fs::remove_file(place.file("watermark.slots")).unwrap();
-    let mut opened = instance::open(&place.data(), &place.0.path().join("silicon"), "records.redb").unwrap();
+    let mut opened = place.open_instance().unwrap();
     opened.seal_floors(Floors::new()).unwrap();
     let sealed = fs::read(place.file("instance.sealed")).unwrap();
     (place, sealed)

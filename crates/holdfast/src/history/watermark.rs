@@ -14,7 +14,7 @@ use super::{decode_mark, encode_mark};
 
 /// Two records, written in turn: a crash tears one of them at most.
 const LAYOUT: SlotLayout = SlotLayout { purpose: "holdfast watermarks v1", slots: 2, slot_bytes: 512 };
-const FILE: &str = "watermark.slots";
+pub(crate) const FILE: &str = "watermark.slots";
 /// How often it is written. The mark in the store is newer: this one is for the case that the store is put back.
 const INTERVAL: Duration = Duration::from_secs(60);
 

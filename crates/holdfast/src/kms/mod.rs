@@ -24,6 +24,7 @@ use crate::{
     config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
+    founding::MayFound,
     health::{Ground, Health, Told},
     history::History,
     hsm::{HsmThreads, SoftHsm},
@@ -70,8 +71,8 @@ impl KekMaker for HsmMaker {
 }
 
 /// Opens the instance in `data_dir`, or founds one.
-pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<Opened, Fault> {
-    instance::open(data_dir, silicon_root, "records.redb")
+pub(crate) fn open(data_dir: &Path, silicon_root: &Path, founding: MayFound) -> Result<Opened, Fault> {
+    instance::open(data_dir, silicon_root, founding, &[])
 }
 
 /// Builds every part, wires them, and serves.

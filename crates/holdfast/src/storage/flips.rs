@@ -80,7 +80,7 @@ struct Live {
 
 impl Live {
     async fn open(place: &Path) -> Result<Self, Fault> {
-        let instance = open(&place.join("data"), &place.join("silicon"))?;
+        let instance = open(&place.join("data"), &place.join("silicon"), MayFound::WhereNew, false)?;
         let (stop, stopped) = watch::channel(false);
         let running = start(instance, setup().await, stopped).await?;
         let door = holdfast_storage::service(&running.role, keys());

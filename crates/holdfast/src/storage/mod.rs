@@ -26,8 +26,9 @@ use crate::{
     config::{Audit, parts::RawAuditPull},
     control,
     fault::Fault,
+    founding::{self, LOG, MayFound, SEALED},
     health::{Ground, Health, Told},
-    history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_ROWS, STORAGE_INDEX_VERSION},
+    history::{self, History, OwnRows, STORAGE_INDEX, STORAGE_INDEX_ROWS, STORAGE_INDEX_VERSION, WATERMARK},
     instance::{self, AuditMarks, Opened, close_audit},
     server::{self, AnswerBody, ConnectionLimits},
 };
@@ -74,23 +75,35 @@ pub(crate) struct StorageInstance {
 }
 
 const INDEX: &str = "index.redb";
-/// How far the audit log has come.
-const RECORDS: &str = "records.redb";
+const BLOBS: &str = "blobs";
+/// In the directory of blobs.
+const BLOBS_MARK: &str = "blobs/owner";
 
-/// Opens the instance in `data_dir`, or founds one there; also for an index from before storage services had instances, once. An index
-/// that belongs to an instance opens with that one alone.
-pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<StorageInstance, Fault> {
+/// Opens the instance in `data_dir`, or founds one there; also for an index from before storage services had instances, once, or, if `adopt_blobs`, for
+/// blobs without a mark. An index that belongs to an instance opens with that one alone.
+pub(crate) fn open(
+    data_dir: &Path,
+    silicon_root: &Path,
+    founding: MayFound,
+    adopt_blobs: bool,
+) -> Result<StorageInstance, Fault> {
     let path = data_dir.join(INDEX);
     let owner = IndexOwner::of(&path).map_err(|error| {
         Fault::new(format!("{}: {error}", path.display())).hint("does another process use this data directory?")
     })?;
-    let state = data_dir.join("instance.sealed");
+    let state = data_dir.join(SEALED);
     let founds = !state.exists();
     if let (IndexOwner::Instance(id), true) = (owner, founds) {
-        return Err(Fault::new(format!("{} is missing, but {INDEX} belongs to instance {id}", state.display()))
-            .hint("restore the whole data directory from the same moment"));
+        return Err(founding::missing(&state, &format!("{INDEX} is there, and belongs to instance {id}")));
     }
-    let opened = instance::open(data_dir, silicon_root, RECORDS)?;
+    let unmarked = !data_dir.join(BLOBS_MARK).exists();
+    let excused: &[&str] = match owner {
+        IndexOwner::Nobody if unmarked => &[INDEX, BLOBS],
+        IndexOwner::Missing if unmarked && adopt_blobs => &[BLOBS],
+        IndexOwner::Nobody => &[INDEX],
+        IndexOwner::Instance(_) | IndexOwner::Missing => &[],
+    };
+    let opened = instance::open(data_dir, silicon_root, founding, excused)?;
     match owner {
         IndexOwner::Instance(id) if id != opened.instance => {
             let why =
@@ -105,8 +118,10 @@ pub(crate) fn open(data_dir: &Path, silicon_root: &Path) -> Result<StorageInstan
     }
 }
 
-fn open_index(opened: &Opened, adopts: bool, accept_loss: bool) -> Result<EmbeddedIndex, Fault> {
+fn open_index(opened: &Opened, adopts: bool, audit: &Audit) -> Result<EmbeddedIndex, Fault> {
     let path = opened.data_dir.join(INDEX);
+    let known = history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_ROWS);
+    opened.judge_missing(INDEX, &[WATERMARK, LOG, BLOBS_MARK], known, audit)?;
     let founding = adopts.then(|| holdfast_storage::founding_event(opened.ambient.now(), opened.instance));
     let opening = IndexOpening {
         instance: opened.instance,
@@ -115,9 +130,9 @@ fn open_index(opened: &Opened, adopts: bool, accept_loss: bool) -> Result<Embedd
         sets: holdfast_storage::SETS,
         founding: founding.as_ref(),
         upgraded: &|rows| holdfast_storage::upgraded_event(opened.ambient.now(), rows),
-        in_force: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_ROWS),
+        in_force: known,
         counted: history::in_force(&opened.secrets.floors, STORAGE_INDEX, STORAGE_INDEX_VERSION),
-        accept_loss,
+        accept_loss: audit.accept_loss,
     };
     EmbeddedIndex::open(&path, opening).map_err(|error| {
         let fault = Fault::new(format!("{}: {error}", path.display()));
@@ -156,7 +171,7 @@ pub(crate) async fn start(
     let StorageInstance { mut opened, adopts } = instance;
     // First of all whether these secrets are of this moment: what is upgraded, and what is not taken any more, is said there.
     let records = opened.open_records(&setup.audit).await?;
-    let index = open_index(&opened, adopts, setup.audit.accept_loss)?;
+    let index = open_index(&opened, adopts, &setup.audit)?;
     let (ambient, data_dir) = (Arc::clone(&opened.ambient), opened.data_dir.clone());
     let data_dir = data_dir.as_path();
     let own = OwnRows {
@@ -172,7 +187,7 @@ pub(crate) async fn start(
     let mut written_to = vec![data_dir.to_path_buf()];
     let (blobs, blobs_at): (Arc<dyn BlobStore>, _) = match &setup.cloud_blobs {
         None => {
-            let directory = data_dir.join("blobs");
+            let directory = data_dir.join(BLOBS);
             written_to.push(directory.clone());
             (Arc::new(FileBlobs::open(&directory).map_err(Fault::new)?), directory.display().to_string())
         }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     ambient::OsAmbient,
     config::Audit,
+    founding::MayFound,
     history::flips::{self, Tells},
     server::ConnectionLimits,
 };
@@ -47,7 +48,7 @@ fn config(place: &Path, operator: &PersonalKey) -> Config {
 
 async fn open(place: &Path, operator: &PersonalKey) -> Result<Running, Fault> {
     let config = config(place, operator);
-    let state = open_state(&config).await?;
+    let state = open_state(&config, MayFound::WhereNew).await?;
     let sockets = Sockets::bind(&config).await?;
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     state.run(&config, sockets, metrics, None).await

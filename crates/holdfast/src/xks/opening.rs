@@ -19,11 +19,12 @@ use super::{
 };
 use crate::{
     fault::Fault,
+    founding::{self, LOG, MayFound, SEALED},
     history::{self, AUDIT_LINES, AUDIT_LINES_OF_PROCESSES, SHARED_ROWS, SHARED_ROWS_VERSION, event},
     instance::{self, Opened},
 };
 
-/// Founding and upgrading take a moment; whoever holds the lock longer is stopped.
+/// MayFound and upgrading take a moment; whoever holds the lock longer is stopped.
 const OPEN_WAIT_MAX: Duration = Duration::from_secs(10);
 const OPEN_WAIT_STEP: Duration = Duration::from_millis(10);
 const ACCEPT: &str = "if it was restored on purpose, as many operators as a change takes say so, each with: \
@@ -36,8 +37,9 @@ pub(crate) struct Upgrade {
 }
 
 /// Opens the shared state, or founds it.
-pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
-    let (state, known) = open_unjudged(config, false).await?;
+pub(crate) async fn open_state(config: &Config, founding: MayFound) -> Result<State, Fault> {
+    let (state, known) = open_unjudged(config, founding, false).await?;
+    judge_missing(&state, &known)?;
     judge(&state, &known)?;
     let gone = members::gone(state.store.as_ref(), &state.places).await.map_err(Fault::new)?;
     if !gone.is_empty() {
@@ -45,7 +47,7 @@ pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
     }
     let known = members::formats_known(state.store.as_ref()).await.map_err(Fault::new)?;
     if known.iter().any(|[format, version]| !history::in_force(&state.opened.secrets.floors, *format, *version)) {
-        let path = config.state_dir.join("instance.sealed");
+        let path = config.state_dir.join(SEALED);
         let why =
             "it is older than the shared state, which knows of formats that it does not ask for yet: it was put back";
         return Err(Fault::new(format!("{}: {why}", path.display())).hint(ACCEPT));
@@ -54,10 +56,17 @@ pub(crate) async fn open_state(config: &Config) -> Result<State, Fault> {
 }
 
 /// Opens it without a look at what is known of newer states, which is given beside it.
-pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(State, Known), Fault> {
+pub(super) async fn open_unjudged(
+    config: &Config,
+    founding: MayFound,
+    accepting: bool,
+) -> Result<(State, Known), Fault> {
     let state_dir = &config.state_dir;
-    instance::create_private_dir(state_dir).map_err(|error| Fault::file(state_dir, error))?;
-    let open = || instance::open(state_dir, &config.silicon_root, RECORDS);
+    let sealed = state_dir.join(SEALED);
+    let open = || instance::open(state_dir, &config.silicon_root, founding, &[]);
+    if founding != MayFound::Never {
+        instance::create_private_dir(state_dir).map_err(|error| Fault::file(state_dir, error))?;
+    }
     let in_force = |opened: &Opened| {
         let floors = &opened.secrets.floors;
         let lines = history::in_force(floors, AUDIT_LINES, AUDIT_LINES_OF_PROCESSES);
@@ -68,7 +77,7 @@ pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(S
         Places::new(state_dir, opened.instance, &opened.secrets, ambient).map(Arc::new).map_err(Fault::new)
     };
     // The usual case waits for nobody: a kill must come through whatever hangs.
-    let settled = if state_dir.join("instance.sealed").exists() { Some(open()?).filter(in_force) } else { None };
+    let settled = if sealed.exists() || founding == MayFound::Never { Some(open()?).filter(in_force) } else { None };
     let (opened, places, known, upgrade) = match settled {
         Some(opened) => {
             let places = places(&opened)?;
@@ -91,6 +100,26 @@ pub(super) async fn open_unjudged(config: &Config, accepting: bool) -> Result<(S
     let store = SealedStore::open(engine.clone(), opened.instance, key, ambient, false).await;
     let store: Arc<dyn Store> = Arc::new(store.map_err(|error| Fault::new(error).hint(ACCEPT))?);
     Ok((State { opened, engine, store, places, upgrade }, known))
+}
+
+/// Refuses a state whose rows are gone: some process has seen them, or the instance knows that there were some and all that processes write is gone,
+/// too. (A first start that was cut short has a log before it has rows.)
+fn judge_missing(state: &State, known: &Known) -> Result<(), Fault> {
+    let rows = state.opened.data_dir.join(RECORDS);
+    if rows.exists() {
+        return Ok(());
+    }
+    if known.generation > 0 {
+        let evidence = format!("{} has seen generation {} of it", known.witness, known.generation);
+        return Err(founding::missing(&rows, &evidence).hint(ACCEPT));
+    }
+    let mut logs = false;
+    for process in state.places.processes().map_err(Fault::new)? {
+        let log = process_dir(&state.opened.data_dir, &process).join(LOG);
+        logs |= founding::has_log(&log).map_err(|error| Fault::file(&log, error))?;
+    }
+    let served = history::in_force(&state.opened.secrets.floors, SHARED_ROWS, SHARED_ROWS_VERSION);
+    if served && !logs { Err(founding::missing(&rows, "instance.sealed knows of it")) } else { Ok(()) }
 }
 
 /// Refuses a state that is older than what is known, and says what is older than what.
@@ -140,7 +169,7 @@ async fn upgrade(
     if known.generation > 0 && !authenticated && !accepting {
         let why = format!(
             "{} is from before version 2 of the shared state, and {} has seen generation {} of it: it was put back",
-            state_dir.join("instance.sealed").display(),
+            state_dir.join(SEALED).display(),
             known.witness,
             known.generation
         );

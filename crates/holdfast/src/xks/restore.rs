@@ -16,7 +16,7 @@ use super::{
     take_command_name,
     witness::Known,
 };
-use crate::{fault::Fault, history::event};
+use crate::{fault::Fault, founding::MayFound, history::event};
 
 /// Signatures that were given so far; it is gone once they are enough.
 const FILE: &str = "restore.accepted";
@@ -66,7 +66,7 @@ async fn find(state: &State, known: &Known, store: &dyn Store) -> Result<Found, 
 
 /// Takes one operator's word; with enough of them the restored state is in force.
 pub(crate) async fn accept(config: &Config, operator: &str, key: &PersonalKey) -> Result<Heeded, Fault> {
-    let (mut state, known) = open_unjudged(config, true).await?;
+    let (mut state, known) = open_unjudged(config, MayFound::Never, true).await?;
     // An engine of its own: the other one refuses, as it should.
     let engine = state.places.rows(super::COMMAND).map_err(Fault::new)?;
     let (instance, ambient) = (state.opened.instance, state.opened.ambient.clone());
