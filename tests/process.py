@@ -12,6 +12,9 @@ import time
 
 from azure.identity import ClientSecretCredential
 
+# As whoever writes secrets to files does: services refuse those that others may read.
+os.umask(0o077)
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BINARY = pathlib.Path(os.environ.get("HOLDFAST_BINARY", ROOT / "target/debug/holdfast"))
 

@@ -56,6 +56,9 @@ def unpack(archive: pathlib.Path, which: str, directory: pathlib.Path) -> None:
             if member.name.startswith(which + "/"):
                 member.name = member.name.removeprefix(which + "/")
                 packed.extract(member, directory, filter=lambda member, _: member)
+    for secret in directory.rglob("*.secret"):
+        # Their modes were not looked at when this was made.
+        secret.chmod(0o600)
     for config in directory.glob("*.toml"):
         config.write_text(config.read_text().replace("@DIR@", str(directory)))
 

@@ -72,7 +72,7 @@ class Proxy:
         def ready() -> bool:
             try:
                 return requests.get(f"http://127.0.0.1:{self.metrics[process]}/healthz", timeout=1).ok
-            except requests.ConnectionError:
+            except requests.RequestException:
                 return False
         self.processes[process] = start([BINARY, "xks", "serve", "--config", config], self.log(process), ready)
         return self

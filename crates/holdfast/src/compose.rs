@@ -132,7 +132,7 @@ impl Opened {
                 "issuer",
                 socket,
                 tls,
-                config.connections,
+                config.connections.behind_nobody(),
                 handler,
                 stopped.clone(),
             )));
@@ -146,7 +146,7 @@ impl Opened {
         let health = Health::new(told, metrics);
         let on_main = sockets.metrics.is_none();
         if let Some(socket) = sockets.metrics {
-            servers.push(health.serve(socket, config.connections, stopped.clone()));
+            servers.push(health.serve(socket, &config.connections, stopped.clone()));
         }
         let asked = Arc::clone(&store);
         let source = Arc::clone(&audit) as Arc<dyn AuditSource>;
@@ -157,7 +157,7 @@ impl Opened {
             "hsm",
             sockets.hsm,
             tls,
-            config.connections,
+            config.connections.clone(),
             handler,
             stopped.clone(),
         )));

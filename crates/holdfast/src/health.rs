@@ -94,7 +94,7 @@ impl Health {
     pub(crate) fn serve(
         &self,
         socket: TcpListener,
-        limits: ConnectionLimits,
+        limits: &ConnectionLimits,
         stopped: watch::Receiver<bool>,
     ) -> JoinHandle<()> {
         let health = self.clone();
@@ -102,6 +102,6 @@ impl Health {
             let answer = health.answer(request.uri().path()).unwrap_or_else(not_found);
             async move { answer }
         });
-        tokio::spawn(server::serve("metrics", socket, None::<server::Tls>, limits, handler, stopped))
+        tokio::spawn(server::serve("metrics", socket, None::<server::Tls>, limits.behind_nobody(), handler, stopped))
     }
 }

@@ -26,9 +26,11 @@ use tokio::{
 
 use crate::{
     ambient::OsAmbient,
+    descriptors,
     fault::Fault,
     founding::{Ground, MayFound, SEALED},
     history::{self, Watermark},
+    notify, private,
     server::{
         certificates,
         tls::{self, TlsIdentity},
@@ -63,6 +65,7 @@ pub(crate) fn open(
             .hint("a service founds one at its first start; is the volume mounted?"));
     }
     create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+    private::close(data_dir);
     let ground = Ground::new(data_dir, silicon_root, founding)?;
     let (secrets, silicon) = if state.exists() {
         ground.judge_word()?;
@@ -289,25 +292,30 @@ pub(crate) fn not_found() -> Response<Full<Bytes>> {
     plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not found\n")
 }
 
-/// Waits for SIGINT or SIGTERM. SIGHUP ends nothing: certificates are looked at, as they are from time to time.
+/// Tells the service manager that everything serves, waits for SIGINT or SIGTERM, and tells that, too. SIGHUP ends nothing: certificates are looked at,
+/// as they are from time to time.
 pub(crate) async fn signalled() -> Result<(), Fault> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Fault::new)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Fault::new)?;
+    notify::tell(notify::READY);
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            _ = tokio::signal::ctrl_c() => break,
+            _ = terminate.recv() => break,
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: certificates are looked at now; what else the configuration says needs a restart");
                 certificates::look_now();
             }
         }
     }
+    notify::tell(notify::STOPPING);
+    Ok(())
 }
 
 /// Metrics and logs, once for the process.
 pub(crate) fn start_process(json: bool) -> Result<PrometheusHandle, Fault> {
     telemetry::start_logging(json);
     crate::hardening::apply();
+    descriptors::raise();
     telemetry::start_metrics()
 }

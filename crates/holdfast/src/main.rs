@@ -6,6 +6,7 @@ mod cli;
 mod compose;
 mod config;
 mod control;
+mod descriptors;
 mod fault;
 mod founding;
 mod hand_over;
@@ -16,6 +17,8 @@ mod hsm;
 mod instance;
 mod issuer;
 mod kms;
+mod notify;
+mod private;
 mod server;
 mod storage;
 mod telemetry;
@@ -30,6 +33,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[expect(clippy::print_stderr, reason = "words for the person at the terminal")]
 fn main() -> ExitCode {
+    hardening::keep_files_private();
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {

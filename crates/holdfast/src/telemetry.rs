@@ -106,6 +106,10 @@ pub(crate) fn start_metrics() -> Result<PrometheusHandle, Fault> {
         "Changes that waited as long as they may for answers under way or uses, and revoked them"
     );
     describe_counter!("holdfast_connections_refused_total", "Connections closed for want of room");
+    describe_counter!(
+        "holdfast_proxy_headers_refused_total",
+        "Connections of balancers closed that did not begin with a PROXY header"
+    );
     describe_gauge!("holdfast_crypto_pool_queue_length", "Private-key operations that wait for a thread");
     describe_counter!("holdfast_crypto_pool_refused_total", "Private-key operations refused for want of room");
     describe_gauge!("holdfast_hsm_keys", "Keys, soft-deleted ones included");

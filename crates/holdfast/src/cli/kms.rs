@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::{
-    control,
+    control, descriptors,
     fault::Fault,
     founding::{FoundArg, MayFound},
     instance,
@@ -102,8 +102,9 @@ impl ExplainArgs {
 }
 
 async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
-    let config = Config::load(path)?;
+    let mut config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
+    descriptors::fit(&mut config.connections, 1 + usize::from(config.metrics_address.is_some()))?;
     let role = config.role()?;
     let opened = kms::open(&config.data_dir, &config.silicon_root, founding)?;
     let setup = KmsSetup {

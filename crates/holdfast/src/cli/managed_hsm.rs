@@ -8,6 +8,7 @@ use holdfast_managed_hsm::{ADMINISTRATOR, Founding};
 use crate::{
     compose::{self, Sockets},
     config::Config,
+    descriptors,
     fault::Fault,
     founding::FoundArg,
     instance,
@@ -24,8 +25,10 @@ pub(crate) struct ManagedHsmArgs {
 
 impl ManagedHsmArgs {
     pub(crate) async fn run(self) -> Result<(), Fault> {
-        let config = Config::load(&self.config)?;
+        let mut config = Config::load(&self.config)?;
         let metrics = instance::start_process(config.log_json)?;
+        let more = [config.embedded_issuer.is_some(), config.listen.metrics_address.is_some()];
+        descriptors::fit(&mut config.connections, 1 + more.into_iter().filter(|has| *has).count())?;
         let clients = config.embedded_issuer.as_ref().map_or(Ok(HashMap::new()), compose::embedded_clients)?;
         let opened = instance::open(&config.hsm.data_dir, &config.silicon_root, self.found.into(), &[])?;
         let sockets = Sockets::bind(&config).await?;

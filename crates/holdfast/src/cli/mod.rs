@@ -51,7 +51,11 @@ enum Command {
     ManagedHsm(managed_hsm::ManagedHsmArgs),
     /// One user's sessions with one PKCS #11 token: started by `xks serve`, not by people
     #[command(hide = true)]
-    Pkcs11Host,
+    Pkcs11Host {
+        /// What the files that the vendor's library makes are not open to
+        #[arg(long, default_value_t = 0o077)]
+        umask: u32,
+    },
     /// Ask for changes of an external key store proxy, approve and reject them
     #[command(subcommand)]
     Quorum(quorum::QuorumCommand),
@@ -86,7 +90,7 @@ impl Cli {
             Command::Dev(args) => block_on(args.run()),
             Command::Kms(command) => block_on(command.run()),
             Command::ManagedHsm(args) => block_on(args.run()),
-            Command::Pkcs11Host => xks::pkcs11_host(),
+            Command::Pkcs11Host { umask } => xks::pkcs11_host(umask),
             Command::Quorum(command) => block_on(command.run()),
             Command::Restore(args) => args.run(),
             Command::Status(args) => block_on(args.run()),

@@ -15,14 +15,11 @@ use tokio::sync::watch;
 
 use crate::{
     ambient::OsAmbient,
-    control,
+    control, descriptors,
     fault::{Fault, shown},
     founding::{FoundArg, MayFound},
     instance,
-    server::{
-        ConnectionLimits,
-        certificates::{self, FromFiles},
-    },
+    server::certificates::{self, FromFiles},
     storage::{self, StorageSetup, admin::AdminRequest, config::Config},
 };
 
@@ -176,8 +173,9 @@ async fn accept(data_dir: &Path, set: String, json: bool) -> Result<(), Fault> {
 }
 
 async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
-    let config = Config::load(path)?;
+    let mut config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
+    descriptors::fit(&mut config.connections, 1 + usize::from(config.metrics_address.is_some()))?;
     // First what may be wrong in the configuration: nothing is founded for it.
     let (keks, keys) = (Arc::new(config.keks()?), config.access_keys()?);
     let (cloud_blobs, certificate) = (config.cloud_blobs()?, config.certificate()?);
@@ -201,7 +199,7 @@ async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
         socket,
         metrics_socket,
         tls,
-        connections: ConnectionLimits::default(),
+        connections: config.connections,
         metrics,
     };
     let until = stopped.clone();

@@ -15,7 +15,7 @@ use super::{
     xks_kill,
 };
 use crate::{
-    control,
+    control, descriptors,
     fault::Fault,
     founding::{FoundArg, MayFound},
     instance,
@@ -140,8 +140,10 @@ impl XksCommand {
 }
 
 async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
-    let config = Config::load(path)?;
+    let mut config = Config::load(path)?;
     let metrics = instance::start_process(config.log_json)?;
+    let more = [config.ekm_address, config.metrics_address];
+    descriptors::fit(&mut config.connections, 1 + more.iter().flatten().count())?;
     let state = xks::open_state(&config, founding).await?;
     let sockets = Sockets::bind(&config).await?;
     let running = state.run(&config, sockets, metrics, None).await?;
@@ -219,7 +221,9 @@ async fn keys(state_dir: &Path, json: bool) -> Result<(), Fault> {
 }
 
 /// The process of one HSM user; its standard input is a socket to the proxy.
-pub(crate) fn pkcs11_host() -> Result<(), Fault> {
+pub(crate) fn pkcs11_host(umask: u32) -> Result<(), Fault> {
+    // Such libraries share files between users.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
     crate::telemetry::start_logging(false);
     crate::hardening::apply();
     // A thread may hang in the vendor's library and never see that the proxy has ended.

@@ -2,7 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    env,
+    fs::File,
+    io::Read,
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,7 +22,7 @@ use crate::{
     fault::Fault,
     hsm::HsmThreads,
     server::{
-        ConnectionLimits,
+        Balancers, ConnectionLimits,
         client::{HttpsClient, PooledClient},
     },
 };
@@ -88,9 +92,33 @@ pub(crate) fn load<T>(path: &Path, example: &str, parse: fn(&str) -> Result<T, S
     parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
 }
 
+/// More than any secret, or chain of keys, has.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// What is in a file that only its owner may read.
+pub(crate) fn read_private(path: &Path) -> Result<SecretBytes, Fault> {
+    let failed = |error: std::io::Error| Fault::file(path, error);
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let open_to = metadata.mode() & 0o077;
+    if metadata.is_file() && open_to != 0 && !is_credential(path, open_to) {
+        return Err(Fault::usage(format!("{} is open to group or others; type: chmod 600 {0}", path.display())));
+    }
+    let mut content = Vec::with_capacity(metadata.len().min(SECRET_FILE_BYTES_MAX) as usize);
+    file.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut content).map_err(failed)?;
+    Ok(SecretBytes::take(content))
+}
+
+/// systemd gives credentials (`LoadCredential=`) to the user of a service by an access list, whose mask stands where the rights of the group do.
+fn is_credential(path: &Path, open_to: u32) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok();
+    let given = env::var_os("CREDENTIALS_DIRECTORY").and_then(|directory| whole(Path::new(&directory)));
+    open_to == 0o040 && given.zip(whole(path)).is_some_and(|(given, path)| path.starts_with(given))
+}
+
 /// A secret that somebody else shares, without the white space around it.
 pub(crate) fn read_secret(path: &Path) -> Result<SecretBytes, Fault> {
-    let content = SecretBytes::take(std::fs::read(path).map_err(|error| Fault::file(path, error))?);
+    let content = read_private(path)?;
     let trimmed = content.expose().trim_ascii();
     if trimmed.len() < 16 {
         return Err(Fault::usage(format!("{}: a secret has at least 16 characters", path.display())));
@@ -134,11 +162,12 @@ impl HsmAccess<'_> {
     }
 }
 
-/// `limits.connections`
-pub(crate) fn connections(given: Option<usize>) -> Result<ConnectionLimits, String> {
+/// `limits.connections`, and `listen.proxy_protocol_from`
+pub(crate) fn connections(given: Option<usize>, balancers: &[String]) -> Result<ConnectionLimits, String> {
     let defaults = ConnectionLimits::default();
     let connections_max = within("limits.connections", given, defaults.connections_max, 1, 100_000)?;
-    Ok(ConnectionLimits { connections_max, ..defaults })
+    let balancers = Balancers::parse("listen.proxy_protocol_from", balancers)?;
+    Ok(ConnectionLimits { connections_max, balancers, ..defaults })
 }
 
 /// `limits.private_key_threads` and `limits.private_key_queue`

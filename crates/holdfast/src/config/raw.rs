@@ -36,6 +36,8 @@ struct RawListen {
     address: String,
     host_names: Vec<String>,
     metrics_address: Option<String>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -146,7 +148,7 @@ impl Config {
         if self.identity.issuers.is_empty() && embedded_issuer.is_none() {
             return Err("identity.issuers must name at least one issuer".into());
         }
-        let (connections, limits, threads) = self.limits.check()?;
+        let (connections, limits, threads) = self.limits.check(&self.listen.proxy_protocol_from)?;
         Ok(super::Config {
             listen,
             hsm: self.hsm.check()?,
@@ -208,8 +210,8 @@ impl RawEmbeddedIssuer {
 }
 
 impl RawLimits {
-    fn check(self) -> Result<(ConnectionLimits, Limits, crate::hsm::HsmThreads), String> {
-        let connections = connections(self.connections)?;
+    fn check(self, balancers: &[String]) -> Result<(ConnectionLimits, Limits, crate::hsm::HsmThreads), String> {
+        let connections = connections(self.connections, balancers)?;
         let connections = ConnectionLimits {
             header_bytes_max: within("limits.header_kib", self.header_kib, 32, 8, 256)? << 10,
             header_timeout: Duration::from_secs(within(

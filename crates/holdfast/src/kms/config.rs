@@ -68,6 +68,8 @@ struct RawListen {
     address: String,
     metrics_address: Option<String>,
     host_names: Vec<String>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -174,7 +176,7 @@ fn https(name: &str, url: &str) -> Result<(), String> {
 }
 
 impl RawLimits {
-    fn check(&self) -> Result<(ConnectionLimits, HsmThreads, Limits), String> {
+    fn check(&self, balancers: &[String]) -> Result<(ConnectionLimits, HsmThreads, Limits), String> {
         let defaults = Limits::default();
         let stores = StoreLimits::default();
         let budget = within("limits.store_budget_ms", self.store_budget_ms, 250, 50, 5000)?;
@@ -204,7 +206,7 @@ impl RawLimits {
             ..defaults
         };
         let threads = hsm_threads(self.private_key_threads, self.private_key_queue)?;
-        Ok((parts::connections(self.connections)?, threads, limits))
+        Ok((parts::connections(self.connections, balancers)?, threads, limits))
     }
 }
 
@@ -232,7 +234,7 @@ impl Config {
             https("hsm_clusters.url", &cluster.url)?;
             https("hsm_clusters.authority", &cluster.authority)?;
         }
-        let (connections, threads, limits) = raw.limits.check()?;
+        let (connections, threads, limits) = raw.limits.check(&raw.listen.proxy_protocol_from)?;
         let metrics = raw.listen.metrics_address.as_deref();
         Ok(Self {
             address: address("listen.address", &raw.listen.address)?,

@@ -105,7 +105,7 @@ pub(crate) async fn run(mut opened: Opened, setup: KmsSetup) -> Result<Running, 
         Health::new(KmsTold { role: Arc::clone(&role), ground: Ground::new(&audit, [condition]) }, setup.metrics);
     let on_main = setup.metrics_socket.is_none();
     if let Some(socket) = setup.metrics_socket {
-        tasks.push(health.serve(socket, setup.connections, stopped.clone()));
+        tasks.push(health.serve(socket, &setup.connections, stopped.clone()));
     }
     let tls = Some(identity.server_config()?);
     let readers = role.audit_readers(&setup.audit_readers);

@@ -12,7 +12,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use holdfast_core::{Ambient, Timestamp, Trouble};
-use holdfast_crypto::SecretBytes;
 use metrics::gauge;
 use rustls::{
     ServerConfig,
@@ -24,7 +23,7 @@ use rustls::{
 use tokio::sync::{Notify, watch};
 
 use super::client_certificate::days_to_expire;
-use crate::fault::Fault;
+use crate::{config::parts::read_private, fault::Fault};
 
 /// Between two looks at files and clocks; SIGHUP brings the next one forward.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
@@ -197,7 +196,7 @@ impl FromFiles {
 }
 
 fn certified(certificate: &Path, key: &Path) -> Result<CertifiedKey, Fault> {
-    let pem = SecretBytes::take(fs::read(key).map_err(|error| Fault::file(key, error))?);
+    let pem = read_private(key)?;
     let private = PrivateKeyDer::from_pem_slice(pem.expose()).map_err(|error| Fault::file(key, error))?;
     CertifiedKey::from_der(read_chain(certificate)?, private, &aws_lc_rs::default_provider()).map_err(|error| {
         Fault::tls(format!("{} and {} do not belong together: {error}", certificate.display(), key.display()))
@@ -225,6 +224,8 @@ impl ResolvesServerCert for FromFiles {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -250,6 +251,7 @@ mod tests {
             let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
             fs::write(&certificate, made.cert.pem()).unwrap();
             fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         };
         put();
         let shown = FromFiles::open(&certificate, &key).unwrap();

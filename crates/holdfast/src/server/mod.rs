@@ -6,6 +6,7 @@ pub(crate) mod client_certificate;
 mod handing;
 mod linger;
 pub(crate) mod owned;
+mod proxied;
 mod readers;
 pub(crate) mod tls;
 
@@ -13,7 +14,7 @@ use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, sync::
 
 pub(crate) use handing::AnswerBody;
 use handing::{Hand, HandingOver};
-use holdfast_core::{Reader, Trouble};
+use holdfast_core::Trouble;
 use holdfast_xks_proxy::ClientCertificate;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -21,6 +22,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use linger::Lingering;
 use metrics::{counter, gauge};
 use owned::{Abandoned, OwnedRequest, Place};
+pub(crate) use proxied::Balancers;
+use proxied::NotProxied;
 use readers::Readers;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
@@ -32,8 +35,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Bounds on connections.
-#[derive(Clone, Copy, Debug)]
+/// Bounds on connections, and who makes them for others.
+#[derive(Clone, Debug)]
 pub(crate) struct ConnectionLimits {
     /// Open connections; one more is closed at once.
     pub connections_max: usize,
@@ -49,6 +52,15 @@ pub(crate) struct ConnectionLimits {
     pub headers_max: usize,
     /// Time that requests in flight are given at shutdown.
     pub drain_timeout: Duration,
+    /// Whose connections begin with the address of somebody else.
+    pub balancers: Balancers,
+}
+
+impl ConnectionLimits {
+    /// Of a listener that nobody reaches through a balancer.
+    pub(crate) fn behind_nobody(&self) -> Self {
+        Self { balancers: Balancers::default(), ..self.clone() }
+    }
 }
 
 impl Default for ConnectionLimits {
@@ -62,6 +74,7 @@ impl Default for ConnectionLimits {
             header_bytes_max: 32 * 1024,
             headers_max: 100,
             drain_timeout: Duration::from_secs(10),
+            balancers: Balancers::default(),
         }
     }
 }
@@ -122,7 +135,8 @@ pub(crate) async fn serve(
     let tls: Option<Tls> = tls.map(Into::into);
     let abandoned = Abandoned::new(name);
     let mut connections = JoinSet::new();
-    let (trouble, readers) = (Trouble::default(), Readers::new());
+    let trouble = Trouble::default();
+    let callers = Arc::new(Callers { readers: Readers::new(), nameless: Trouble::default() });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -150,7 +164,7 @@ pub(crate) async fn serve(
             continue;
         };
         let place = Place::new(permit, Arc::clone(&abandoned));
-        let connection = Connection { name, peer, limits, place, reader: readers.at(peer) };
+        let connection = Connection { name, peer, limits: limits.clone(), place, callers: Arc::clone(&callers) };
         connections.spawn(connection.run(stream, tls.clone(), Arc::clone(&handler), shutdown.clone()));
     }
     drop(listener);
@@ -168,16 +182,53 @@ struct Connection {
     peer: SocketAddr,
     limits: ConnectionLimits,
     place: Arc<Place>,
-    reader: Arc<Reader>,
+    callers: Arc<Callers>,
+}
+
+/// Who is at the other end of a listener's connections.
+struct Callers {
+    readers: Readers,
+    /// Whether balancers do not say for whom they call.
+    nameless: Trouble,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, tls: Option<Tls>, handler: Handler, shutdown: watch::Receiver<bool>) {
+    async fn run(mut self, mut stream: TcpStream, tls: Option<Tls>, handler: Handler, shutdown: watch::Receiver<bool>) {
         // Replies are one write each; waiting for more would only delay them.
         let _ = stream.set_nodelay(true);
-        let stream = Lingering::new(stream);
         let open = gauge!("holdfast_connections", "listener" => self.name);
         open.increment(1.0);
+        if self.hears_client(&mut stream).await {
+            self.serve(stream, tls, handler, shutdown).await;
+        }
+        open.decrement(1.0);
+    }
+
+    /// Whom a balancer calls for, if it is one. False: it does not say, and is not heard.
+    async fn hears_client(&mut self, stream: &mut TcpStream) -> bool {
+        if !self.limits.balancers.name(self.peer) {
+            return true;
+        }
+        let error = match timeout(self.limits.handshake_timeout, proxied::client_of(stream)).await {
+            Ok(Ok(client)) => {
+                self.peer = client.unwrap_or(self.peer);
+                self.callers.nameless.ends();
+                return true;
+            }
+            // It looks whether we are there.
+            Ok(Err(NotProxied::Io(_))) => return false,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its PROXY header took too long".to_owned(),
+        };
+        counter!("holdfast_proxy_headers_refused_total", "listener" => self.name).increment(1);
+        if self.callers.nameless.begins() {
+            tracing::warn!(listener = self.name, balancer = %self.peer, error, "a connection of a balancer is closed");
+        }
+        false
+    }
+
+    async fn serve(&self, stream: TcpStream, tls: Option<Tls>, handler: Handler, shutdown: watch::Receiver<bool>) {
+        let stream = Lingering::new(stream);
         match tls {
             None => self.http(stream, None, handler, shutdown).await,
             Some(Tls { acceptor, identify }) => {
@@ -192,7 +243,6 @@ impl Connection {
                 }
             }
         }
-        open.decrement(1.0);
     }
 
     async fn http<S>(
@@ -206,7 +256,8 @@ impl Connection {
     {
         let (peer, place) = (self.peer, &self.place);
         let hand = Arc::<Hand>::default();
-        let io = TokioIo::new(HandingOver::new(stream, &hand, Arc::clone(&self.reader), self.limits.stall_max));
+        let reader = self.callers.readers.at(peer);
+        let io = TokioIo::new(HandingOver::new(stream, &hand, reader, self.limits.stall_max));
         let service = service_fn(move |mut request: Request<Incoming>| {
             if let Some(client) = &client {
                 request.extensions_mut().insert(Arc::clone(client));

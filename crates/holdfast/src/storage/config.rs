@@ -20,10 +20,11 @@ use crate::{
     cli::env_file::beside,
     config::{
         Audit,
-        parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_secret},
+        parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_private, read_secret},
     },
     fault::Fault,
     server::{
+        ConnectionLimits,
         certificates::FromFiles,
         client::{HttpsClient, PooledClient},
     },
@@ -46,6 +47,8 @@ struct Raw {
     audit: RawStorageAudit,
     #[serde(default)]
     audit_pull: RawAuditPull,
+    #[serde(default)]
+    limits: RawLimits,
     #[serde(default)]
     log: RawLog,
 }
@@ -88,6 +91,14 @@ struct RawListen {
     #[serde(default)]
     host_domains: Vec<String>,
     body_idle_timeout_secs: Option<u64>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    connections: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -156,6 +167,7 @@ pub(crate) struct Config {
     pub audit: Audit,
     pub audit_readers: Vec<String>,
     pub role: StorageConfig,
+    pub connections: ConnectionLimits,
     pub kek_poll: Duration,
     /// Bytes.
     pub disk_reserve: Option<u64>,
@@ -192,6 +204,7 @@ impl Config {
 
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = toml::from_str(text).map_err(|error| error.to_string())?;
+        let connections = parts::connections(raw.limits.connections, &raw.listen.proxy_protocol_from)?;
         let RawListen {
             address: listen, metrics_address, certificate_file, key_file, insecure_http, host_domains, ..
         } = raw.listen;
@@ -237,6 +250,7 @@ impl Config {
                 .map(|text| address("listen.metrics_address", text))
                 .transpose()?,
             data_dir: storage.data_dir,
+            connections,
             role: StorageConfig {
                 default_kek: storage.default_kek,
                 deks,
@@ -269,8 +283,9 @@ impl Config {
         let Some(blobs) = &self.blobs else { return Ok(None) };
         let mut options: Vec<(String, String)> = blobs.options.clone().into_iter().collect();
         for (name, path) in &blobs.secret_files {
-            let secret = std::fs::read_to_string(path).map_err(|error| Fault::file(path, error))?;
-            options.push((name.clone(), secret.trim().to_owned()));
+            let secret = read_private(path)?;
+            let text = std::str::from_utf8(secret.expose()).map_err(|error| Fault::file(path, error))?;
+            options.push((name.clone(), text.trim().to_owned()));
         }
         Ok(Some(CloudBlobsConfig { url: blobs.url.clone(), options }))
     }

@@ -227,7 +227,7 @@ pub(crate) async fn start(
     let on_main = setup.metrics_socket.is_none();
     let mut tasks = Vec::new();
     if let Some(socket) = setup.metrics_socket {
-        tasks.push(health.serve(socket, setup.connections, stopped.clone()));
+        tasks.push(health.serve(socket, &setup.connections, stopped.clone()));
     }
     let handler = server::handler(move |request: Request<Incoming>, address| {
         let is_own = !service.names_bucket(request.headers());

@@ -98,6 +98,8 @@ struct RawListen {
     ekm_address: Option<String>,
     metrics_address: Option<String>,
     host_names: Vec<String>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -231,7 +233,7 @@ impl Config {
             hsms,
             audit: raw.audit.check()?,
             audit_readers: raw.audit_pull.check()?,
-            connections: parts::connections(limits.connections)?,
+            connections: parts::connections(limits.connections, &raw.listen.proxy_protocol_from)?,
             limits: Limits {
                 in_flight_max: within("limits.in_flight", limits.in_flight, defaults.in_flight_max, 1, 100_000)?,
                 answer_budget: Duration::from_millis(answer),

@@ -196,7 +196,7 @@ impl State {
         let (shutdown, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         let serve = |name, socket, tls, handler| {
-            tokio::spawn(server::serve(name, socket, Some(tls), config.connections, handler, stopped.clone()))
+            tokio::spawn(server::serve(name, socket, Some(tls), config.connections.clone(), handler, stopped.clone()))
         };
         let readers = config.audit_readers.iter().map(config::Reader::credential).collect::<Result<_, _>>()?;
         let asked = Arc::clone(&proxy);
@@ -213,7 +213,7 @@ impl State {
         if let Some(socket) = sockets.metrics {
             let health =
                 Health::new(ProxyTold { proxy: Arc::clone(&proxy), ground: Ground::new(&audit, conditions) }, metrics);
-            tasks.push(health.serve(socket, config.connections, stopped.clone()));
+            tasks.push(health.serve(socket, &config.connections, stopped.clone()));
         }
         let asked = Arc::clone(&proxy);
         let process = config.process.clone();
@@ -258,7 +258,9 @@ async fn found(proxy: &Arc<XksProxy>, config: &Config) -> Result<(), Fault> {
 /// A host for one HSM user is this program again.
 fn host_command() -> Result<HostCommand, Fault> {
     let program = std::env::current_exe().map_err(Fault::new)?;
-    Ok(HostCommand { program, arguments: vec!["pkcs11-host".into()] })
+    let umask = crate::hardening::umask_before().to_string();
+    let arguments = vec!["pkcs11-host".into(), "--umask".into(), umask.into()];
+    Ok(HostCommand { program, arguments })
 }
 
 /// The suites that AWS asks for (XKS proxy API 1.0.3), and no others.
