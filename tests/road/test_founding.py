@@ -1,5 +1,6 @@
 """Where an instance begins: nowhere by itself where something of one lies, nor where this machine's silicon knows of one."""
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -103,7 +104,7 @@ def test_a_volume_that_is_not_mounted_is_no_place_to_found(there):
     there.list.write_bytes(known)
     assert "knows it as the place of instance" in there.refused()
     with there.started("--found") as log:
-        assert "a new instance was founded" in log.read_text()
+        assert "a new instance was founded" in log.read_text() and "in the place of another one" in log.read_text()
     assert "there is an instance in" in there.refused("--found"), "nobody leaves the word in a unit file"
     with there.started():
         pass
@@ -246,3 +247,18 @@ def test_two_first_starts_at_once_found_one_instance(tmp_path):
         assert said.count("a new instance was founded") == 1, said
         with there.started():
             pass
+
+
+def test_who_holds_the_silicon_up_stops_nobody(tmp_path):
+    """A neighbour on the same silicon that was stopped while it wrote to the list."""
+    there = There("kms", tmp_path)
+    with open(there.silicon, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with there.started() as log:
+            assert "cannot remember" not in log.read_text(), "there is nothing to write"
+        there.list.unlink()
+        with there.started() as log:
+            assert "the silicon cannot remember this data directory" in log.read_text() and "is it stopped?" in log.read_text()
+        assert not there.list.exists()
+    with there.started():
+        assert there.list.exists()

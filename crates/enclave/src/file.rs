@@ -5,25 +5,29 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
+
+use rustix::fs::{CWD, RenameFlags};
 
 /// What is done under a lock takes a moment; whoever holds it longer is stopped.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 const LOCK_WAIT_STEP: Duration = Duration::from_millis(5);
 
-/// Keeps others who lock the same directory away until it is dropped. Leaves nothing behind.
+/// Keeps others who lock the same file or directory away until it is dropped. Leaves nothing behind. Whoever may read it may hold up others: it is one
+/// that is its owner's alone.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`] if somebody else has held it for long; what opening the directory gives.
-pub fn lock_directory(path: &Path) -> io::Result<File> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let directory = File::open(path)?;
+/// [`io::ErrorKind::TimedOut`] if somebody else has held it for long; what opening it gives.
+pub fn lock(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let started = Instant::now();
     loop {
-        match directory.try_lock() {
-            Ok(()) => return Ok(directory),
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WAIT_MAX => thread::sleep(LOCK_WAIT_STEP),
             Err(TryLockError::WouldBlock) => {
@@ -34,9 +38,41 @@ pub fn lock_directory(path: &Path) -> io::Result<File> {
     }
 }
 
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes `content` to `path` with mode 0600, durable, if nothing is there: false if something is. Two at once write one.
+pub(crate) fn create_private(path: &Path, content: &[u8]) -> io::Result<bool> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // Of a process that had our number: never complete, never in use.
+    let temporary = path.with_added_extension(format!("new-{}-{number}", std::process::id()));
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    // Not every file system has hard links; those without have a way to rename that replaces nothing.
+    let made = match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            rustix::fs::renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE).map_err(io::Error::from)
+        }
+        other => other,
+    };
+    let _ = fs::remove_file(&temporary);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+        Ok(()) => File::open(directory_of(path))?.sync_all().map(|()| true),
+    }
+}
+
 /// Writes `content` to `path` with mode 0600, durable, replacing what was there in one step.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = directory_of(path);
     let temporary = path.with_extension("new");
     // Left behind by a crash: never complete, never in use.
     match fs::remove_file(&temporary) {

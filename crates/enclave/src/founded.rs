@@ -40,6 +40,7 @@ pub struct Founded {
 
 /// The list of one silicon.
 pub struct FoundedList {
+    root: PathBuf,
     path: PathBuf,
 }
 
@@ -73,7 +74,7 @@ impl FoundedList {
     pub fn beside(root: &Path) -> Self {
         let mut path = OsString::from(root);
         path.push(".founded");
-        Self { path: path.into() }
+        Self { root: root.into(), path: path.into() }
     }
 
     /// Where it lies.
@@ -118,8 +119,7 @@ impl FoundedList {
         if founded.directory.as_os_str().len() > PATH_BYTES_MAX {
             return Err(self.failed(io::ErrorKind::InvalidFilename.into()));
         }
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        let _lock = file::lock_directory(directory).map_err(|error| self.failed(error))?;
+        let _lock = file::lock(&self.root).map_err(|error| self.failed(error))?;
         let mut set_aside = None;
         let mut entries = match self.read(sealer) {
             Err(FoundedError::Damaged(path)) => {

@@ -11,7 +11,7 @@ mod instance;
 mod nitro;
 mod software;
 
-pub use file::lock_directory;
+pub use file::lock;
 pub use founded::{Founded, FoundedError, FoundedList};
 pub use instance::{InstanceError, InstanceSecrets};
 pub use nitro::NitroVerifier;

@@ -76,12 +76,7 @@ impl SoftwareSilicon {
         let directory = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(failed)?;
         // One that is there is never replaced: what somebody has sealed to it would be lost.
-        let _lock = file::lock_directory(directory).map_err(failed)?;
-        match Self::open(path, Arc::clone(&ambient)) {
-            Err(SiliconError::Missing(_)) => {}
-            other => return other,
-        }
-        file::write_private(path, content.expose()).map_err(failed)?;
+        file::create_private(path, content.expose()).map_err(failed)?;
         Self::open(path, ambient)
     }
 

@@ -135,18 +135,23 @@ impl<'a> Ground<'a> {
 
     /// Refuses to found an instance where nobody asked for it and the silicon knows of one.
     pub(crate) fn judge_founding(&self, silicon: &SoftwareSilicon) -> Result<(), Fault> {
-        if self.founding != MayFound::WhereNew {
-            return Ok(());
-        }
         let data_dir = self.data_dir.display();
-        let known = self.list.read(silicon).map_err(|error| {
-            Fault::new(format!("{data_dir} is empty, and whether it had an instance is not known: {error}"))
-                .hint("if it is to have a new one, start once with --found")
-        })?;
+        let known = match (self.founding, self.list.read(silicon)) {
+            (MayFound::Never | MayFound::Untold, _) | (MayFound::Asked, Err(_)) => return Ok(()),
+            (MayFound::WhereNew, Err(error)) => {
+                let why = format!("{data_dir} is empty, and whether it had an instance is not known: {error}");
+                return Err(Fault::new(why).hint("if it is to have a new one, start once with --found"));
+            }
+            (_, Ok(known)) => known,
+        };
         let Some(Founded { instance, since, .. }) = known.into_iter().find(|entry| entry.directory == self.whole)
         else {
             return Ok(());
         };
+        if self.founding == MayFound::Asked {
+            tracing::warn!(%data_dir, given_up = %instance, "an instance is founded in the place of another one, as was asked");
+            return Ok(());
+        }
         let since = jiff::Timestamp::from_millisecond(since.unix_millis())
             .map(|time| time.strftime("%Y-%m-%d").to_string())
             .unwrap_or_default();

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use holdfast_core::{Ambient, PartitionId, Store};
 use holdfast_crypto::{SecretBytes, kdf};
-use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon, lock_directory};
+use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSilicon};
 use holdfast_store::{audit::AuditLog, write_regular};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -72,7 +72,7 @@ pub(crate) fn open(
         open_sealed(&state, data_dir, silicon_root, &ambient)?
     } else {
         // Two that start at once must not found two instances.
-        let lock = lock_directory(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+        let lock = holdfast_enclave::lock(data_dir).map_err(|error| Fault::file(data_dir, error))?;
         let opened = if state.exists() {
             open_sealed(&state, data_dir, silicon_root, &ambient)?
         } else {
