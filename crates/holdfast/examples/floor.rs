@@ -7,6 +7,8 @@
 mod ambient;
 #[path = "../src/fault.rs"]
 mod fault;
+#[path = "../src/private.rs"]
+mod private;
 #[path = "../src/server/mod.rs"]
 mod server;
 

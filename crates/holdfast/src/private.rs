@@ -1,13 +1,18 @@
-//! What lies in a data directory is its owner's alone, whatever it was open to when an earlier version made it, or somebody restored it.
+//! What lies in a data directory is its owner's alone, whatever it was open to when an earlier version made it, or somebody restored it; and so is a
+//! file with a secret, or it is not taken.
 
 use std::{
+    env,
     fs::{self, File, OpenOptions, Permissions},
-    io,
+    io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
+use holdfast_crypto::SecretBytes;
 use rustix::fs::OFlags;
+
+use crate::fault::Fault;
 
 /// Of a proxy: `processes/NAME/audit/SEGMENT`; of `dev` one more.
 const DEPTH_MAX: usize = 5;
@@ -63,6 +68,30 @@ fn close_opened(file: &File, closed: &mut u64) -> io::Result<()> {
         *closed += 1;
     }
     Ok(())
+}
+
+/// More than any secret, or chain of keys, has.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// What is in a file that only its owner may read.
+pub(crate) fn read_private(path: &Path) -> Result<SecretBytes, Fault> {
+    let failed = |error: io::Error| Fault::file(path, error);
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let open_to = metadata.mode() & 0o077;
+    if metadata.is_file() && open_to != 0 && !is_credential(path, open_to) {
+        return Err(Fault::usage(format!("{} is open to group or others; type: chmod 600 {0}", path.display())));
+    }
+    let mut content = Vec::with_capacity(metadata.len().min(SECRET_FILE_BYTES_MAX) as usize);
+    file.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut content).map_err(failed)?;
+    Ok(SecretBytes::take(content))
+}
+
+/// systemd gives credentials (`LoadCredential=`) to the user of a service by an access list, whose mask stands where the rights of the group do.
+fn is_credential(path: &Path, open_to: u32) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok();
+    let given = env::var_os("CREDENTIALS_DIRECTORY").and_then(|directory| whole(Path::new(&directory)));
+    open_to == 0o040 && given.zip(whole(path)).is_some_and(|(given, path)| path.starts_with(given))
 }
 
 #[cfg(test)]

@@ -2,11 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env,
-    fs::File,
-    io::Read,
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,6 +17,7 @@ use super::{Audit, DEFAULT_AUDIENCE, default_threads};
 use crate::{
     fault::Fault,
     hsm::HsmThreads,
+    private::read_private,
     server::{
         Balancers, ConnectionLimits,
         client::{HttpsClient, PooledClient},
@@ -90,30 +87,6 @@ pub(crate) fn load<T>(path: &Path, example: &str, parse: fn(&str) -> Result<T, S
     let text = std::fs::read_to_string(path)
         .map_err(|error| Fault::file(path, error).hint(format!("type: holdfast config example {example}")))?;
     parse(&text).map_err(|error| Fault::usage(format!("{}: {error}", path.display())))
-}
-
-/// More than any secret, or chain of keys, has.
-const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
-
-/// What is in a file that only its owner may read.
-pub(crate) fn read_private(path: &Path) -> Result<SecretBytes, Fault> {
-    let failed = |error: std::io::Error| Fault::file(path, error);
-    let file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let open_to = metadata.mode() & 0o077;
-    if metadata.is_file() && open_to != 0 && !is_credential(path, open_to) {
-        return Err(Fault::usage(format!("{} is open to group or others; type: chmod 600 {0}", path.display())));
-    }
-    let mut content = Vec::with_capacity(metadata.len().min(SECRET_FILE_BYTES_MAX) as usize);
-    file.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut content).map_err(failed)?;
-    Ok(SecretBytes::take(content))
-}
-
-/// systemd gives credentials (`LoadCredential=`) to the user of a service by an access list, whose mask stands where the rights of the group do.
-fn is_credential(path: &Path, open_to: u32) -> bool {
-    let whole = |path: &Path| path.canonicalize().ok();
-    let given = env::var_os("CREDENTIALS_DIRECTORY").and_then(|directory| whole(Path::new(&directory)));
-    open_to == 0o040 && given.zip(whole(path)).is_some_and(|(given, path)| path.starts_with(given))
 }
 
 /// A secret that somebody else shares, without the white space around it.

@@ -23,7 +23,7 @@ use rustls::{
 use tokio::sync::{Notify, watch};
 
 use super::client_certificate::days_to_expire;
-use crate::{config::parts::read_private, fault::Fault};
+use crate::{fault::Fault, private::read_private};
 
 /// Between two looks at files and clocks; SIGHUP brings the next one forward.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);

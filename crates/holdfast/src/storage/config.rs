@@ -20,9 +20,10 @@ use crate::{
     cli::env_file::beside,
     config::{
         Audit,
-        parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_private, read_secret},
+        parts::{self, HsmAccess, RawAudit, RawAuditPull, RawLog, RawSilicon, address, read_secret},
     },
     fault::Fault,
+    private::read_private,
     server::{
         ConnectionLimits,
         certificates::FromFiles,
