@@ -165,7 +165,7 @@ impl DatabaseFile {
     pub(crate) fn reopen<T>(&self, judge: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         // Before the old one is closed: while this fails, what it has in memory can still be read.
         settle(&self.path).map_err(failed)?;
-        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+        self.close();
         let before = inode(&self.path)?;
         let database = (self.opener)(&self.path)?;
         let judged = judge(&database)?;
@@ -175,6 +175,22 @@ impl DatabaseFile {
         }
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(judged)
+    }
+}
+
+impl DatabaseFile {
+    /// redb writes when it closes a file. What it gives up on then is found when the file is opened.
+    fn close(&self) {
+        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(database))).is_err() {
+            tracing::error!(path = %self.path.display(), "the file could not be closed in order: it is damaged");
+        }
+    }
+}
+
+impl Drop for DatabaseFile {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -33,8 +33,8 @@ impl IndexOwner {
         if !path.exists() {
             return Ok(Self::Missing);
         }
-        let database = open_or_make(path, CACHE_BYTES, false)?;
-        guarded(|| Self::named_in(&database))
+        // It is closed in there, too: redb writes then, and gives up on a damaged page as it does when it reads.
+        guarded(|| Self::named_in(&open_or_make(path, CACHE_BYTES, false)?))
     }
 
     fn named_in(database: &Database) -> Result<Self, StoreError> {
