@@ -65,32 +65,6 @@ def test_files_are_their_owners_alone_whatever_the_umask(there):
         assert not [path for path in open_to_others(there.data_dir) if "/blobs/" not in path]
 
 
-@pytest.mark.parametrize("role", ["managed-hsm", "kms", "storage"])
-def test_secrets_that_others_may_read_are_refused(role, tmp_path):
-    there = There(role, tmp_path)
-    files = {pathlib.Path(file) for file in re.findall(r'secret_file = "([^"]+)"', config_of(there).read_text())}
-    assert files
-    for file in files:
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, "the control: as the others are"
-        for mode in (0o644, 0o640, 0o604, 0o610):
-            file.chmod(mode)
-            assert f"{file} is open to group or others; type: chmod 600 {file}" in there.refused()
-        file.chmod(0o600)
-    # As systemd gives credentials: the mask of their access list stands where the group's rights do.
-    file.chmod(0o440)
-    there.refused()
-    with there.started(env=os.environ | {"CREDENTIALS_DIRECTORY": str(file.parent)}):
-        pass
-    there.refused(env=os.environ | {"CREDENTIALS_DIRECTORY": str(tmp_path / "elsewhere")})
-    file.chmod(0o444)
-    there.refused(env=os.environ | {"CREDENTIALS_DIRECTORY": str(file.parent)})
-    file.chmod(0o600)
-    with there.started():
-        pass
-    there.there.restart(kill=False)
-    there.there.stop()
-
-
 def socket_of(directory: pathlib.Path) -> pathlib.Path:
     return pathlib.Path((directory / "admin-socket.path").read_text())
 

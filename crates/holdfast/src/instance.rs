@@ -65,7 +65,6 @@ pub(crate) fn open(
             .hint("a service founds one at its first start; is the volume mounted?"));
     }
     create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
-    private::close(data_dir);
     let ground = Ground::new(data_dir, silicon_root, founding)?;
     let (secrets, silicon) = if state.exists() {
         ground.judge_word()?;
@@ -82,6 +81,7 @@ pub(crate) fn open(
         drop(lock);
         opened
     };
+    private::close(data_dir);
     // Last: what is known has been there.
     ground.remember(secrets.instance, &silicon, ambient.as_ref());
     Ok(Opened { instance: secrets.instance, secrets, silicon, ambient, data_dir: data_dir.into() })
