@@ -24,7 +24,7 @@ use crate::{
     health::{Ground, Health, Told},
     history::History,
     hsm::SoftHsm,
-    instance::{AuditMarks, Opened, close_audit, listen, listen_some, signalled, tls_identity, write_public},
+    instance::{AuditMarks, Hangup, Opened, close_audit, listen, listen_some, signalled, tls_identity, write_public},
     issuer::{self, Issuer},
     server::{
         self, AnswerBody,
@@ -285,8 +285,8 @@ impl Running {
     }
 
     /// Serves until SIGINT or SIGTERM.
-    pub(crate) async fn until_stopped(self) -> Result<(), Fault> {
-        signalled().await?;
+    pub(crate) async fn until_stopped(self, hangup: Hangup) -> Result<(), Fault> {
+        signalled(hangup).await?;
         tracing::info!("stopping");
         self.stop().await;
         Ok(())

@@ -292,17 +292,28 @@ pub(crate) fn not_found() -> Response<Full<Bytes>> {
     plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not found\n")
 }
 
-/// Tells the service manager that everything serves, waits for SIGINT or SIGTERM, and tells that, too. SIGHUP ends nothing: certificates are looked at,
-/// as they are from time to time.
-pub(crate) async fn signalled() -> Result<(), Fault> {
+/// What SIGHUP does.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) enum Hangup {
+    /// It ends a program of a terminal that is closed.
+    Ends,
+    /// A service looks at its certificates, as it does from time to time.
+    Looks,
+}
+
+/// Tells the service manager that everything serves, waits for SIGINT or SIGTERM, and tells that, too.
+pub(crate) async fn signalled(hangup: Hangup) -> Result<(), Fault> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Fault::new)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(Fault::new)?;
+    let mut hung_up = signal(SignalKind::hangup()).map_err(Fault::new)?;
     notify::tell(notify::READY);
     loop {
         tokio::select! {
             _ = tokio::signal::ctrl_c() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => {
+            _ = hung_up.recv() => {
+                if hangup == Hangup::Ends {
+                    break;
+                }
                 tracing::info!("SIGHUP: certificates are looked at now; what else the configuration says needs a restart");
                 certificates::look_now();
             }
@@ -312,10 +323,11 @@ pub(crate) async fn signalled() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Metrics and logs, once for the process.
+/// Metrics and logs, once for the process. SIGHUP ends it no more, also before it serves; that needs a runtime.
 pub(crate) fn start_process(json: bool) -> Result<PrometheusHandle, Fault> {
     telemetry::start_logging(json);
     crate::hardening::apply();
     descriptors::raise();
+    drop(signal(SignalKind::hangup()).map_err(Fault::new)?);
     telemetry::start_metrics()
 }

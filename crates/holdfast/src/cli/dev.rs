@@ -187,7 +187,7 @@ impl DevArgs {
         }
         .print();
         tracing::info!(data_dir = %data_dir.display(), "ready; stop with Ctrl-C");
-        let result = running.until_stopped().await;
+        let result = running.until_stopped(instance::Hangup::Ends).await;
         storage.ended().await;
         kms.stop().await;
         xks.stop().await;

@@ -122,7 +122,7 @@ async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     };
     let running = kms::run(opened, setup).await?;
     tracing::info!(address = %config.address, "ready");
-    instance::signalled().await?;
+    instance::signalled(instance::Hangup::Looks).await?;
     tracing::info!("stopping");
     running.stop().await;
     tracing::info!("stopped");

@@ -41,6 +41,6 @@ impl ManagedHsmArgs {
         let instance = opened.instance;
         let running = opened.run(&config, sockets, founding, clients, metrics).await?;
         tracing::info!(%instance, address = %config.listen.address, url = config.listen.host_names[0].base_url(), "ready");
-        running.until_stopped().await
+        running.until_stopped(instance::Hangup::Looks).await
     }
 }

@@ -206,7 +206,7 @@ async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     let running = storage::start(opened, setup, stopped).await?;
     let kept = certificate.map(|shown| tokio::spawn(certificates::keep(shown, "storage", Arc::new(OsAmbient), until)));
     tracing::info!(address = %config.address, "ready");
-    instance::signalled().await?;
+    instance::signalled(instance::Hangup::Looks).await?;
     let _ = stop.send(true);
     running.ended().await;
     if let Some(kept) = kept {

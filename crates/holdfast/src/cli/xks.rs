@@ -148,7 +148,7 @@ async fn serve(path: &Path, founding: MayFound) -> Result<(), Fault> {
     let sockets = Sockets::bind(&config).await?;
     let running = state.run(&config, sockets, metrics, None).await?;
     tracing::info!(address = %config.address, process = config.process, "ready");
-    instance::signalled().await?;
+    instance::signalled(instance::Hangup::Looks).await?;
     tracing::info!("stopping");
     running.stop().await;
     tracing::info!("stopped");
