@@ -237,7 +237,9 @@ def test_a_restore_that_is_killed_is_mended_by_the_next(role, tmp_path):
         except subprocess.TimeoutExpired:
             process.kill()
         said = process.communicate()[1].decode()
-        if process.returncode == 0:
+        # Killed when all was in its place and the marker was gone, it had ended.
+        had_ended = process.returncode == 2 and "restore.note are there" in said and not (new / "restore.unfinished").exists()
+        if process.returncode == 0 or had_ended:
             break
         assert process.returncode == -9, said
         if (new / "restore.unfinished").exists():
@@ -382,3 +384,138 @@ def test_a_plain_copy_says_what_happened(tmp_path):
         begin(there)
     said = str(caught.value)
     assert "holdfast restore" in said and "another process" not in said, said
+
+
+def stores_of(data_dir: pathlib.Path) -> dict[str, bytes]:
+    return {name: (data_dir / name).read_bytes() for name in ("records.redb", "index.redb") if (data_dir / name).exists()}
+
+
+def lay(data_dir: pathlib.Path, stores: dict[str, bytes]) -> None:
+    for name, content in stores.items():
+        (data_dir / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_number_is_given_twice_and_the_other_backup_can_be_taken_after_all(role, tmp_path):
+    there = role(tmp_path, 0)
+    data_dir = there.server.data_dir
+    assert there.change("yesterday") // 100 == 2
+    wrong, right = tmp_path / "wrong.backup", tmp_path / "right.backup"
+    backup(there, wrong)
+    assert there.change("today") // 100 == 2 and there.change("evening") // 100 == 2
+    there.halt()
+    backup(there, right)
+    old = stores_of(data_dir)
+    restored(there, wrong, "--over", "--yes")
+    begin(there)
+    assert there.change("other") // 100 == 2
+    there.halt()
+    numbers = [line["revision"] for line in changes(there)]
+    assert len(numbers) == len(set(numbers)) and numbers == sorted(numbers), numbers
+    verified(there)
+    # The store of the history that was undone: of no number is there another one than that of this log.
+    new = stores_of(data_dir)
+    lay(data_dir, old)
+    with pytest.raises(AssertionError) as caught:
+        begin(there)
+    assert "older than" in str(caught.value), caught.value
+    lay(data_dir, new)
+    said = restored(there, right, "--over", "--yes")
+    assert "undone" in said and "no change" not in said, said
+    begin(there)
+    found = there.there()
+    assert found["today"] and found["evening"] and not found["other"]
+    assert there.change("after-all") // 100 == 2 and there.use() == 200
+    there.halt()
+    begin(there)
+    assert there.there()["after-all"]
+    there.halt()
+    numbers = [line["revision"] for line in changes(there)]
+    assert len(numbers) == len(set(numbers)) and numbers == sorted(numbers), numbers
+    assert len(told(there, "RestoreBackup")) == 2 and not told(there, "AcceptLoss")
+    verified(there)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_backup_after_a_restore_opens_in_an_empty_directory(role, tmp_path):
+    there = role(tmp_path, 0)
+    assert there.change("yesterday") // 100 == 2
+    path, later = tmp_path / "yesterday.backup", tmp_path / "later.backup"
+    backup(there, path)
+    for number in range(3):
+        assert there.change(f"today-{number}") // 100 == 2
+    there.halt()
+    restored(there, path, "--over", "--yes")
+    done = holdfast("backup", "--role", there.role, "--config", there.config, "--to", later)
+    assert done.returncode != 0 and "start its service once" in done.stderr, done.stderr
+    begin(there)
+    assert there.change("new") // 100 == 2
+    backup(there, later)
+    assert there.change("newer") // 100 == 2
+    there.halt()
+    move(there, "elsewhere")
+    restored(there, later)
+    begin(there)
+    found = there.there()
+    assert found["yesterday"] and found["new"] and not found["newer"] and not found["today-0"], found
+    there.halt()
+    verified(there)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_log_whose_end_was_cut_is_set_aside_and_that_is_told(role, tmp_path):
+    there = role(tmp_path, 0)
+    data_dir = there.server.data_dir
+    assert there.change("one") // 100 == 2
+    path = tmp_path / "one.backup"
+    backup(there, path)
+    assert there.change("two") // 100 == 2 and there.use() == 200
+    there.halt()
+    segment = sorted(there.audit.glob("audit-*.jsonl"))[-1]
+    whole = segment.read_bytes()
+    # The mark in the store knows of the last line; the watermark is gone with it.
+    segment.write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
+    watermark = (data_dir / "watermark.slots").read_bytes()
+    (data_dir / "watermark.slots").unlink()
+    said = restored(there, path, "--over", "--yes")
+    assert "it is set aside" in said and "that are known" in said, said
+    begin(there)
+    event, = told(there, "RestoreBackup")
+    assert "line" in event["context"]["log_set_aside"], event
+    assert not there.there()["two"]
+    there.halt()
+    verified(there)
+    # Control: whole, it is kept.
+    aside, = data_dir.glob("before-restore-*")
+    (aside / "audit" / segment.name).write_bytes(whole)
+    for file in [*aside.iterdir()]:
+        target = data_dir / file.name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        shutil.move(file, target)
+    (data_dir / "watermark.slots").write_bytes(watermark)
+    assert "the log that is there goes on" in restored(there, path, "--over", "--yes")
+
+
+def test_what_lies_there_and_was_not_left_by_a_restore_ends_none(tmp_path):
+    there = Kms(tmp_path, 0)
+    data_dir = there.server.data_dir
+    assert there.change("one") // 100 == 2
+    path = tmp_path / "one.backup"
+    taken = backup(there, path)
+    assert there.change("two") // 100 == 2
+    there.halt()
+    marker = data_dir / "restore.unfinished"
+    for aside in ("x", "before-restore-7"):
+        marker.write_text(json.dumps({"phase": "swap", "backup": taken["id"], "aside": aside, "old": [], "new": []}))
+        done = restore(there, path, "--over", "--yes")
+        assert done.returncode != 0 and "restored" not in done.stdout and "restore.unfinished" in done.stderr, done
+    marker.unlink()
+    sealed = data_dir / "instance.sealed"
+    sealed.rename(tmp_path / "sealed")
+    os.mkfifo(sealed)
+    done = holdfast("restore", "--role", "kms", "--config", there.config, "--from", path, "--over", "--yes", timeout=60)
+    assert done.returncode == 0, done.stderr
+    begin(there)
+    found = there.there()
+    assert found["one"] and not found["two"]
+    there.halt()

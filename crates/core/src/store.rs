@@ -319,6 +319,14 @@ pub trait Store: Send + Sync {
     /// The newest change that every projection has applied.
     fn revision(&self) -> Revision;
 
+    /// The next change gets a number above this one: others were given already, to changes that this store does not have. Durable when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], [`StoreError::Unavailable`].
+    async fn raise(&self, _to: Revision) -> Result<(), StoreError> {
+        Err(StoreError::Failed("the changes of this store are not numbered from outside".into()))
+    }
+
     /// From now on `projection` is told of every commit, in order, before whoever waits for the commit. It has read the store before, and nobody
     /// commits meanwhile: roles are opened before they serve.
     fn watch(&self, projection: Weak<dyn Projection>);

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
 use holdfast_store::{
-    Condition, Copies, EmbeddedEngine, Outbox, SealedStore,
+    Condition, Copies, EmbeddedEngine, EmbeddedIndex, Outbox, SealedStore,
     audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint, RestoredStore},
 };
 
@@ -59,7 +59,8 @@ pub(crate) fn in_force(floors: &Floors, format: u8, version: u8) -> bool {
     floors.get(&format).is_some_and(|floor| *floor >= version)
 }
 
-fn mark_key() -> RecordKey {
+/// Where the mark of the log is.
+pub(crate) fn mark_key() -> RecordKey {
     RecordKey::new(AUDIT_MARK, Vec::new())
 }
 
@@ -83,7 +84,7 @@ pub(crate) fn mark_without_macs(reached: &Checkpoint, version: u64) -> Write {
     write
 }
 
-fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
+pub(crate) fn decode_mark(value: &[u8]) -> Option<Checkpoint> {
     let (seq, rest) = value.split_first_chunk::<8>()?;
     let (head, revision) = rest.split_first_chunk::<32>()?;
     let revision = match revision {
@@ -148,8 +149,8 @@ pub(crate) struct Records {
 
 /// What a role has in a file of its own, which says by itself that it was upgraded.
 pub(crate) struct OwnRows {
-    /// Events of its changes.
-    pub outbox: Arc<Outbox>,
+    /// Where its changes are.
+    pub index: Arc<EmbeddedIndex>,
     /// What was accepted when it was opened.
     pub accepted: Vec<String>,
     /// The format of the file, and the version that it is of from now on.
@@ -291,11 +292,11 @@ impl Opened {
     ) -> Result<History, Fault> {
         let Records { store, condition, kept, outbox, notes, mut accepted, copies } = records;
         let floor = own.as_ref().map(|own| own.floor);
-        let outbox = match own {
-            None => outbox,
+        let (outbox, index) = match own {
+            None => (outbox, None),
             Some(own) => {
                 accepted.extend(own.accepted);
-                own.outbox
+                (own.index.outbox(), Some(own.index))
             }
         };
         let (instance, key) = (self.instance, &self.secrets.database_key);
@@ -314,6 +315,14 @@ impl Opened {
             restored: restored.as_ref().and_then(Note::store),
         };
         let (audit, mut marks) = self.open_log(place).await?;
+        if let Some(raised) = audit.raised() {
+            // Only now: whatever is accepted with it is told.
+            let done = match &index {
+                None => store.raise(raised).await,
+                Some(index) => index.raise(raised).await,
+            };
+            done.map_err(Fault::new)?;
+        }
         if let Some(note) = restored {
             self.tell_restore(&note, audit.as_ref()).await?;
         }

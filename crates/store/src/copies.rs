@@ -7,12 +7,13 @@ mod check;
 
 use std::{
     fs::{File, OpenOptions},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
 };
 
 pub use check::{CheckedCopy, CopyCheck, CopyKeys};
-use holdfast_core::{Revision, StoreError};
+use holdfast_core::{RecordKey, Revision, StoreError};
 use redb::{
     Database, Durability, Key, ReadTransaction, ReadableTable, TableDefinition, TableError, TableHandle, Value,
     WriteTransaction,
@@ -20,6 +21,7 @@ use redb::{
 
 use crate::{
     database::{DatabaseFile, open_there},
+    engine::Row,
     group::failed,
     index::seals::Seals,
 };
@@ -131,12 +133,14 @@ impl Copies {
     /// # Errors
     /// [`StoreError::Failed`].
     pub fn begin(&self) -> Result<Copy, StoreError> {
-        let transaction = self.file.begin_read()?;
-        for known in transaction.list_tables().map_err(failed)? {
-            self.of.table(known.name())?;
-        }
-        let revision = self.revision(&transaction)?;
-        Ok(Copy { transaction, of: self.of, revision })
+        guarded(|| {
+            let transaction = self.file.begin_read()?;
+            for known in transaction.list_tables().map_err(failed)? {
+                self.of.table(known.name())?;
+            }
+            let revision = self.revision(&transaction)?;
+            Ok(Copy { transaction, of: self.of, revision, _file: Arc::clone(&self.file) })
+        })
     }
 
     fn revision(&self, transaction: &ReadTransaction) -> Result<Revision, StoreError> {
@@ -156,6 +160,12 @@ impl Copies {
     }
 }
 
+/// Reads. A damaged page may make redb panic, which is a failure here.
+fn guarded<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Nothing is changed by a read that is cut short.
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(failed("it is damaged, and redb gave up on it")))
+}
+
 /// What a copy gives each row to: name of the table, key, value.
 pub type CopyVisitor<'a> = dyn FnMut(&'static str, &[u8], &[u8]) -> Result<(), StoreError> + 'a;
 
@@ -164,6 +174,8 @@ pub struct Copy {
     transaction: ReadTransaction,
     of: CopyOf,
     revision: Revision,
+    /// A file that is closed gives nothing more.
+    _file: Arc<DatabaseFile>,
 }
 
 impl Copy {
@@ -178,6 +190,27 @@ impl Copy {
     /// # Errors
     /// [`StoreError::Failed`], or what `visit` returns.
     pub fn visit(&self, visit: &mut CopyVisitor<'_>) -> Result<(), StoreError> {
+        guarded(|| self.visit_all(visit))
+    }
+
+    /// The content of a record, if this is a copy of records that has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; [`StoreError::Damaged`]: it is not ours.
+    pub fn record(&self, key: &RecordKey, keys: &CopyKeys<'_>) -> Result<Option<Vec<u8>>, StoreError> {
+        let rows = keys.rows()?;
+        let name = rows.name(key);
+        guarded(|| {
+            let table = TableDefinition::<&[u8], &[u8]>::new("rows v1");
+            let table = self.transaction.open_table(table).map_err(failed)?;
+            let Some(value) = table.get(name.as_slice()).map_err(failed)? else { return Ok(None) };
+            let (version, sealed) = value.value().split_first_chunk::<8>().ok_or(StoreError::Damaged)?;
+            let row = Row { name, version: u64::from_be_bytes(*version), sealed: sealed.to_vec() };
+            rows.open(&row).map(|record| Some(record.value))
+        })
+    }
+
+    fn visit_all(&self, visit: &mut CopyVisitor<'_>) -> Result<(), StoreError> {
         for table in self.of.tables() {
             let all = (&self.transaction, table.name);
             match (table.key, table.value) {

@@ -50,6 +50,8 @@ pub struct Batch {
     pub dropped: Vec<RowName>,
     /// If this is a change: gives the row of its event, once its revision is known.
     pub event: Option<EventRow>,
+    /// The revision behind it is this one at least.
+    pub least: Revision,
     /// What is kept of all rows together, if it is kept: changed in the same transaction.
     pub row_set: Option<Arc<RowSet>>,
     /// What whoever wants the change was looked at under: asked in the order of commits, and held until the batch is applied.
@@ -67,7 +69,15 @@ impl Batch {
     /// A batch of rows and nothing else.
     #[must_use]
     pub fn of(rows: Vec<RowWrite>) -> Self {
-        Self { rows, dropped: Vec::new(), event: None, row_set: None, leave: None, applied: Box::new(|_| ()) }
+        Self {
+            rows,
+            dropped: Vec::new(),
+            event: None,
+            least: Revision(0),
+            row_set: None,
+            leave: None,
+            applied: Box::new(|_| ()),
+        }
     }
 
     /// Whether it may still be made, now that its place in the order of commits has come.
@@ -77,6 +87,7 @@ impl Batch {
 
     /// The revision behind this batch, if `before` is the one before it, and the row of its event.
     fn event_row(&mut self, before: Revision) -> Result<(Revision, Option<RowWrite>), StoreError> {
+        let before = before.max(self.least);
         match self.event.take() {
             None => Ok((before, None)),
             Some(seal) => {
@@ -121,7 +132,7 @@ pub trait Engine: Send + Sync {
     /// [`StoreError::Failed`].
     async fn head(&self) -> Result<Option<Option<Vec<u8>>>, StoreError>;
 
-    /// Writes all or nothing; gives the revision behind it. A batch with an event is a change, and one revision more.
+    /// Writes all or nothing; gives the revision behind it. A batch with an event is a change, and one revision more; one with a `least` leaves numbers out.
     ///
     /// # Errors
     /// [`StoreError::Conflict`], [`StoreError::Overtaken`], [`StoreError::Busy`], [`StoreError::Unavailable`], [`StoreError::Failed`].

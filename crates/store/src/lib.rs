@@ -35,7 +35,7 @@ pub use engine::{
 };
 pub use files::{open_in_place, open_regular, read_regular, write_regular};
 pub use index::{EmbeddedIndex, IndexCopy, IndexOpening, IndexOwner, MemoryIndex};
-pub use outbox::Outbox;
+pub use outbox::{EVENTS_WAITING_MAX, Outbox};
 pub use row_set::{Fold, RowSet};
 pub use sealed::SealedStore;
 pub use slots::{SlotFile, SlotLayout, SlotRecord};

@@ -12,7 +12,7 @@ use std::{
 use holdfast_core::{Revision, StoreError};
 
 /// Events of changes that may wait for a log that cannot be written. Then changes are refused before they commit.
-const EVENTS_MAX: usize = 4096;
+pub const EVENTS_WAITING_MAX: usize = 4096;
 
 /// An event that is durable in the store.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -113,7 +113,7 @@ impl Outbox {
     pub(crate) fn reserve(self: &Arc<Self>) -> Result<Place, StoreError> {
         let mut state = self.state();
         let waiting = state.waiting.len() + state.taken;
-        if waiting + state.reserved >= EVENTS_MAX {
+        if waiting + state.reserved >= EVENTS_WAITING_MAX {
             return Err(StoreError::Unrecorded { waiting });
         }
         state.reserved += 1;

@@ -39,7 +39,7 @@ pub struct SealedStore<E> {
 }
 
 /// Turns records to rows and back.
-struct RowSealer {
+pub(crate) struct RowSealer {
     instance: PartitionId,
     names: MacKey,
     records: SealingKey,
@@ -103,14 +103,7 @@ impl<E: Engine> SealedStore<E> {
         taken: Taken,
     ) -> Result<Self, StoreError> {
         let unusable = |error: holdfast_crypto::CryptoError| StoreError::Failed(error.to_string());
-        let names = kdf::derive_key(database_key, "holdfast record names v1").map_err(unusable)?;
-        let records = kdf::derive_key(database_key, "holdfast records v1").map_err(unusable)?;
-        let rows = Arc::new(RowSealer {
-            instance,
-            names: MacKey::new(HashAlgorithm::Sha256, names.expose()),
-            records: SealingKey::new(&records).map_err(unusable)?,
-            ambient: Arc::clone(&ambient),
-        });
+        let rows = Arc::new(RowSealer::new(instance, database_key, Arc::clone(&ambient)).map_err(unusable)?);
         let row_set = Arc::new(RowSet::new(instance, database_key, ambient).map_err(unusable)?);
         let (mut notes, mut accepted) = (Vec::new(), Vec::new());
         let keeps = check_rows(&engine, &row_set, taken, &mut notes, &mut accepted).await?;
@@ -181,7 +174,7 @@ impl<E: Engine> SealedStore<E> {
         let (memory, row_set) = (Arc::clone(&self.memory), self.row_set.clone());
         let Some((body, place, leave)) = event else {
             let applied = Box::new(move |revision| memory.apply(revision, &changes));
-            return Ok(Batch { rows, dropped, event: None, row_set, leave: None, applied });
+            return Ok(Batch { rows, dropped, row_set, applied, ..Batch::of(Vec::new()) });
         };
         let sealer = Arc::clone(&self.rows);
         let body: Arc<str> = body.into();
@@ -191,7 +184,7 @@ impl<E: Engine> SealedStore<E> {
             memory.apply(revision, &changes);
             place.fill(StoredEvent { revision, body: told });
         });
-        Ok(Batch { rows, dropped, event: Some(event), row_set, leave, applied })
+        Ok(Batch { rows, dropped, event: Some(event), row_set, leave, applied, ..Batch::of(Vec::new()) })
     }
 }
 
@@ -250,7 +243,18 @@ async fn check_rows<E: Engine>(
 }
 
 impl RowSealer {
-    fn name(&self, key: &RecordKey) -> RowName {
+    pub(crate) fn new(
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        ambient: Arc<dyn Ambient>,
+    ) -> Result<Self, holdfast_crypto::CryptoError> {
+        let names = kdf::derive_key(database_key, "holdfast record names v1")?;
+        let records = kdf::derive_key(database_key, "holdfast records v1")?;
+        let names = MacKey::new(HashAlgorithm::Sha256, names.expose());
+        Ok(Self { instance, names, records: SealingKey::new(&records)?, ambient })
+    }
+
+    pub(crate) fn name(&self, key: &RecordKey) -> RowName {
         let mut name = [0; 33];
         name[0] = key.kind;
         name[1..].copy_from_slice(&self.names.sign(&[&[key.kind], &key.id]));
@@ -272,7 +276,7 @@ impl RowSealer {
         Ok([&[FORMAT], sealed.as_slice()].concat())
     }
 
-    fn open(&self, row: &Row) -> Result<Record, StoreError> {
+    pub(crate) fn open(&self, row: &Row) -> Result<Record, StoreError> {
         let sealed = row.sealed.strip_prefix(&[FORMAT]).ok_or(StoreError::Damaged)?;
         let plaintext =
             self.records.open(&self.aad(&row.name, row.version), sealed).map_err(|_| StoreError::Damaged)?;
@@ -357,6 +361,12 @@ impl<E: Engine> Store for SealedStore<E> {
             }
         }
         result
+    }
+
+    async fn raise(&self, to: Revision) -> Result<(), StoreError> {
+        let (memory, row_set) = (Arc::clone(&self.memory), self.row_set.clone());
+        let applied = Box::new(move |revision| memory.apply(revision, &[]));
+        self.engine.commit(Batch { least: to, row_set, applied, ..Batch::of(Vec::new()) }).await.map(drop)
     }
 
     fn gate(&self) -> &Arc<Gate> {

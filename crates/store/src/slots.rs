@@ -172,10 +172,16 @@ impl SlotFile {
         };
         let mut bytes = Vec::new();
         file.take(self.file_bytes() as u64).read_to_end(&mut bytes).map_err(|error| self.failed(&error))?;
+        Ok(self.records_in(&bytes))
+    }
+
+    /// The same of a file whose content is given.
+    #[must_use]
+    pub fn records_in(&self, bytes: &[u8]) -> Vec<SlotRecord> {
         let slots = bytes.chunks_exact(self.layout.slot_bytes).enumerate();
         let mut records: Vec<_> = slots.filter_map(|(index, slot)| self.open(index, slot)).collect();
         records.sort_by_key(|record| record.number);
-        Ok(records)
+        records
     }
 
     fn open(&self, index: usize, slot: &[u8]) -> Option<SlotRecord> {

@@ -27,7 +27,7 @@ use holdfast_core::{
 use holdfast_crypto::SecretBytes;
 use holdfast_store::{
     EmbeddedEngine, Engine, MemoryEngine, SealedStore, SharedEngine,
-    audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, Report, list_segments, verify},
+    audit::{AuditLog, AuditLogConfig, AuditOpenError, Checkpoint, Report, RestoredStore, list_segments, verify},
 };
 
 const INSTANCE: [u8; 16] = [7; 16];
@@ -193,6 +193,24 @@ struct Instance {
 
 impl Instance {
     async fn open(directory: &Path, expected: Option<Checkpoint>, accept_loss: bool) -> Self {
+        let instance = Self::open_as(directory, expected, accept_loss, None).await;
+        instance.raise().await;
+        instance
+    }
+
+    /// What follows when log and store were found to be of one moment, or that they are not was accepted.
+    async fn raise(&self) {
+        if let Some(to) = self.log.as_ref().ok().and_then(AuditLog::raised) {
+            self.store.raise(to).await.unwrap();
+        }
+    }
+
+    async fn open_as(
+        directory: &Path,
+        expected: Option<Checkpoint>,
+        accept_loss: bool,
+        restored: Option<RestoredStore>,
+    ) -> Self {
         // The writer thread of one before closes the file after its queue.
         let engine = loop {
             match EmbeddedEngine::open(&directory.join("records.redb")) {
@@ -210,7 +228,7 @@ impl Instance {
             expected_has_macs: expected.is_some(),
             floor: 2,
             accept_loss,
-            restored: None,
+            restored,
             notes: Vec::new(),
             accepted: Vec::new(),
         };
@@ -317,7 +335,13 @@ fn a_store_or_a_log_of_yesterday_is_refused_by_name_and_accepted_on_command() {
         accepted.change("d").await;
         accepted.stop();
         let report = told(mixed.path());
-        assert_eq!((report.revision, report.accepted.len()), (2, 1), "it goes on from the older store, and says so");
+        assert_eq!((report.revision, report.accepted.len()), (5, 1), "it goes on above what was undone, and says so");
+        Instance::open(mixed.path(), Some(before), false).await.stop();
+        // The store that was not accepted, at a number that the new history has passed: it is none of its own.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fs::copy(today.join("records.redb"), mixed.path().join("records.redb")).unwrap();
+        let refused = Instance::open(mixed.path(), Some(before), false).await.log.err().unwrap();
+        assert!(matches!(refused, AuditOpenError::StoreOlder { .. }), "{refused}");
 
         // Yesterday's log with today's store, whose mark says how far the log had come.
         let mixed = tempfile::tempdir().unwrap();
@@ -331,6 +355,68 @@ fn a_store_or_a_log_of_yesterday_is_refused_by_name_and_accepted_on_command() {
         assert_eq!((store, log), (Revision(3), Revision(1)));
         Instance::open(mixed.path(), Some(before), true).await.stop();
         assert_eq!((told(mixed.path()).revision, told(mixed.path()).accepted.len()), (3, 1));
+    });
+}
+
+/// A store that was restored beside its log, wherever the start breaks off that finds it: no number is given twice.
+#[test]
+fn a_restored_store_goes_on_above_what_it_undoes() {
+    let (place, yesterday) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (place, yesterday) = (place.path(), yesterday.path());
+    block_on(async {
+        let instance = Instance::open(place, None, false).await;
+        instance.change("a").await;
+        instance.stop();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        copy(place, yesterday);
+        let instance = Instance::open(place, None, false).await;
+        for id in ["b", "c"] {
+            instance.change(id).await;
+        }
+        let end = instance.stop();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fs::copy(yesterday.join("records.redb"), place.join("records.redb")).unwrap();
+        // A store that nobody knows of had come to change 5, and the log had not heard of it.
+        let meant = RestoredStore { store: Revision(1), log: end, newest: Revision(5) };
+        let restored = Some(meant);
+        let other = Checkpoint { head: [9; 32], ..end };
+        let other = Some(RestoredStore { log: other, ..meant });
+        for refused in [None, other] {
+            let refused = Instance::open_as(place, None, false, refused).await.log.err().unwrap();
+            assert!(matches!(refused, AuditOpenError::StoreOlder { .. }), "{refused}");
+        }
+        // Breaks off before the store follows, once in order and once between two lines.
+        let instance = Instance::open_as(place, None, false, restored).await;
+        assert_eq!(instance.log().raised(), Some(Revision(6)));
+        instance.stop();
+        let (_, last) = list_segments(&place.join("audit")).unwrap().pop().unwrap();
+        let text = fs::read(&last).unwrap();
+        let first = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for left in [text.len(), first, first + 9] {
+            fs::write(&last, &text[..left]).unwrap();
+            let instance = Instance::open_as(place, None, false, restored).await;
+            assert_eq!(instance.log().raised(), Some(Revision(6)));
+            instance.stop();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (_, newest) = list_segments(&place.join("audit")).unwrap().pop().unwrap();
+            fs::remove_file(newest).unwrap();
+        }
+        let instance = Instance::open_as(place, None, false, restored).await;
+        instance.raise().await;
+        assert_eq!(instance.store.revision(), Revision(6));
+        instance.stop();
+        // Without the note from now on.
+        let instance = Instance::open_as(place, None, false, None).await;
+        assert_eq!(instance.log().raised(), None);
+        instance.change("d").await;
+        assert_eq!(instance.store.revision(), Revision(7));
+        instance.stop();
+        assert_eq!(told(place).revision, 7);
+        // The restored store is not taken again.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fs::copy(yesterday.join("records.redb"), place.join("records.redb")).unwrap();
+        let refused = Instance::open_as(place, None, false, restored).await.log.err().unwrap();
+        assert!(matches!(refused, AuditOpenError::StoreOlder { .. }), "{refused}");
     });
 }
 

@@ -10,7 +10,10 @@ use holdfast_store::{
 };
 
 use super::{INDEX, LOG, Place, RECORDS, WATERMARK, source::WATERMARK_BYTES_MAX};
-use crate::fault::Fault;
+use crate::{
+    fault::Fault,
+    history::{Watermark, decode_mark, mark_key},
+};
 
 /// Where the parts go that were looked at.
 pub(crate) trait Sink {
@@ -55,7 +58,7 @@ const ANCHOR_BYTES_MAX: usize = 256 * 1024;
 enum Reading {
     Nothing,
     Watermark {
-        left: u64,
+        content: Vec<u8>,
     },
     Table(CopyCheck),
     Log {
@@ -72,6 +75,8 @@ struct Looking<'a> {
     keys: &'a CopyKeys<'a>,
     reading: Reading,
     chain: ChainChecker,
+    /// Lines that mark and watermark name, and that the log has to have.
+    named: Vec<Checkpoint>,
     files: Vec<String>,
     /// Of the store that has the changes.
     revision: Option<Revision>,
@@ -89,6 +94,7 @@ pub(crate) fn examine<R: Read>(
         keys,
         reading: Reading::Nothing,
         chain: ChainChecker::begin(),
+        named: Vec::new(),
         files: Vec::new(),
         revision: None,
     };
@@ -123,6 +129,13 @@ pub(crate) fn examine<R: Read>(
             "the backup is not whole: its store, its log and what it says of itself are not of one moment",
         ));
     }
+    if let Some(named) = looking.named.first() {
+        return Err(Fault::new(format!(
+            "the backup is not whole: its log ends with line {seq}, and its store knows of another line {}",
+            named.seq
+        ))
+        .hint("start its service once, and take it anew"));
+    }
     let log = Checkpoint { seq, head: hash, revision };
     Ok(Examined { head: reader.head.clone(), end, log, bytes: reader.bytes() })
 }
@@ -130,10 +143,10 @@ pub(crate) fn examine<R: Read>(
 impl Looking<'_> {
     fn begin(&mut self, name: &str) -> Result<(), Fault> {
         self.close()?;
-        let check = |of| CopyCheck::begin(of, self.keys).map(Reading::Table).map_err(Fault::new);
+        let check = |of| CopyCheck::begin(of, self.keys, Some(&mark_key())).map(Reading::Table).map_err(Fault::new);
         let segment = name.strip_prefix(LOG).and_then(|name| name.strip_prefix("/audit-")?.strip_suffix(".jsonl"));
         self.reading = match name {
-            WATERMARK => Reading::Watermark { left: WATERMARK_BYTES_MAX },
+            WATERMARK => Reading::Watermark { content: Vec::new() },
             RECORDS => check(CopyOf::Records)?,
             _ if name.strip_prefix(LOG).and_then(|name| name.strip_prefix('/')) == Some(ANCHOR_FILE)
                 && self.chain.at().seq == 0 =>
@@ -154,15 +167,28 @@ impl Looking<'_> {
         Ok(())
     }
 
+    /// The log has to have this line.
+    fn name(&mut self, line: Option<Checkpoint>) {
+        self.named.extend(line.filter(|line| line.seq > 0));
+    }
+
     /// The file that was read is whole.
     fn close(&mut self) -> Result<(), Fault> {
         let name = self.files.last().map_or("", String::as_str);
         match std::mem::replace(&mut self.reading, Reading::Nothing) {
-            Reading::Nothing | Reading::Watermark { .. } => {}
+            Reading::Nothing => {}
+            Reading::Watermark { content } => {
+                let CopyKeys { instance, database_key, ambient, .. } = self.keys;
+                let reached = Watermark::reached_in(&content, *instance, database_key, ambient);
+                self.name(reached.map_err(Fault::new)?);
+            }
             Reading::Anchor { bytes } => {
                 let anchor =
                     Anchor::parse(&bytes).map_err(|error| Fault::new(format!("{name}, in the backup: {error}")))?;
                 self.chain = ChainChecker::begin_behind(&anchor);
+                let begins = self.chain.at().seq;
+                // Older ones are in the archive.
+                self.named.retain(|named| named.seq > begins);
             }
             Reading::Log { rest } if rest.is_empty() => {}
             Reading::Log { .. } => return Err(Fault::new(format!("{name}, in the backup: its last line is torn"))),
@@ -171,6 +197,7 @@ impl Looking<'_> {
                 if (name == INDEX) == self.place.has_index() {
                     self.revision = Some(found.revision);
                 }
+                self.name(found.record.and_then(|mark| decode_mark(&mark)));
             }
         }
         Ok(())
@@ -179,7 +206,9 @@ impl Looking<'_> {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let name = self.files.last().map_or("", String::as_str);
         match &mut self.reading {
-            Reading::Watermark { left } if *left >= bytes.len() as u64 => *left -= bytes.len() as u64,
+            Reading::Watermark { content } if (content.len() + bytes.len()) as u64 <= WATERMARK_BYTES_MAX => {
+                content.extend_from_slice(bytes);
+            }
             Reading::Anchor { bytes: read } if read.len() + bytes.len() <= ANCHOR_BYTES_MAX => {
                 read.extend_from_slice(bytes)
             }
@@ -190,6 +219,8 @@ impl Looking<'_> {
                     self.chain
                         .line(&line[..line.len() - 1])
                         .map_err(|what| Fault::new(format!("{name}, in the backup: {what}")))?;
+                    let at = self.chain.at();
+                    self.named.retain(|named| (named.seq, named.head) != (at.seq, at.hash));
                 }
                 rest.drain(..whole);
             }

@@ -34,6 +34,8 @@ const RECORDS: &str = "records.redb";
 const INDEX: &str = "index.redb";
 const WATERMARK: &str = "watermark.slots";
 const LOG: &str = "audit";
+/// Of the sealed state: far more than it has.
+const SEALED_BYTES_MAX: u64 = 64 * 1024;
 
 /// A service that a backup is of, or for: as its configuration says.
 pub(crate) struct Place {

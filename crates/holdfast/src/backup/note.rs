@@ -51,15 +51,22 @@ pub(crate) struct Note {
     /// The log that was there and goes on, if it was kept: it is longer than the backup's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<LogEnd>,
+    /// The newest change that anything knew of that was there, if it is none of the backup's: numbers of changes go on above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<u64>,
+    /// The last line that is known of a log that was there and was not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<LogEnd>,
 }
 
 impl Note {
-    /// What may be found, and nothing else: a store that is behind the log that was kept.
+    /// What may be found, and nothing else: this store beside this log.
     pub(crate) fn store(&self) -> Option<RestoredStore> {
-        let kept = self.kept.as_ref()?;
-        let head = unhex(&kept.hash).and_then(|hash| hash.try_into().ok())?;
-        let log = Checkpoint { seq: kept.line, head, revision: Revision(kept.revision) };
-        Some(RestoredStore { store: Revision(self.revision), log })
+        let end = self.kept.as_ref().unwrap_or(&self.log);
+        let head = unhex(&end.hash).and_then(|hash| hash.try_into().ok())?;
+        let log = Checkpoint { seq: end.line, head, revision: Revision(end.revision) };
+        let newest = Revision(self.newest.unwrap_or_default());
+        Some(RestoredStore { store: Revision(self.revision), log, newest })
     }
 
     /// For the event.
@@ -72,32 +79,67 @@ impl Note {
             ("revision", self.revision.to_string()),
             ("line", self.log.line.to_string()),
         ];
-        if let Some(kept) = &self.kept {
-            context.push(("undone", kept.revision.saturating_sub(self.revision).to_string()));
+        let newest = self.kept.as_ref().map_or(0, |kept| kept.revision).max(self.newest.unwrap_or_default());
+        if newest > self.revision || self.kept.is_some() {
+            context.push(("undone", newest.saturating_sub(self.revision).to_string()));
+        }
+        if let Some(line) = &self.set_aside {
+            context
+                .push(("log_set_aside", format!("its last known line is {}, of change {}", line.line, line.revision)));
         }
         context
     }
 }
 
-fn key(database_key: &SecretBytes) -> Result<SealingKey, Fault> {
-    kdf::derive_key(database_key, "holdfast restore note v1").and_then(|key| SealingKey::new(&key)).map_err(Fault::new)
+/// Whose notes: what is sealed opens for whoever has the instance's key, and nobody else makes it.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    pub instance: PartitionId,
+    pub database_key: &'a SecretBytes,
+    pub ambient: &'a dyn Ambient,
 }
 
-fn aad(instance: PartitionId) -> Vec<u8> {
-    [MAGIC.as_slice(), instance.as_bytes()].concat()
+/// A kind of such files: what they begin with, and what their key is derived for.
+pub(super) struct Kind {
+    pub magic: &'static [u8; 5],
+    pub purpose: &'static str,
+}
+
+const NOTE: Kind = Kind { magic: MAGIC, purpose: "holdfast restore note v1" };
+
+impl Kind {
+    fn key(&self, database_key: &SecretBytes) -> Result<SealingKey, Fault> {
+        kdf::derive_key(database_key, self.purpose).and_then(|key| SealingKey::new(&key)).map_err(Fault::new)
+    }
+
+    fn aad(&self, instance: PartitionId) -> Vec<u8> {
+        [self.magic.as_slice(), instance.as_bytes()].concat()
+    }
+
+    /// A file with this content, for its owner.
+    pub(super) fn seal(&self, owner: Owner<'_>, content: &impl Serialize) -> Result<Vec<u8>, Fault> {
+        let text = serde_json::to_vec(content).map_err(Fault::new)?;
+        let key = self.key(owner.database_key)?;
+        let sealed = key.seal(owner.ambient.random(), &self.aad(owner.instance), &text).map_err(Fault::new)?;
+        Ok([self.magic.as_slice(), &sealed].concat())
+    }
+
+    /// The content of a file of this owner; none, if it is not.
+    pub(super) fn open<T: for<'de> Deserialize<'de>>(
+        &self,
+        (instance, database_key): (PartitionId, &SecretBytes),
+        bytes: &[u8],
+    ) -> Result<Option<T>, Fault> {
+        let Some(sealed) = bytes.strip_prefix(self.magic) else { return Ok(None) };
+        let opened = self.key(database_key)?.open(&self.aad(instance), sealed).ok();
+        Ok(opened.and_then(|text| serde_json::from_slice(text.expose()).ok()))
+    }
 }
 
 /// Leaves it in `directory`.
-pub(super) fn write(
-    directory: &Path,
-    note: &Note,
-    (instance, database_key): (PartitionId, &SecretBytes),
-    ambient: &dyn Ambient,
-) -> Result<(), Fault> {
-    let text = serde_json::to_vec(note).map_err(Fault::new)?;
-    let sealed = key(database_key)?.seal(ambient.random(), &aad(instance), &text).map_err(Fault::new)?;
+pub(super) fn write(directory: &Path, note: &Note, owner: Owner<'_>) -> Result<(), Fault> {
     let path = directory.join(FILE);
-    let written = write_regular(&path, &[MAGIC.as_slice(), &sealed].concat());
+    let written = write_regular(&path, &NOTE.seal(owner, note)?);
     written.and_then(|()| fs::File::open(&path)?.sync_all()).map_err(|error| Fault::file(&path, error))
 }
 
@@ -108,10 +150,7 @@ pub(crate) fn read(data_dir: &Path, instance: PartitionId, database_key: &Secret
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| Fault::file(&path, error))?,
     };
-    let opened =
-        bytes.strip_prefix(MAGIC).map(|sealed| Ok::<_, Fault>(key(database_key)?.open(&aad(instance), sealed).ok()));
-    let opened = opened.transpose()?.flatten();
-    let note = opened.and_then(|text| serde_json::from_slice(text.expose()).ok());
+    let note = NOTE.open((instance, database_key), &bytes)?;
     let not_ours = || {
         Fault::new(format!("{}: no restore of this instance left that there, or it was changed", path.display()))
             .hint("restore again; or, if nothing was restored here, remove the file")

@@ -25,16 +25,16 @@ use holdfast_store::{
 use holdfast_wire::hex::hex;
 
 use super::{
-    Believed, Examined, LOG, Place, SEALED, Sink, WATERMARK, believe, moment,
+    Believed, Examined, LOG, Place, SEALED, SEALED_BYTES_MAX, Sink, WATERMARK, believe, moment,
     note::{self, LogEnd, Note},
     open_silicon,
-    restore::{Files, Wish},
-    swap::Swap,
+    restore::{Files, Wish, owner_of},
+    swap::{self, Swap},
 };
 use crate::{ambient::OsAmbient, fault::Fault, xks::alive};
 
-const ROWS: &str = "rows.shared";
-const PROCESSES: &str = "processes";
+pub(super) const ROWS: &str = "rows.shared";
+pub(super) const PROCESSES: &str = "processes";
 /// What a process has beside its log. The mark before the kills: it never tells of one that the slots do not have.
 const OWN: &[&str] = &["mark.slots", "kills.slots", WATERMARK, ROWS];
 /// A policy, its proposals, and keys of a software HSM.
@@ -330,7 +330,7 @@ pub(crate) struct Unpacked {
 
 /// Unpacks a backup, and sees what it would make older.
 pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> {
-    let Believed { reader, secrets, state, .. } = believe(place, wish.from)?;
+    let Believed { reader, secrets, state, ambient } = believe(place, wish.from)?;
     let data_dir = &place.data_dir;
     let is_there = |name: &&&str| {
         let path = data_dir.join(name);
@@ -350,7 +350,7 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
     }
     refuse_another(data_dir, &secrets)?;
     let (swap, over) = (Swap::of(data_dir), !there.is_empty());
-    let staging = swap.prepare(!over)?;
+    let staging = swap.prepare(!over, owner_of(&secrets, ambient.as_ref()))?;
     let unpacked = Files::begin(&staging, &state).and_then(|mut sink| {
         let examined = examine(reader, &secrets, &mut sink)?;
         sink.close()?;
@@ -384,7 +384,7 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
 }
 
 fn refuse_another(data_dir: &Path, secrets: &InstanceSecrets) -> Result<(), Fault> {
-    let sealed = fs::read(data_dir.join(SEALED)).ok();
+    let sealed = read_regular(&data_dir.join(SEALED), SEALED_BYTES_MAX).ok();
     let id = sealed.and_then(|bytes| bytes.get(5..21)?.try_into().ok()).map(PartitionId::from_bytes);
     match id.filter(|id| *id != secrets.instance) {
         None => Ok(()),
@@ -421,10 +421,12 @@ impl Unpacked {
                 revision: head.revision,
                 log: LogEnd { line: 0, hash: String::new(), revision: 0 },
                 kept: None,
+                newest: None,
+                set_aside: None,
             };
-            note::write(&staging, &note, (self.secrets.instance, &self.secrets.database_key), ambient)?;
+            note::write(&staging, &note, owner_of(&self.secrets, ambient))?;
         }
-        let aside = format!("before-restore-{now}");
-        self.swap.commit(&head.id, aside, self.old)
+        let aside = format!("{}{now}", swap::ASIDE);
+        self.swap.commit(&head.id, aside, self.old, owner_of(&self.secrets, ambient))
     }
 }

@@ -16,14 +16,19 @@ use holdfast_enclave::InstanceSecrets;
 use holdfast_store::{
     Copies, CopyOf, CopyWriter,
     audit::{AuditKeys, Checkpoint, end_of_log, list_segments, parse_line, read_lines},
+    read_regular,
 };
 
 use super::{
-    Believed, Examined, INDEX, LOG, Place, RECORDS, SEALED, Sink, WATERMARK, believe, examine, moment,
-    note::{self, Note},
+    Believed, Examined, INDEX, LOG, Place, RECORDS, SEALED, SEALED_BYTES_MAX, Sink, WATERMARK, believe, examine,
+    moment,
+    note::{self, LogEnd, Note, Owner},
     swap::{self, Swap},
 };
-use crate::{fault::Fault, history::Watermark};
+use crate::{
+    fault::Fault,
+    history::{Watermark, decode_mark, mark_key},
+};
 
 /// What makes up an instance's state, as far as a restore replaces it.
 const STATE: &[&str] = &[SEALED, RECORDS, INDEX, WATERMARK, LOG, note::FILE];
@@ -55,13 +60,34 @@ pub(crate) struct There {
     /// The log's end, if it is ours, and when that was.
     pub log: Option<Checkpoint>,
     pub log_time: Option<String>,
-    /// How far the log had come, as the watermark says.
+    /// How far the log had come, as the watermark says; and the store.
     pub watermark: Option<Checkpoint>,
+    mark: Option<Checkpoint>,
 }
 
-/// Ends what an earlier restore had begun, if it had come so far; gives the backup that it was of.
-pub(crate) fn go_on(place: &Place) -> Result<Option<String>, Fault> {
-    Swap::of(&place.data_dir).go_on()
+/// What became of an earlier restore that had not ended.
+pub(crate) struct Ended {
+    /// The backup that it was of.
+    pub backup: String,
+    /// What it was to put there is there, and no service has started on it yet.
+    pub is_there: bool,
+}
+
+/// Ends what an earlier restore had begun, if it had come so far. It has to be of the instance of the backup that is to be restored now.
+pub(crate) fn go_on(place: &Place, from: &Path) -> Result<Option<Ended>, Fault> {
+    if !swap::is_marked(&place.data_dir) {
+        return Ok(None);
+    }
+    let Believed { secrets, .. } = believe(place, from)?;
+    let owner = (secrets.instance, &secrets.database_key);
+    let Some(backup) = Swap::of(&place.data_dir).go_on(owner)? else { return Ok(None) };
+    let note = note::read(&place.data_dir, owner.0, owner.1)?;
+    let is_there = note.is_some_and(|note| note.backup == backup);
+    Ok(Some(Ended { backup, is_there }))
+}
+
+pub(super) fn owner_of<'a>(secrets: &'a InstanceSecrets, ambient: &'a dyn holdfast_core::Ambient) -> Owner<'a> {
+    Owner { instance: secrets.instance, database_key: &secrets.database_key, ambient }
 }
 
 /// Unpacks a backup, and sees what it would make older.
@@ -84,7 +110,7 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
     let mut there = if fresh { None } else { Some(There::look(place, &secrets, files, &keys)?) };
     let alone = alone(&place.data_dir)?;
     let swap = Swap::of(&place.data_dir);
-    let staging = swap.prepare(fresh)?;
+    let staging = swap.prepare(fresh, owner_of(&secrets, ambient.as_ref()))?;
     let unpacked = Files::begin(&staging, &state).and_then(|mut sink| {
         let examined = examine(reader, &keys, place, &mut sink)?;
         sink.close()?;
@@ -135,7 +161,7 @@ impl There {
     ) -> Result<Self, Fault> {
         let sealed = place.data_dir.join(SEALED);
         // Whose it is stands in clear.
-        let id = fs::read(&sealed)
+        let id = read_regular(&sealed, SEALED_BYTES_MAX)
             .ok()
             .and_then(|bytes| bytes.get(5..21)?.try_into().ok())
             .map(holdfast_core::PartitionId::from_bytes);
@@ -147,14 +173,18 @@ impl There {
             ))
             .hint("restore into a directory of its own"));
         }
-        let (name, of) = if place.has_index() { (INDEX, CopyOf::Index) } else { (RECORDS, CopyOf::Records) };
         // What cannot be read is what a restore is for.
-        let copy = Copies::open(&place.data_dir.join(name), of, keys).and_then(|copies| copies.begin());
-        let store = copy.ok().map(|copy| copy.revision());
+        let copy =
+            |name: &str, of| Copies::open(&place.data_dir.join(name), of, keys).and_then(|copies| copies.begin()).ok();
+        let records = copy(RECORDS, CopyOf::Records);
+        let mark = records.as_ref().and_then(|copy| copy.record(&mark_key(), keys).ok()?);
+        let mark = mark.and_then(|mark| decode_mark(&mark));
+        let changes = if place.has_index() { copy(INDEX, CopyOf::Index) } else { records };
+        let store = changes.map(|copy| copy.revision());
         let watermark =
             Watermark::open(&place.data_dir, secrets.instance, &secrets.database_key, "records", &keys.ambient);
         let watermark = watermark.ok().and_then(|watermark| watermark.reached);
-        Ok(Self { files, store, log: None, log_time: None, watermark })
+        Ok(Self { files, store, log: None, log_time: None, watermark, mark })
     }
 
     /// Sees where the log ends, and whether it goes on from the backup's.
@@ -168,20 +198,36 @@ impl There {
         let keys = AuditKeys::new(&secrets.audit_key).map_err(Fault::new)?;
         let end =
             |expected| end_of_log(&directory, &keys.lines, expected).map_err(|error| Fault::file(&directory, error));
-        let goes_on = end(Some(backup))?;
+        let mut goes_on = end(Some(backup))?;
+        // Each line that is known from elsewhere has to be in it: a log whose end was cut, or replaced, tells less than there was to tell.
+        for known in [self.mark, self.watermark].into_iter().flatten().filter(|known| known.seq > 0) {
+            if goes_on.is_some() && end(Some(known))?.is_none() {
+                goes_on = None;
+            }
+        }
         self.log = match goes_on {
             Some(_) => goes_on,
             None => end(None)?,
         };
         self.log_time = last_time(&directory);
-        let reaches_the_watermark = |end: &Checkpoint| self.watermark.is_none_or(|mark| mark.seq <= end.seq);
-        Ok(goes_on.filter(reaches_the_watermark))
+        Ok(goes_on)
+    }
+
+    /// The last line that anything here knows of.
+    fn last_line(&self) -> Option<Checkpoint> {
+        [self.log, self.mark, self.watermark].into_iter().flatten().max_by_key(|line| line.seq)
     }
 
     /// The newest change that anything here knows of.
     pub(crate) fn newest(&self) -> Revision {
         let of = |end: &Option<Checkpoint>| end.map_or(Revision(0), |end| end.revision);
-        self.store.unwrap_or(Revision(0)).max(of(&self.log)).max(of(&self.watermark))
+        self.store.unwrap_or(Revision(0)).max(of(&self.log)).max(of(&self.watermark)).max(of(&self.mark))
+    }
+
+    /// No change had a greater number than this. A store that cannot be read may have some that the log does not have yet.
+    fn newest_at_most(&self) -> Revision {
+        let untold = if self.store.is_none() { holdfast_store::EVENTS_WAITING_MAX as u64 } else { 0 };
+        Revision(self.newest().0.saturating_add(untold))
     }
 }
 
@@ -217,8 +263,9 @@ impl Unpacked {
             )
         };
         lines.push(format!(
-            "what is there: the store says {}; the log {} ({}); the watermark {}",
+            "what is there: the store says {}, and its mark of the log {}; the log {} ({}); the watermark {}",
             there.store.map_or_else(|| "nothing that can be read".into(), |revision| format!("change {revision}")),
+            known(&there.mark),
             known(&there.log),
             there.log_time.as_deref().unwrap_or("no time"),
             known(&there.watermark)
@@ -231,7 +278,12 @@ impl Unpacked {
         });
         lines.push(match self.kept {
             Some(end) => format!("the log that is there goes on; it ends at line {}", end.seq),
-            None => "the log that is there does not go on from the backup's: it is set aside, and the backup's takes its place".into(),
+            None => {
+                let line = there.last_line().map_or_else(String::new, |line| format!(", or lacks lines up to {} that are known", line.seq));
+                format!(
+                    "the log that is there does not go on from the backup's{line}; it is set aside, and the backup's takes its place"
+                )
+            }
         });
         lines
     }
@@ -245,6 +297,8 @@ impl Unpacked {
     pub(crate) fn commit(self, ambient: &dyn holdfast_core::Ambient) -> Result<Option<PathBuf>, Fault> {
         let now = ambient.now().unix_millis();
         let staging = self.swap.staging();
+        let last_line = self.there.as_ref().filter(|_| self.kept.is_none()).and_then(There::last_line);
+        let newest = self.there.as_ref().map(|there| there.newest_at_most().0);
         let mut old = self.there.map(|there| there.files).unwrap_or_default();
         if self.kept.is_some() {
             old.retain(|name| name != LOG && name != WATERMARK);
@@ -266,10 +320,13 @@ impl Unpacked {
             revision: head.revision,
             log: self.examined.log.into(),
             kept: self.kept.map(Into::into),
+            newest: newest.filter(|newest| *newest > head.revision),
+            set_aside: last_line.map(LogEnd::from),
         };
-        note::write(&staging, &note, (self.secrets.instance, &self.secrets.database_key), ambient)?;
-        let aside = format!("before-restore-{now}");
-        self.swap.commit(&head.id, aside, old)
+        let owner = owner_of(&self.secrets, ambient);
+        note::write(&staging, &note, owner)?;
+        let aside = format!("{}{now}", swap::ASIDE);
+        self.swap.commit(&head.id, aside, old, owner)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     io::{self, Write},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,13 +22,13 @@ use holdfast_store::{
 };
 use holdfast_wire::hex::hex;
 
-use super::{INDEX, LOG, Place, RECORDS, SEALED, WATERMARK, open_silicon};
+use super::{INDEX, LOG, Place, RECORDS, SEALED, SEALED_BYTES_MAX, WATERMARK, note, open_silicon};
 use crate::{ambient::OsAmbient, fault::Fault};
 
 /// Far more than it has.
-const SEALED_BYTES_MAX: u64 = 64 * 1024;
-/// The same of the watermark.
 pub(super) const WATERMARK_BYTES_MAX: u64 = 64 * 1024;
+/// What a line of a start has: most lines need not be read for it.
+const START: &[u8] = br#""type":"start""#;
 /// Lines that are written at once.
 const LINES_BYTES: usize = 256 * 1024;
 
@@ -64,6 +65,12 @@ impl Source {
         let path = place.data_dir.join(SEALED);
         if !path.exists() {
             return Err(Fault::new(format!("there is no instance in {}", place.data_dir.display())));
+        }
+        if place.data_dir.join(note::FILE).symlink_metadata().is_ok() {
+            return Err(Fault::new(format!(
+                "{}: its log has not told yet of the restore that made it: start its service once, and take the backup then",
+                place.data_dir.display()
+            )));
         }
         let silicon = open_silicon(place, &format!("in {}", place.data_dir.display()), &ambient)?;
         let secrets = InstanceSecrets::open(&path, &silicon).map_err(Fault::new)?;
@@ -148,16 +155,38 @@ impl Taken {
         }
         // What was handed over may not be gone yet.
         let handed_over = anchor.map_or(0, |anchor| anchor.segment);
+        let behind = self.last_start(&segments, handed_over + 1..=last)?;
         let mut end = (0, String::new());
         for (number, path) in segments.into_iter().filter(|(number, _)| (handed_over + 1..=last).contains(number)) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             writer.file(&format!("{LOG}/{name}")).map_err(failed)?;
             let bytes = self.extent.filter(|extent| extent.segment == number).map_or(u64::MAX, |extent| extent.bytes);
-            if self.write_segment(writer, &path, bytes, &mut end)? {
+            if self.write_segment(writer, &path, (bytes, behind), &mut end)? {
                 break;
             }
         }
         Ok(end)
+    }
+
+    /// Number of the last line that tells of a start of the log at the snapshot's revision, or before it. What stands before that is of its past, be it
+    /// of changes with greater numbers: a restore or an accepted loss has undone those.
+    fn last_start(&self, segments: &[(u64, PathBuf)], which: RangeInclusive<u64>) -> Result<u64, Fault> {
+        for (_, path) in segments.iter().rev().filter(|(number, _)| which.contains(number)) {
+            let mut found = None;
+            read_lines(path, |line, _, whole| {
+                if whole && line.windows(START.len()).any(|part| part == START) {
+                    let start = parse_line(line).ok().filter(|parsed| parsed.kind == "start");
+                    let start = start.filter(|parsed| parsed.revision.is_some_and(|it| it <= self.head.revision));
+                    found = start.map(|parsed| parsed.seq).or(found);
+                }
+                whole
+            })
+            .map_err(|error| Fault::file(path, error))?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+        Ok(0)
     }
 
     /// True: the next line tells of a later change.
@@ -165,7 +194,7 @@ impl Taken {
         &self,
         writer: &mut Writer<impl Write>,
         path: &Path,
-        bytes: u64,
+        (bytes, behind): (u64, u64),
         end: &mut (u64, String),
     ) -> Result<bool, Fault> {
         let (mut lines, mut last, mut is_over) = (Vec::new(), Vec::new(), false);
@@ -179,7 +208,7 @@ impl Taken {
                 written = Err(Fault::file(path, "it is damaged: run `holdfast audit verify`, and start the service once: it cuts what was never durable"));
                 return false;
             };
-            is_over = parsed.revision.is_some_and(|revision| revision > self.head.revision);
+            is_over = parsed.seq > behind && parsed.revision.is_some_and(|revision| revision > self.head.revision);
             if is_over {
                 return false;
             }

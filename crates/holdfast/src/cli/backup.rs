@@ -231,10 +231,11 @@ impl RestoreArgs {
             println!("{}: {}", self.from.display(), line_of(&verify(&place, &self.from)?));
             return Ok(());
         }
-        if let Some(ended) = restore::go_on(&place)? {
-            eprintln!("holdfast: an earlier restore, of the backup {ended}, had unpacked all and is ended now");
-            if backup::id_of(&self.from)? == ended {
-                println!("{}: restored from the backup {ended}", place.data_dir.display());
+        if let Some(ended) = restore::go_on(&place, &self.from)? {
+            let restore::Ended { backup, is_there } = ended;
+            eprintln!("holdfast: an earlier restore, of the backup {backup}, had unpacked all and is ended now");
+            if is_there && backup::id_of(&self.from)? == backup {
+                println!("{}: restored from the backup {backup}", place.data_dir.display());
                 return Ok(());
             }
         }

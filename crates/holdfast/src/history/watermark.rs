@@ -18,6 +18,20 @@ pub(crate) const FILE: &str = "watermark.slots";
 /// How often it is written. The mark in the store is newer: this one is for the case that the store is put back.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// The place of an instance's one log.
+pub(crate) const RECORDS: &str = "records";
+
+fn slots(
+    directory: &Path,
+    instance: PartitionId,
+    database_key: &SecretBytes,
+    place: &str,
+    ambient: &Arc<dyn Ambient>,
+) -> Result<SlotFile, StoreError> {
+    SlotFile::new(&directory.join(FILE), LAYOUT, database_key, instance, place, Arc::clone(ambient))
+        .map_err(|error| StoreError::Failed(error.to_string()))
+}
+
 /// The file of one log.
 pub(crate) struct Watermark {
     slots: SlotFile,
@@ -37,13 +51,22 @@ impl Watermark {
         place: &str,
         ambient: &Arc<dyn Ambient>,
     ) -> Result<Self, StoreError> {
-        let path = directory.join(FILE);
-        let slots = SlotFile::new(&path, LAYOUT, database_key, instance, place, Arc::clone(ambient))
-            .map_err(|error| StoreError::Failed(error.to_string()))?;
+        let slots = slots(directory, instance, database_key, place, ambient)?;
         let last = slots.read()?.pop();
         let number = last.as_ref().map_or(0, |record| record.number);
         let reached = last.and_then(|record| decode_mark(&record.value));
         Ok(Self { slots, number, reached, written: Instant::now(), trouble: Trouble::default() })
+    }
+
+    /// What a file says of an instance's one log, if it has this content.
+    pub(crate) fn reached_in(
+        content: &[u8],
+        instance: PartitionId,
+        database_key: &SecretBytes,
+        ambient: &Arc<dyn Ambient>,
+    ) -> Result<Option<Checkpoint>, StoreError> {
+        let slots = slots(Path::new(""), instance, database_key, RECORDS, ambient)?;
+        Ok(slots.records_in(content).pop().and_then(|record| decode_mark(&record.value)))
     }
 
     /// Writes how far the log has come; whether that is durable. A disk without room for it stops nothing.

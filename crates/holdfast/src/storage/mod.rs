@@ -171,11 +171,11 @@ pub(crate) async fn start(
     let StorageInstance { mut opened, adopts } = instance;
     // First of all whether these secrets are of this moment: what is upgraded, and what is not taken any more, is said there.
     let records = opened.open_records(&setup.audit).await?;
-    let index = open_index(&opened, adopts, &setup.audit)?;
+    let index = Arc::new(open_index(&opened, adopts, &setup.audit)?);
     let (ambient, data_dir) = (Arc::clone(&opened.ambient), opened.data_dir.clone());
     let data_dir = data_dir.as_path();
     let own = OwnRows {
-        outbox: index.outbox(),
+        index: Arc::clone(&index),
         accepted: index.notes().to_vec(),
         floor: (STORAGE_INDEX, STORAGE_INDEX_VERSION),
     };
@@ -196,7 +196,7 @@ pub(crate) async fn start(
     let room = Arc::new(DiskRoom::new(written_to, setup.disk_reserve));
     let seams = Seams {
         keks: setup.keks,
-        index: Arc::new(index),
+        index,
         blobs,
         instance: opened.instance,
         ambient: Arc::clone(&ambient),

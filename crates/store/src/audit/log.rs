@@ -66,6 +66,8 @@ pub struct RestoredStore {
     pub store: Revision,
     /// Where the log ended then: it is of this end alone.
     pub log: Checkpoint,
+    /// The newest change that was known of then, be it undone: numbers of changes go on above it.
+    pub newest: Revision,
 }
 
 /// How far a log that is being written is durable, in files.
@@ -182,12 +184,13 @@ pub struct AuditLog {
     outbox: Arc<Outbox>,
     reader: Arc<Reader>,
     accepted: Vec<String>,
+    raised: Option<Revision>,
     directory: PathBuf,
 }
 
 impl AuditLog {
     /// Opens the log, repairs a torn last line, checks that it and the store are of one moment, and starts the writer, which takes the events of
-    /// changes out of `outbox`.
+    /// changes out of `outbox`. Then [`Self::raised`] says whether the store has to follow before it takes changes.
     ///
     /// # Errors
     /// [`AuditOpenError`].
@@ -220,10 +223,18 @@ impl AuditLog {
             }
             accepted.push(format!("line {expected} was expected and is missing or different; the loss was accepted"));
         }
-        match restored(&mut tail, &outbox, config.restored) {
-            Some(note) => notes.push(note),
-            None => accepted.extend(reconcile(&mut tail, &outbox, config.accept_loss)?),
-        }
+        let raised = match restored(&tail, &outbox, config.restored) {
+            Some((note, above)) => {
+                notes.push(note);
+                Some(above)
+            }
+            None => {
+                let lost = config.expected.filter(|_| tail.expected_found != Some(true));
+                let (found, raised) = reconcile(&mut tail, &outbox, config.accept_loss, lost)?;
+                accepted.extend(found);
+                raised
+            }
+        };
         notes.extend(accepted.iter().cloned());
         // Only now: what is refused is left as it was found.
         tail.make_durable(&config.directory).map_err(failed)?;
@@ -232,7 +243,7 @@ impl AuditLog {
         let reader = Reader::new(&config.directory, instance, Arc::clone(&keys.signing), &status, &ambient);
         let (jobs, queue) = Gather::start(QUEUE_EVENTS);
         let told = (Arc::clone(&outbox), Arc::clone(&status));
-        let writer = Writer::begin(config, instance, keys, ambient, &tail, told, &notes).map_err(failed)?;
+        let writer = Writer::begin(config, instance, keys, ambient, (&tail, raised), told, &notes).map_err(failed)?;
         let writer =
             thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run(&queue)).map_err(failed)?;
         let woken = Arc::downgrade(&jobs);
@@ -243,7 +254,7 @@ impl AuditLog {
             }
         });
         let reader = Arc::new(reader);
-        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, reader, directory })
+        Ok(Self { jobs, writer: Mutex::new(Some(writer)), status, outbox, accepted, raised, reader, directory })
     }
 
     /// What was accepted is in the log, with its event. Files that were set aside have their last names from now on: until then, each start tells of
@@ -259,6 +270,13 @@ impl AuditLog {
     #[must_use]
     pub fn accepted(&self) -> &[String] {
         &self.accepted
+    }
+
+    /// The log tells of changes up to this one, some of which the store does not have any more: no number is given twice, so those of the store go on
+    /// above it. The store is to be raised to it before it takes changes; until then, the next start finds what this one found.
+    #[must_use]
+    pub fn raised(&self) -> Option<Revision> {
+        self.raised
     }
 
     /// The newest line that is durable.
@@ -317,41 +335,59 @@ impl Drop for AuditLog {
     }
 }
 
-/// Takes the very store that was restored, beside the very log that it was restored beside.
-fn restored(tail: &mut Tail, outbox: &Outbox, restored: Option<RestoredStore>) -> Option<String> {
-    let RestoredStore { store, log } = restored?;
-    if outbox.stored() != store || tail.end != log || log.revision <= store {
+/// Takes the very store that was restored, beside the very log that it was restored beside, or what a start that broke off has written behind that. Gives
+/// the number that those of changes go on above; none, if that is the store's own.
+fn restored(tail: &Tail, outbox: &Outbox, restored: Option<RestoredStore>) -> Option<(String, Revision)> {
+    let RestoredStore { store, log, newest } = restored?;
+    let above = newest.max(log.revision);
+    if outbox.stored() != store || !tail.goes_on_from_restored || above <= store {
         return None;
     }
-    outbox.told_up_to(store);
-    tail.end.revision = store;
-    Some(format!("the store was restored from a backup: it ends with change {store}, the log with {}", log.revision))
+    let told = tail.end.revision;
+    if outbox.missing_after(told) != told {
+        return None;
+    }
+    outbox.told_up_to(told);
+    let raised = next(above);
+    let found = format!("it ends with change {store}, the log with {}", log.revision);
+    Some((format!("the store was restored from a backup: {found}; changes are numbered from {raised} on"), raised))
+}
+
+fn next(revision: Revision) -> Revision {
+    Revision(revision.0.saturating_add(1))
 }
 
 /// Compares the log's end with the store: log and outbox together tell of every change of the store, and of none that it does not have. Gives what
-/// was accepted, if anything had to be.
-fn reconcile(tail: &mut Tail, outbox: &Outbox, accept: bool) -> Result<Option<String>, AuditOpenError> {
+/// was accepted, if anything had to be, and the number that those of changes go on above, if some that were told are lost. `lost`: a line that should
+/// be there.
+fn reconcile(
+    tail: &mut Tail,
+    outbox: &Outbox,
+    accept: bool,
+    lost: Option<Checkpoint>,
+) -> Result<(Option<String>, Option<Revision>), AuditOpenError> {
     let (store, log) = (outbox.stored(), tail.end.revision);
+    let newest = log.max(lost.map_or(Revision(0), |lost| lost.revision));
+    let raised = (newest > store).then(|| next(newest));
     if log > store {
         if !accept {
             return Err(AuditOpenError::StoreOlder { store, log });
         }
         outbox.told_up_to(store);
-        tail.end.revision = store;
-        return Ok(Some(format!(
-            "the store ends with change {store}, the log with {log}; the older store was accepted"
-        )));
+        let found = format!("the store ends with change {store}, the log with {log}; the older store was accepted");
+        return Ok((Some(found), raised));
     }
     outbox.told_up_to(log);
     let missing = outbox.missing_after(log);
     if missing == log {
-        return Ok(None);
+        return Ok((None, raised));
     }
     if !accept {
         return Err(AuditOpenError::LogOlder { store, log });
     }
     tail.end.revision = missing;
-    Ok(Some(format!("the log ends with change {log}; that changes up to {missing} are not told was accepted")))
+    let found = format!("the log ends with change {log}; that changes up to {missing} are not told was accepted");
+    Ok((Some(found), raised))
 }
 
 #[async_trait]

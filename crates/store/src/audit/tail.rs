@@ -9,7 +9,7 @@ use std::{
 use holdfast_core::Revision;
 
 use super::{
-    AuditLogConfig, AuditOpenError,
+    AuditLogConfig, AuditOpenError, RestoredStore,
     aside::set_aside,
     line::{self, Checkpoint, Format, GENESIS, LineMac},
     segment::{list_segments, read_lines, segment_path},
@@ -33,6 +33,8 @@ pub(super) struct Tail {
     pub aside: Option<(u64, &'static str)>,
     /// Whether the log contains what was expected of it; `None` if nothing was.
     pub expected_found: Option<bool>,
+    /// Whether it goes on from where it ended at a restore that was meant, and tells behind that of no use, and of no change that the store does not have.
+    pub goes_on_from_restored: bool,
 }
 
 /// Why reading stops.
@@ -44,7 +46,7 @@ enum Fault {
 }
 
 impl Tail {
-    fn empty(expected: Option<Checkpoint>) -> Self {
+    fn empty(expected: Option<Checkpoint>, restored: Option<RestoredStore>) -> Self {
         let revision = expected.map_or(Revision(0), |expected| expected.revision);
         Self {
             segment: 0,
@@ -52,6 +54,7 @@ impl Tail {
             torn: None,
             aside: None,
             expected_found: expected.map(|expected| expected.seq == 0),
+            goes_on_from_restored: restored.is_some_and(|restored| restored.log.seq == 0),
         }
     }
 
@@ -60,9 +63,10 @@ impl Tail {
     pub(super) fn read(config: &AuditLogConfig, mac: &LineMac) -> Result<Self, AuditOpenError> {
         let failed = |source| AuditOpenError::File { directory: config.directory.clone(), source };
         let segments = list_segments(&config.directory).map_err(failed)?;
-        let mut tail = Self::empty(config.expected);
+        let mut tail = Self::empty(config.expected, config.restored);
         let start = first_segment_to_read(&segments, config.expected).map_err(failed)?;
         let mut reader = Reader::new(mac, config.expected, config.expected_has_macs, config.floor);
+        reader.restored = config.restored;
         let mut ended = None;
         for (position, (number, path)) in segments.iter().enumerate().skip(start) {
             let (good_bytes, fault) = if position > start && *number != tail.segment + 1 {
@@ -178,7 +182,7 @@ pub fn end_of_earlier_format(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let mut tail = Tail::empty(expected);
+    let mut tail = Tail::empty(expected, None);
     let start = first_segment_to_read(&segments, expected)?;
     let mut reader = Reader::new(mac, expected, false, 0);
     for (position, (number, path)) in segments.iter().enumerate().skip(start) {
@@ -213,6 +217,7 @@ struct Reader<'a> {
     /// The earliest that is taken without proof.
     floor: u8,
     first: bool,
+    restored: Option<RestoredStore>,
     unproven: Option<Unproven>,
 }
 
@@ -220,7 +225,7 @@ impl<'a> Reader<'a> {
     /// Logs that were begun by an earlier version are of its format until this one begins a segment of its own; never after it.
     fn new(mac: &'a LineMac, expected: Option<Checkpoint>, has_macs: bool, floor: u8) -> Self {
         let format = if has_macs { Format::Two } else { Format::One };
-        Self { mac, expected, format, floor, first: true, unproven: None }
+        Self { mac, expected, format, floor, first: true, restored: None, unproven: None }
     }
 
     /// Reads one segment; gives the bytes that are good and what ended them early.
@@ -273,6 +278,13 @@ impl<'a> Reader<'a> {
             tail.expected_found = Some(found);
             if found {
                 self.unproven = None;
+            }
+        }
+        if let Some(RestoredStore { store, log, .. }) = self.restored {
+            if parsed.seq == log.seq {
+                tail.goes_on_from_restored = tail.end.head == log.head;
+            } else if parsed.seq > log.seq && parsed.kind == "event" {
+                tail.goes_on_from_restored &= parsed.revision.is_some_and(|revision| revision <= store.0);
             }
         }
         Ok(())

@@ -99,13 +99,14 @@ pub(super) struct Status {
 }
 
 impl Writer {
-    /// Begins a segment, and says in it how the log was found.
+    /// Begins a segment, and says in it how the log was found. `raised`: what changes are counted from, if it is not what was told last; what waits of
+    /// the store's changes is told before that.
     pub(super) fn begin(
         config: AuditLogConfig,
         instance: PartitionId,
         keys: AuditKeys,
         ambient: Arc<dyn Ambient>,
-        tail: &Tail,
+        (tail, raised): (&Tail, Option<Revision>),
         (outbox, status): (Arc<Outbox>, Arc<Mutex<Status>>),
         notes: &[String],
     ) -> io::Result<Self> {
@@ -129,6 +130,13 @@ impl Writer {
         let version = format!("holdfast {}", env!("CARGO_PKG_VERSION"));
         let detail = notes.iter().fold(version, |all, note| all + "; " + note);
         writer.begin_segment()?;
+        if let Some(raised) = raised {
+            if writer.outbox.waiting() > 0 {
+                writer.start("events of changes of before follow")?;
+                writer.drain()?;
+            }
+            writer.written.end.revision = raised;
+        }
         writer.start(&detail)?;
         writer.sync()?;
         Ok(writer)

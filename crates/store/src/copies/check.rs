@@ -2,18 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use holdfast_core::{Ambient, IndexSets, PartitionId, Revision, StoreError};
+use holdfast_core::{Ambient, IndexSets, PartitionId, RecordKey, Revision, StoreError};
 use holdfast_crypto::SecretBytes;
 
 use super::CopyOf;
 use crate::{
-    engine::RowName,
+    engine::{Row, RowName},
     group::failed,
     index::{
         SET_OF_EVENTS, SET_OF_PINS,
         seals::{Head, Seals, SetState},
     },
     row_set::{Fold, RowSet, Sum},
+    sealed::RowSealer,
 };
 
 /// Keys of the instance that a copy is of.
@@ -32,26 +33,34 @@ impl CopyKeys<'_> {
     pub(super) fn seals(&self) -> Result<Seals, StoreError> {
         Seals::new(self.instance, self.database_key, Arc::clone(&self.ambient))
     }
+
+    pub(super) fn rows(&self) -> Result<RowSealer, StoreError> {
+        RowSealer::new(self.instance, self.database_key, Arc::clone(&self.ambient)).map_err(failed)
+    }
 }
 
 /// What was found whole.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CheckedCopy {
     /// How many rows.
     pub rows: u64,
     /// The newest change.
     pub revision: Revision,
+    /// The content of the record that was asked for, if it is there.
+    pub record: Option<Vec<u8>>,
 }
 
 /// Takes the rows of a copy, in any order of tables.
 pub struct CopyCheck(Kind);
 
 enum Kind {
-    Records(Records),
+    Records(Box<Records>),
     Index(Box<Index>),
 }
 
 struct Records {
+    asked: Option<(RowSealer, RowName)>,
+    record: Option<Vec<u8>>,
     rows: u64,
     found: Fold,
     head: Option<Vec<u8>>,
@@ -68,15 +77,27 @@ struct Index {
 }
 
 impl CopyCheck {
-    /// Begins without a row.
+    /// Begins without a row. Of records one is opened, if it is asked for.
     ///
     /// # Errors
     /// [`StoreError::Failed`] on a key of another length.
-    pub fn begin(of: CopyOf, keys: &CopyKeys<'_>) -> Result<Self, StoreError> {
+    pub fn begin(of: CopyOf, keys: &CopyKeys<'_>, asked: Option<&RecordKey>) -> Result<Self, StoreError> {
         Ok(Self(match of {
             CopyOf::Records => {
                 let set = RowSet::new(keys.instance, keys.database_key, Arc::clone(&keys.ambient)).map_err(failed)?;
-                Kind::Records(Records { rows: 0, found: Arc::new(set).empty(), head: None, revision: Revision(0) })
+                let sealer = asked.map(|key| keys.rows().map(|rows| (key, rows))).transpose()?;
+                let asked = sealer.map(|(key, rows)| {
+                    let name = rows.name(key);
+                    (rows, name)
+                });
+                Kind::Records(Box::new(Records {
+                    asked,
+                    record: None,
+                    rows: 0,
+                    found: Arc::new(set).empty(),
+                    head: None,
+                    revision: Revision(0),
+                }))
             }
             CopyOf::Index => Kind::Index(Box::new(Index {
                 seals: keys.seals()?,
@@ -118,8 +139,13 @@ impl Records {
             ("rows v1", name) => {
                 let name: &RowName = name.try_into().map_err(|_| StoreError::Damaged)?;
                 let (version, sealed) = value.split_first_chunk::<8>().ok_or(StoreError::Damaged)?;
-                self.found.add(name, u64::from_be_bytes(*version), sealed);
+                let version = u64::from_be_bytes(*version);
+                self.found.add(name, version, sealed);
                 self.rows += 1;
+                if let Some((rows, _)) = self.asked.as_ref().filter(|(_, asked)| asked == name) {
+                    let row = Row { name: *name, version, sealed: sealed.to_vec() };
+                    self.record = Some(rows.open(&row)?.value);
+                }
             }
             ("meta v1", b"revision") => {
                 self.revision = Revision(u64::from_le_bytes(value.try_into().map_err(|_| StoreError::Damaged)?));
@@ -131,10 +157,10 @@ impl Records {
     }
 
     fn finish(self) -> Result<CheckedCopy, StoreError> {
-        let Self { rows, found, head, revision } = self;
+        let Self { record, rows, found, head, revision, .. } = self;
         let head = head.ok_or(StoreError::Gone { what: "the row set of the store" })?;
         if found.is_of(&head, revision) {
-            Ok(CheckedCopy { rows, revision })
+            Ok(CheckedCopy { rows, revision, record })
         } else {
             Err(StoreError::NotWhole { revision })
         }
@@ -182,6 +208,6 @@ impl Index {
         if head.upgrading {
             return Err(failed("the index is being upgraded: start its service once before it is copied"));
         }
-        Ok(CheckedCopy { rows: self.rows, revision: head.revision })
+        Ok(CheckedCopy { rows: self.rows, revision: head.revision, record: None })
     }
 }

@@ -160,6 +160,14 @@ impl EmbeddedIndex {
         self.commits.write(Job { work: Work::KeepAccepted, place: None }).await.map(drop)
     }
 
+    /// The next change gets a number above this one: others were given already, to changes that this index does not have.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], [`StoreError::Unavailable`].
+    pub async fn raise(&self, to: Revision) -> Result<(), StoreError> {
+        self.commits.write(Job { work: Work::Raise(to), place: None }).await.map(drop)
+    }
+
     /// What is there now; while a file that failed is opened anew, nothing is.
     fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
         seen(&self.commits, self.file.begin_read())

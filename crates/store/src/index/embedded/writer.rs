@@ -31,6 +31,8 @@ pub(super) enum Work {
     Accept(Vec<u8>, AcceptTold),
     /// What was accepted at opening is so from now on.
     KeepAccepted,
+    /// The next change gets a number above this one.
+    Raise(Revision),
 }
 
 /// What a job came to.
@@ -132,6 +134,10 @@ impl Writer {
                 }),
                 Work::KeepAccepted => {
                     group.keep_accepted()?;
+                    Ok((Vec::new(), None, None))
+                }
+                Work::Raise(to) => {
+                    group.head.revision = group.head.revision.max(to);
                     Ok((Vec::new(), None, None))
                 }
             };
