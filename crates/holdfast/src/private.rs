@@ -21,9 +21,10 @@ const BLOBS: &str = "blobs";
 const OTHERS: u32 = 0o077;
 
 /// What a service makes in its directory, besides directories of those names; nothing else is touched: it may be anybody's.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "admin.sock",
     "admin-socket.path",
+    "ca.pem",
     "instance.sealed",
     "index.redb",
     "kills.slots",
