@@ -65,6 +65,9 @@ pub(crate) fn open(
             .hint("a service founds one at its first start; is the volume mounted?"));
     }
     create_private_dir(data_dir).map_err(|error| Fault::file(data_dir, error))?;
+    if state.exists() {
+        private::close(data_dir);
+    }
     let ground = Ground::new(data_dir, silicon_root, founding)?;
     let (secrets, silicon) = if state.exists() {
         ground.judge_word()?;

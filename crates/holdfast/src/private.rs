@@ -39,8 +39,8 @@ const FILES: [&str; 14] = [
 ];
 const DIRECTORIES: [&str; 3] = ["audit", BLOBS, "processes"];
 
-/// Takes the rights of group and others from a data directory and from what a service has made in it. For one that was found to be the directory of
-/// an instance, and not before.
+/// Takes the rights of group and others from a data directory and from what a service has made in it. For one that is the directory of
+/// an instance, and no other.
 pub(crate) fn close(data_dir: &Path) {
     let (mut closed, mut failed) = (0, Vec::new());
     close_directory(data_dir, OFlags::empty(), Names::Ours, DEPTH_MAX, &mut closed, &mut failed);
