@@ -183,16 +183,21 @@ impl FromFiles {
         Ok(Arc::new(Self { certificate: certificate.into(), key: key.into(), watched, current }))
     }
 
-    /// TLS 1.2 and 1.3 with it.
+    /// TLS with it.
     pub(crate) fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Fault> {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(Fault::tls)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        server_config(Arc::clone(self) as Arc<dyn ResolvesServerCert>)
     }
+}
+
+/// TLS 1.2 and 1.3 with the certificate that is shown at the moment.
+pub(super) fn server_config(shown: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, Fault> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(Fault::tls)?
+        .with_no_client_auth()
+        .with_cert_resolver(shown);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 fn certified(certificate: &Path, key: &Path) -> Result<CertifiedKey, Fault> {

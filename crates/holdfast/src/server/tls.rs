@@ -21,7 +21,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::certificates::{Certified, Watched, read_chain};
+use super::certificates::{self, Certified, Watched, read_chain};
 use crate::fault::Fault;
 
 /// Validity of the leaf. It is issued anew at each start...
@@ -140,16 +140,9 @@ impl TlsIdentity {
         Ok(pem("CERTIFICATE REQUEST", request.der()))
     }
 
-    /// TLS 1.2 and 1.3 with this identity.
+    /// TLS with this identity.
     pub(crate) fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Fault> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(Fault::tls)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        certificates::server_config(Arc::clone(self) as Arc<dyn ResolvesServerCert>)
     }
 }
 
