@@ -79,12 +79,14 @@ pub(crate) fn open(
             open_sealed(&state, data_dir, silicon_root, &ambient)?
         } else {
             ground.judge_pieces(excused)?;
-            found(&state, data_dir, silicon_root, &ground, &ambient)?
+            let founded = found(&state, data_dir, silicon_root, &ground, &ambient)?;
+            // It may have been made by somebody else, open to all.
+            private::close(data_dir);
+            founded
         };
         drop(lock);
         opened
     };
-    private::close(data_dir);
     // Last: what is known has been there.
     ground.remember(secrets.instance, &silicon, ambient.as_ref());
     Ok(Opened { instance: secrets.instance, secrets, silicon, ambient, data_dir: data_dir.into() })

@@ -1,5 +1,5 @@
-//! What lies in a data directory is its owner's alone, whatever it was open to when an earlier version made it, or somebody restored it; and so is a
-//! file with a secret, or it is not taken.
+//! Files that are their owner's alone: what a service has made in its data directory is closed to group and others, whatever it was open to when an
+//! earlier version made it, or somebody restored it. A file with a secret is not taken if others can write to it, and told of if they can read it.
 
 use std::{
     env,
@@ -118,9 +118,14 @@ pub(crate) fn read_private(path: &Path) -> Result<SecretBytes, Fault> {
         }
         tracing::warn!(path = %path.display(), "group or others can read this secret; type: chmod 600 {}", path.display());
     }
-    let mut content = Vec::with_capacity(metadata.len().min(SECRET_FILE_BYTES_MAX) as usize);
-    file.take(SECRET_FILE_BYTES_MAX).read_to_end(&mut content).map_err(failed)?;
-    Ok(SecretBytes::take(content))
+    // With room for one byte more, by which a file that is too long shows: a buffer that grows leaves copies of the secret.
+    let mut content = Vec::with_capacity(metadata.len().min(SECRET_FILE_BYTES_MAX) as usize + 1);
+    file.take(SECRET_FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(failed)?;
+    let content = SecretBytes::take(content);
+    if content.len() as u64 > SECRET_FILE_BYTES_MAX {
+        return Err(failed(io::Error::other("a secret has at most 64 KiB")));
+    }
+    Ok(content)
 }
 
 /// Whether group or others may pass all directories above a file.
@@ -173,6 +178,16 @@ mod tests {
             assert_eq!(mode(&data.join(name)), expected, "{name}");
         }
         assert_eq!(mode(&elsewhere), 0o664);
+    }
+
+    #[test]
+    fn a_secret_is_read_whole_or_not_at_all() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("secret");
+        for (more, taken) in [(0, true), (1, false)] {
+            fs::write(&file, vec![b'x'; SECRET_FILE_BYTES_MAX as usize + more]).unwrap();
+            assert_eq!(read_private(&file).is_ok_and(|secret| secret.len() as u64 == SECRET_FILE_BYTES_MAX), taken);
+        }
     }
 
     #[test]
