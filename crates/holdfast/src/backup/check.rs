@@ -9,7 +9,7 @@ use holdfast_store::{
     backup::{End, Head, Part, Reader},
 };
 
-use super::{INDEX, LOG, Place, RECORDS, WATERMARK, source::WATERMARK_BYTES_MAX};
+use super::{INDEX, LOG, Place, RECORDS, WATERMARK, is_segment, source::WATERMARK_BYTES_MAX, take_lines};
 use crate::{
     fault::Fault,
     history::{Watermark, decode_mark, mark_key},
@@ -144,17 +144,13 @@ impl Looking<'_> {
     fn begin(&mut self, name: &str) -> Result<(), Fault> {
         self.close()?;
         let check = |of| CopyCheck::begin(of, self.keys, Some(&mark_key())).map(Reading::Table).map_err(Fault::new);
-        let segment = name.strip_prefix(LOG).and_then(|name| name.strip_prefix("/audit-")?.strip_suffix(".jsonl"));
+        let of_log = name.strip_prefix(LOG).and_then(|name| name.strip_prefix('/'));
         self.reading = match name {
             WATERMARK => Reading::Watermark { content: Vec::new() },
             RECORDS => check(CopyOf::Records)?,
-            _ if name.strip_prefix(LOG).and_then(|name| name.strip_prefix('/')) == Some(ANCHOR_FILE)
-                && self.chain.at().seq == 0 =>
-            {
-                Reading::Anchor { bytes: Vec::new() }
-            }
+            _ if of_log == Some(ANCHOR_FILE) && self.chain.at().seq == 0 => Reading::Anchor { bytes: Vec::new() },
             INDEX if self.place.has_index() => check(CopyOf::Index)?,
-            _ if segment.is_some_and(|number| number.len() == 12 && number.bytes().all(|c| c.is_ascii_digit())) => {
+            _ if of_log.is_some_and(is_segment) => {
                 self.chain.begin_segment();
                 Reading::Log { rest: Vec::new() }
             }
@@ -214,15 +210,13 @@ impl Looking<'_> {
             }
             Reading::Log { rest } => {
                 rest.extend_from_slice(bytes);
-                let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-                for line in rest[..whole].split_inclusive(|byte| *byte == b'\n') {
-                    self.chain
-                        .line(&line[..line.len() - 1])
-                        .map_err(|what| Fault::new(format!("{name}, in the backup: {what}")))?;
-                    let at = self.chain.at();
-                    self.named.retain(|named| (named.seq, named.head) != (at.seq, at.hash));
-                }
-                rest.drain(..whole);
+                let (chain, named) = (&mut self.chain, &mut self.named);
+                take_lines(rest, |line| {
+                    chain.line(line).map_err(|what| Fault::new(format!("{name}, in the backup: {what}")))?;
+                    let at = chain.at();
+                    named.retain(|named| (named.seq, named.head) != (at.seq, at.hash));
+                    Ok(())
+                })?;
             }
             _ => return Err(unexpected(name)),
         }

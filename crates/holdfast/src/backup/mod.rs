@@ -11,7 +11,7 @@ mod source;
 mod swap;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::BufReader,
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,17 +23,20 @@ use holdfast_enclave::{InstanceError, InstanceSecrets, SiliconError, SoftwareSil
 use holdfast_store::{
     CopyKeys,
     backup::{BackupError, Begun, Reader},
+    read_regular,
 };
 pub(crate) use source::{Source, Taken};
 pub(crate) use swap::refuse_unfinished;
 
-use crate::{ambient::OsAmbient, fault::Fault};
+use crate::{
+    ambient::OsAmbient,
+    fault::Fault,
+    founding::{LOG, SEALED},
+};
 
-const SEALED: &str = "instance.sealed";
 const RECORDS: &str = "records.redb";
 const INDEX: &str = "index.redb";
 const WATERMARK: &str = "watermark.slots";
-const LOG: &str = "audit";
 /// Of the sealed state: far more than it has.
 const SEALED_BYTES_MAX: u64 = 64 * 1024;
 
@@ -119,6 +122,45 @@ pub(crate) fn believe(place: &Place, path: &Path) -> Result<Believed, Fault> {
     }
     let reader = begun.believe(&secrets.database_key).map_err(not_taken)?;
     Ok(Believed { reader, secrets, state, ambient })
+}
+
+/// Refuses a directory of another instance than this one: whose it is stands in clear in its sealed state.
+fn refuse_another(data_dir: &Path, instance: PartitionId) -> Result<(), Fault> {
+    let sealed = read_regular(&data_dir.join(SEALED), SEALED_BYTES_MAX).ok();
+    let id = sealed.and_then(|bytes| bytes.get(5..21)?.try_into().ok()).map(PartitionId::from_bytes);
+    match id.filter(|id| *id != instance) {
+        None => Ok(()),
+        Some(id) => Err(Fault::usage(format!(
+            "{} is of instance {id}, and the backup is of instance {instance}: nothing was changed",
+            data_dir.display()
+        ))
+        .hint("restore into a directory of its own")),
+    }
+}
+
+/// Which of these files and directories are there; an empty directory holds nothing.
+fn there_of(data_dir: &Path, names: &[&str]) -> Vec<String> {
+    let is_there = |name: &&&str| {
+        let path = data_dir.join(name);
+        fs::read_dir(&path).map_or_else(|_| path.symlink_metadata().is_ok(), |mut entries| entries.next().is_some())
+    };
+    names.iter().filter(is_there).map(|name| (*name).to_owned()).collect()
+}
+
+/// Whether a file of a log is one of its segments, by its name.
+fn is_segment(name: &str) -> bool {
+    let number = name.strip_prefix("audit-").and_then(|name| name.strip_suffix(".jsonl"));
+    number.is_some_and(|number| number.len() == 12 && number.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// Takes the whole lines out of what was read of a log, without their ends. What is left is the beginning of the next one.
+fn take_lines(read: &mut Vec<u8>, mut line: impl FnMut(&[u8]) -> Result<(), Fault>) -> Result<(), Fault> {
+    let whole = read.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    for each in read[..whole].split_inclusive(|byte| *byte == b'\n') {
+        line(&each[..each.len() - 1])?;
+    }
+    read.drain(..whole);
+    Ok(())
 }
 
 /// It is never made here: what is sealed needs the one that it was sealed to.

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use holdfast_core::{Ambient, PartitionId, Revision};
+use holdfast_core::{Ambient, Revision};
 use holdfast_crypto::SecretBytes;
 use holdfast_enclave::InstanceSecrets;
 use holdfast_store::{
@@ -25,11 +25,12 @@ use holdfast_store::{
 use holdfast_wire::hex::hex;
 
 use super::{
-    Believed, Examined, LOG, Place, SEALED, SEALED_BYTES_MAX, Sink, WATERMARK, believe, moment,
+    Believed, Examined, LOG, Place, SEALED, Sink, WATERMARK, believe, is_segment, moment,
     note::{self, LogEnd, Note},
-    open_silicon,
+    open_silicon, refuse_another,
     restore::{Files, Wish, owner_of},
     swap::{self, Swap},
+    take_lines, there_of,
 };
 use crate::{ambient::OsAmbient, fault::Fault, xks::alive};
 
@@ -217,8 +218,7 @@ fn named(name: &str) -> Option<Named<'_>> {
     if file == ANCHOR_FILE {
         return Some(Named::Anchor(process));
     }
-    let number = file.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
-    (number.len() == 12 && number.bytes().all(|c| c.is_ascii_digit())).then_some(Named::Segment(process))
+    is_segment(file).then_some(Named::Segment(process))
 }
 
 struct Looking<'a> {
@@ -282,13 +282,10 @@ impl Looking<'_> {
     fn take(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.bytes.extend_from_slice(bytes);
         if let Some(Named::Segment(process)) = named(&self.name) {
-            let whole = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-            let chain = self.chains.entry(process.to_owned()).or_insert_with(ChainChecker::begin);
-            for line in self.bytes[..whole].split_inclusive(|byte| *byte == b'\n') {
-                let taken = chain.line(&line[..line.len() - 1]);
-                taken.map_err(|what| Fault::new(format!("{:?}, in the backup: {what}", self.name)))?;
-            }
-            self.bytes.drain(..whole);
+            let (chain, name) = (self.chains.entry(process.to_owned()).or_insert_with(ChainChecker::begin), &self.name);
+            take_lines(&mut self.bytes, |line| {
+                chain.line(line).map(drop).map_err(|what| Fault::new(format!("{name:?}, in the backup: {what}")))
+            })?;
         }
         if self.bytes.len() as u64 > FILE_BYTES_MAX { Err(self.wrong("it is too long")) } else { Ok(()) }
     }
@@ -332,11 +329,7 @@ pub(crate) struct Unpacked {
 pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> {
     let Believed { reader, secrets, state, ambient } = believe(place, wish.from)?;
     let data_dir = &place.data_dir;
-    let is_there = |name: &&&str| {
-        let path = data_dir.join(name);
-        fs::read_dir(&path).map_or_else(|_| path.symlink_metadata().is_ok(), |mut entries| entries.next().is_some())
-    };
-    let there: Vec<String> = [SEALED, ROWS, PROCESSES].iter().filter(is_there).map(|name| (*name).to_owned()).collect();
+    let there = there_of(data_dir, &[SEALED, ROWS, PROCESSES]);
     let running = alive(&data_dir.join(PROCESSES));
     if !running.is_empty() {
         return Err(
@@ -348,7 +341,7 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
         return Err(Fault::usage(why)
             .hint("restore into an empty directory; or say --over to put the backup's shared rows in the place of those that are there"));
     }
-    refuse_another(data_dir, &secrets)?;
+    refuse_another(data_dir, secrets.instance)?;
     let (swap, over) = (Swap::of(data_dir), !there.is_empty());
     let staging = swap.prepare(!over, owner_of(&secrets, ambient.as_ref()))?;
     let unpacked = Files::begin(&staging, &state).and_then(|mut sink| {
@@ -381,20 +374,6 @@ pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> 
     }
     let old = if over { there.into_iter().filter(|name| name != PROCESSES).collect() } else { Vec::new() };
     Ok(Unpacked { swap, examined, over, told, old, secrets })
-}
-
-fn refuse_another(data_dir: &Path, secrets: &InstanceSecrets) -> Result<(), Fault> {
-    let sealed = read_regular(&data_dir.join(SEALED), SEALED_BYTES_MAX).ok();
-    let id = sealed.and_then(|bytes| bytes.get(5..21)?.try_into().ok()).map(PartitionId::from_bytes);
-    match id.filter(|id| *id != secrets.instance) {
-        None => Ok(()),
-        Some(id) => Err(Fault::usage(format!(
-            "{} is of instance {id}, and the backup is of instance {}: nothing was changed",
-            data_dir.display(),
-            secrets.instance
-        ))
-        .hint("restore into a directory of its own")),
-    }
 }
 
 impl Unpacked {

@@ -16,14 +16,14 @@ use holdfast_enclave::InstanceSecrets;
 use holdfast_store::{
     Copies, CopyOf, CopyWriter,
     audit::{AuditKeys, Checkpoint, end_of_log, list_segments, parse_line, read_lines},
-    read_regular,
 };
 
 use super::{
-    Believed, Examined, INDEX, LOG, Place, RECORDS, SEALED, SEALED_BYTES_MAX, Sink, WATERMARK, believe, examine,
-    moment,
+    Believed, Examined, INDEX, LOG, Place, RECORDS, SEALED, Sink, WATERMARK, believe, examine, moment,
     note::{self, LogEnd, Note, Owner},
+    refuse_another,
     swap::{self, Swap},
+    there_of,
 };
 use crate::{
     fault::Fault,
@@ -94,7 +94,7 @@ pub(super) fn owner_of<'a>(secrets: &'a InstanceSecrets, ambient: &'a dyn holdfa
 pub(crate) fn unpack(place: &Place, wish: &Wish<'_>) -> Result<Unpacked, Fault> {
     let Believed { reader, secrets, state, ambient } = believe(place, wish.from)?;
     let keys = super::keys(&secrets, &ambient);
-    let files = files_there(&place.data_dir);
+    let files = there_of(&place.data_dir, STATE);
     let fresh = files.is_empty();
     drop(alone(&place.data_dir)?);
     if !fresh && !wish.over {
@@ -140,18 +140,6 @@ fn alone(data_dir: &Path) -> Result<Vec<File>, Fault> {
     Ok(held)
 }
 
-fn files_there(data_dir: &Path) -> Vec<String> {
-    let is_there = |name: &&&str| {
-        let path = data_dir.join(name);
-        // An empty directory holds nothing.
-        match fs::read_dir(&path) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(_) => path.symlink_metadata().is_ok(),
-        }
-    };
-    STATE.iter().filter(is_there).map(|name| (*name).to_owned()).collect()
-}
-
 impl There {
     fn look(
         place: &Place,
@@ -159,20 +147,7 @@ impl There {
         files: Vec<String>,
         keys: &holdfast_store::CopyKeys<'_>,
     ) -> Result<Self, Fault> {
-        let sealed = place.data_dir.join(SEALED);
-        // Whose it is stands in clear.
-        let id = read_regular(&sealed, SEALED_BYTES_MAX)
-            .ok()
-            .and_then(|bytes| bytes.get(5..21)?.try_into().ok())
-            .map(holdfast_core::PartitionId::from_bytes);
-        if let Some(id) = id.filter(|id| *id != secrets.instance) {
-            return Err(Fault::usage(format!(
-                "{} is of instance {id}, and the backup is of instance {}: nothing was changed",
-                place.data_dir.display(),
-                secrets.instance
-            ))
-            .hint("restore into a directory of its own"));
-        }
+        refuse_another(&place.data_dir, secrets.instance)?;
         // What cannot be read is what a restore is for.
         let copy =
             |name: &str, of| Copies::open(&place.data_dir.join(name), of, keys).and_then(|copies| copies.begin()).ok();
