@@ -35,12 +35,9 @@ const ROOM_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// panic, which is an error here, too.
 pub(crate) fn open_or_make(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, StoreError> {
     let open = |path: &Path| {
-        // Nothing but the file is touched by what is cut short: it is closed, and opened anew by nobody.
-        panic::catch_unwind(AssertUnwindSafe(|| {
+        opened(path, || {
             open(path, cache_bytes, checked, OpenOptions::new().read(true).write(true).create(true).truncate(false))
-        }))
-        .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it; {COPIED}", path.display())))?
-        .map_err(|error| not_opened(path, &error))
+        })
     };
     if !path.exists() {
         let new = beside(path);
@@ -70,15 +67,24 @@ fn not_opened(path: &Path, error: &DatabaseError) -> StoreError {
     })
 }
 
-/// Opens a file that must be there, and is not made.
-pub(crate) fn open_there(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
-    let open = || {
-        let file = open_regular(OpenOptions::new().read(true).write(true), path)?;
-        Builder::new().set_cache_size(cache_bytes).create_with_backend(NotNew(FileBackend::new(file)?))
-    };
+/// Opens a file, or says why it does not open. One that is damaged may make redb panic.
+fn opened(path: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) -> Result<Database, StoreError> {
+    // Nothing but the file is touched by what is cut short: it is closed, and opened anew by nobody.
     panic::catch_unwind(AssertUnwindSafe(open))
         .map_err(|_| failed(format!("{}: it is damaged, and redb gave up on it; {COPIED}", path.display())))?
         .map_err(|error| not_opened(path, &error))
+}
+
+/// Opens a file that must be there, and is not made.
+pub(crate) fn open_there(path: &Path, cache_bytes: usize) -> Result<Database, StoreError> {
+    opened(path, || not_new(path, cache_bytes, false))
+}
+
+fn not_new(path: &Path, cache_bytes: usize, checked: bool) -> Result<Database, DatabaseError> {
+    let file = open_regular(OpenOptions::new().read(true).write(true), path)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(checked);
+    builder.create_with_backend(NotNew(FileBackend::new(file)?))
 }
 
 pub(crate) fn open(
@@ -122,13 +128,7 @@ pub(crate) struct DatabaseFile {
 impl DatabaseFile {
     pub(crate) fn new(path: &Path, database: Database, cache_bytes: usize) -> Self {
         // One that is not there is not made: it was, a moment ago.
-        let opener = move |path: &Path| {
-            let file = open_regular(OpenOptions::new().read(true).write(true), path).map_err(failed)?;
-            let backend = NotNew(FileBackend::new(file).map_err(failed)?);
-            let mut builder = Builder::new();
-            builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
-            builder.create_with_backend(backend).map_err(failed)
-        };
+        let opener = move |path: &Path| not_new(path, cache_bytes, true).map_err(failed);
         Self::with(path, database, Box::new(opener))
     }
 
@@ -176,9 +176,7 @@ impl DatabaseFile {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(judged)
     }
-}
 
-impl DatabaseFile {
     /// redb writes when it closes a file. What it gives up on then is found when the file is opened.
     fn close(&self) {
         let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
