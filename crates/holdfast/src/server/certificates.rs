@@ -2,9 +2,7 @@
 //! and one that will end soon is told of in time.
 
 use std::{
-    fs::{self, Metadata},
-    io,
-    os::unix::fs::MetadataExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,6 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use holdfast_core::{Ambient, Timestamp, Trouble};
+use holdfast_store::FileStamp;
 use metrics::gauge;
 use rustls::{
     ServerConfig,
@@ -110,34 +109,23 @@ fn warn(door: &'static str, days: f64, warned: &mut Option<i64>) {
     }
 }
 
-/// Tells one content of a file from another, cheaply.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Stamp(u64, u64, i64, i64);
-
-impl Stamp {
-    fn of(path: &Path) -> Result<Self, Fault> {
-        let stamp = |data: Metadata| Self(data.ino(), data.size(), data.ctime(), data.ctime_nsec());
-        fs::metadata(path).map(stamp).map_err(|error| Fault::file(path, error))
-    }
-}
-
 /// Files that something is made of, and how they were when it was made.
 pub(super) struct Watched {
     files: Vec<PathBuf>,
-    stamps: Mutex<Vec<Stamp>>,
+    stamps: Mutex<Vec<Option<FileStamp>>>,
 }
 
 impl Watched {
     /// Files that are about to be read for the first time.
     pub(super) fn new(files: Vec<PathBuf>) -> Result<Self, Fault> {
-        let stamps = files.iter().map(|file| Stamp::of(file)).collect::<Result<_, _>>()?;
-        Ok(Self { files, stamps: Mutex::new(stamps) })
+        let stamps = Mutex::new(stamps_of(&files)?);
+        Ok(Self { files, stamps })
     }
 
     /// Makes the thing again if a file changed; what fails is tried again.
     pub(super) fn if_changed(&self, make: impl FnOnce() -> Result<(), Fault>) -> Result<bool, Fault> {
         let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.files.iter().map(|file| Stamp::of(file)).collect::<Result<Vec<_>, _>>()?;
+        let now = stamps_of(&self.files)?;
         if now == *stamps {
             return Ok(false);
         }
@@ -145,6 +133,10 @@ impl Watched {
         *stamps = now;
         Ok(true)
     }
+}
+
+fn stamps_of(files: &[PathBuf]) -> Result<Vec<Option<FileStamp>>, Fault> {
+    files.iter().map(|file| FileStamp::of(file).map_err(|error| Fault::file(file, error))).collect()
 }
 
 /// The certificates in a PEM file, the leaf first.
