@@ -46,15 +46,8 @@ fn directory_of(path: &Path) -> &Path {
 pub(crate) fn create_private(path: &Path, content: &[u8]) -> io::Result<bool> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    // Of a process that had our number: never complete, never in use.
     let temporary = path.with_added_extension(format!("new-{}-{number}", std::process::id()));
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
+    write_new(&temporary, content)?;
     // Not every file system has hard links; those without have a way to rename that replaces nothing.
     let made = match fs::hard_link(&temporary, path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -72,18 +65,21 @@ pub(crate) fn create_private(path: &Path, content: &[u8]) -> io::Result<bool> {
 
 /// Writes `content` to `path` with mode 0600, durable, replacing what was there in one step.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = directory_of(path);
-    let temporary = path.with_extension("new");
-    // Left behind by a crash: never complete, never in use.
-    match fs::remove_file(&temporary) {
+    let temporary = path.with_added_extension("new");
+    write_new(&temporary, content)?;
+    fs::rename(&temporary, path)?;
+    File::open(directory_of(path))?.sync_all()
+}
+
+/// Writes a file that takes its place later. What a crash has left there was never complete, and is not in use.
+fn write_new(temporary: &Path, content: &[u8]) -> io::Result<()> {
+    match fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
+    file.sync_all()
 }
 
 /// Reads a file of at most `bytes_max`, which nobody but its owner may touch. `None` if it does not exist.
