@@ -52,6 +52,9 @@ impl FromStr for Network {
             None => (text, None),
         };
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        if address.to_canonical() != address {
+            return Err(format!("{text:?} holds IPv4 addresses: write it as a network of those, like 10.0.0.0/8"));
+        }
         let (bits, length) = Self::bits(address);
         let prefix = prefix.unwrap_or(length);
         if prefix > length {
@@ -275,6 +278,8 @@ mod tests {
             assert!(!Balancers::default().name(at(inside)));
         }
         for wrong in [
+            "::ffff:10.0.0.0/104",
+            "::ffff:192.0.2.7",
             "0.0.0.0/0",
             "::/0",
             "10.0.0.1/8",
