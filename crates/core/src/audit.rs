@@ -69,6 +69,32 @@ pub struct AuditEvent {
     pub duration_us: u64,
 }
 
+impl AuditEvent {
+    /// An event of a success that says nothing more: of nobody, about no key, at no path.
+    #[must_use]
+    pub fn allowed(time: Timestamp, operation: &'static str, request_id: impl Into<String>) -> Self {
+        Self {
+            time,
+            operation,
+            principal: None,
+            key: None,
+            key_version: None,
+            algorithm: None,
+            outcome: AuditOutcome::Allowed,
+            status: 200,
+            error_code: None,
+            reason: None,
+            request_id: request_id.into(),
+            client_request_id: None,
+            source: None,
+            user_agent: None,
+            context: Vec::new(),
+            path: String::new(),
+            duration_us: 0,
+        }
+    }
+}
+
 /// The log could not be written. The request must fail.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the audit log could not be written: {0}")]

@@ -341,7 +341,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Action, AuditOutcome, Decision, Intent, Policy, Principal, Resource, Timestamp, authorize};
+    use crate::{Action, Decision, Intent, Policy, Principal, Resource, Timestamp, authorize};
 
     /// Remembers what is written, and by which events.
     #[derive(Default)]
@@ -394,25 +394,7 @@ mod tests {
     }
 
     fn event() -> AuditEvent {
-        AuditEvent {
-            time: Timestamp::from_unix_secs(0),
-            operation: "Do",
-            principal: None,
-            key: None,
-            key_version: None,
-            algorithm: None,
-            outcome: AuditOutcome::Allowed,
-            status: 200,
-            error_code: None,
-            reason: None,
-            request_id: String::new(),
-            client_request_id: None,
-            source: None,
-            user_agent: None,
-            context: Vec::new(),
-            path: String::new(),
-            duration_us: 0,
-        }
+        AuditEvent::allowed(Timestamp::from_unix_secs(0), "Do", "")
     }
 
     fn now<T>(future: impl Future<Output = T>) -> T {

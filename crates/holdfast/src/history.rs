@@ -7,7 +7,7 @@ mod watermark;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, AuditSink, Principal, RecordKey, Revision, Store, Write};
+use holdfast_core::{Ambient, AuditEvent, AuditSink, Principal, RecordKey, Revision, Store, Write};
 use holdfast_store::{
     Condition, Copies, EmbeddedEngine, EmbeddedIndex, Outbox, SealedStore,
     audit::{AuditKeys, AuditLog, AuditLogConfig, Checkpoint, RestoredStore},
@@ -433,23 +433,10 @@ pub(crate) fn event(
 ) -> AuditEvent {
     let id: [u8; 16] = ambient.random();
     AuditEvent {
-        time: ambient.now(),
-        operation,
         principal: Some(principal.unwrap_or_else(Principal::system)),
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
         reason: Some(reason),
-        request_id: holdfast_wire::hex::hex(&id),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
         context,
-        path: String::new(),
-        duration_us: 0,
+        ..AuditEvent::allowed(ambient.now(), operation, holdfast_wire::hex::hex(&id))
     }
 }
 

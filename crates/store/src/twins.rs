@@ -1,6 +1,6 @@
 //! For tests: what stands in the place of the outside.
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, Timestamp};
+use holdfast_core::{Ambient, AuditEvent, Timestamp};
 
 /// The same moment and the same bytes each time: what a golden file needs.
 pub(crate) struct Fixed;
@@ -17,23 +17,6 @@ impl Ambient for Fixed {
 
 /// An event of a success that says little more than its request's id.
 pub(crate) fn event(request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Timestamp::from_unix_millis(1_800_000_000_123),
-        operation: "Test",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
+    let event = AuditEvent::allowed(Timestamp::from_unix_millis(1_800_000_000_123), "Test", request_id);
+    AuditEvent { path: "/".into(), ..event }
 }

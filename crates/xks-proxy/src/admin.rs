@@ -244,23 +244,12 @@ impl XksProxy {
     ) -> AuditEvent {
         context.push(("generation", self.governed().generation.to_string()));
         AuditEvent {
-            time: self.ambient.now(),
-            operation,
             principal,
-            key: None,
-            key_version: None,
-            algorithm: None,
             outcome,
             status: if outcome == AuditOutcome::Allowed { 200 } else { 400 },
-            error_code: None,
             reason,
-            request_id: self.request_id(),
-            client_request_id: None,
-            source: None,
-            user_agent: None,
             context,
-            path: String::new(),
-            duration_us: 0,
+            ..AuditEvent::allowed(self.ambient.now(), operation, self.request_id())
         }
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Action, Ambient, AuditError, AuditEvent, AuditOutcome, AuditSink, CiphertextParts, Decided, Decision,
-    EncryptionScheme, Hsm, HsmAdmin, HsmError, Intent, Itself, KeyName, MaskedKey, NewKey, OpenKey, PartitionId,
-    Policy, Principal, Resource, Spent, authorize,
+    Action, Ambient, AuditError, AuditEvent, AuditSink, CiphertextParts, Decided, Decision, EncryptionScheme, Hsm,
+    HsmAdmin, HsmError, Intent, Itself, KeyName, MaskedKey, NewKey, OpenKey, PartitionId, Policy, Principal, Resource,
+    Spent, authorize,
 };
 use holdfast_crypto::{ImportedKey, KeyMaterial, KeySpec, PublicKey, SecretBytes, transfer::Transfer};
 use holdfast_engine::{Keyed, Partition, PartitionPolicy};
@@ -164,25 +164,7 @@ pub(crate) async fn service_told(directory: Directory, audit: Arc<dyn AuditSink>
 }
 
 pub(crate) fn event() -> AuditEvent {
-    AuditEvent {
-        time: NOW,
-        operation: "Test",
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: String::new(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: String::new(),
-        duration_us: 0,
-    }
+    AuditEvent::allowed(NOW, "Test", "")
 }
 
 pub(crate) fn spent_on(action: Action, resource: Resource) -> Spent {

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use holdfast_core::{Ambient, AuditEvent, AuditOutcome, Timestamp};
+use holdfast_core::{Ambient, AuditEvent, Timestamp};
 use holdfast_crypto::{Curve, KeyMaterial, KeySpec, SecretBytes};
 use holdfast_store::audit::AuditKeys;
 
@@ -20,25 +20,7 @@ impl Ambient for Fixed {
 
 /// An event of a success that says little more than its request's id.
 pub(crate) fn event(operation: &'static str, request_id: &str) -> AuditEvent {
-    AuditEvent {
-        time: Fixed.now(),
-        operation,
-        principal: None,
-        key: None,
-        key_version: None,
-        algorithm: None,
-        outcome: AuditOutcome::Allowed,
-        status: 200,
-        error_code: None,
-        reason: None,
-        request_id: request_id.into(),
-        client_request_id: None,
-        source: None,
-        user_agent: None,
-        context: Vec::new(),
-        path: "/".into(),
-        duration_us: 0,
-    }
+    AuditEvent { path: "/".into(), ..AuditEvent::allowed(Fixed.now(), operation, request_id) }
 }
 
 /// The same keys for all logs of a test.
