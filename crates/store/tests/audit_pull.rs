@@ -3,32 +3,19 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
+mod logs;
 
-use std::{fs, io::Write, path::Path, sync::Arc, time::Duration};
+use std::{fs, io::Write, path::Path};
 
-use common::{Fixed, event, keys};
-use holdfast_core::{
-    AuditAsk, AuditLine, AuditPlace, AuditPulled, AuditSink, AuditSource, AuditVerdict, PartitionId, Revision,
-};
+use common::event;
+use holdfast_core::{AuditAsk, AuditLine, AuditPlace, AuditPulled, AuditSink, AuditSource, AuditVerdict, Revision};
 use holdfast_store::audit::{AuditLog, AuditLogConfig, ChainChecker, LogKey, line_hash, list_segments, read_lines};
 
 const BYTES_MAX: usize = 128 * 1024;
 
 fn open(directory: &Path, accept_loss: bool) -> AuditLog {
-    let config = AuditLogConfig {
-        directory: directory.into(),
-        segment_bytes_max: 3000,
-        segment_age_max: Duration::from_secs(3600),
-        checkpoint_interval: Duration::from_millis(1),
-        expected: None,
-        expected_has_macs: false,
-        floor: 0,
-        accept_loss,
-        restored: None,
-        notes: Vec::new(),
-        accepted: Vec::new(),
-    };
-    AuditLog::open(config, PartitionId::from_bytes([7; 16]), keys(), Arc::new(Fixed), Arc::default()).unwrap()
+    let config = AuditLogConfig { segment_bytes_max: 3000, accept_loss, ..logs::config(directory) };
+    logs::open(config).unwrap()
 }
 
 async fn pull(log: &AuditLog, after: AuditPlace, nonce: u8) -> AuditPulled {
