@@ -17,18 +17,9 @@ import time
 import pytest
 import requests
 from process import BINARY
-from test_founding import There
-from test_history import ROLES
+from stopped import There, there
 
 NOBODY = 65534
-
-
-@pytest.fixture(params=ROLES)
-def there(request, tmp_path):
-    there = There(request.param, tmp_path)
-    yield there
-    with contextlib.suppress(Exception):
-        there.there.stop()
 
 
 def config_of(there) -> pathlib.Path:
