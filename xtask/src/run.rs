@@ -56,6 +56,19 @@ impl Step {
     pub(crate) fn new(title: impl Into<String>, command: Command) -> Self {
         Self { title: title.into(), command }
     }
+
+    fn run_beside_others(self) -> Result<(), String> {
+        let Self { title, mut command } = self;
+        eprintln!("==> {title}, beside others");
+        let start = Instant::now();
+        let out = command.output().map_err(|error| format!("{title}: {:?}: {error}", command.get_program()))?;
+        let told = [out.stdout, out.stderr].concat();
+        let end = format!("    {title}: {:.0} s\n", start.elapsed().as_secs_f64());
+        // In one piece: a lock is held meanwhile.
+        let mut screen = io::stderr().lock();
+        let _ = screen.write_all(&told).and_then(|()| screen.write_all(end.as_bytes()));
+        if out.status.success() { Ok(()) } else { Err(format!("{title}: {}", out.status)) }
+    }
 }
 
 /// Runs steps in their order, two at a time. What a step prints comes in one piece, when it has ended; after a failure no step begins any more.
@@ -73,21 +86,6 @@ pub(crate) fn two_at_a_time(steps: Vec<Step>) -> Result<(), String> {
         let results = workers.map(|worker| worker.join().unwrap_or_else(|_| Err("a worker panicked".into())));
         results.into_iter().collect()
     })
-}
-
-impl Step {
-    fn run_beside_others(self) -> Result<(), String> {
-        let Self { title, mut command } = self;
-        eprintln!("==> {title}, beside others");
-        let start = Instant::now();
-        let out = command.output().map_err(|error| format!("{title}: {:?}: {error}", command.get_program()))?;
-        let told = [out.stdout, out.stderr].concat();
-        let end = format!("    {title}: {:.0} s\n", start.elapsed().as_secs_f64());
-        // In one piece: a lock is held meanwhile.
-        let mut screen = io::stderr().lock();
-        let _ = screen.write_all(&told).and_then(|()| screen.write_all(end.as_bytes()));
-        if out.status.success() { Ok(()) } else { Err(format!("{title}: {}", out.status)) }
-    }
 }
 
 /// What a program prints.
