@@ -7,6 +7,8 @@ pub(crate) fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
+const UNAVAILABLE: u8 = 4;
+
 /// A fault of the program as a whole; requests have their own errors.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -29,7 +31,7 @@ impl Fault {
     }
 
     pub(crate) fn unavailable(message: impl Display) -> Self {
-        Self { code: 4, ..Self::new(message) }
+        Self { code: UNAVAILABLE, ..Self::new(message) }
     }
 
     pub(crate) fn tls(error: impl Display) -> Self {
@@ -48,6 +50,11 @@ impl Fault {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(shown(&hint.into()));
         self
+    }
+
+    /// Nobody answers now: what was asked may be asked of another one, or later.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        self.code == UNAVAILABLE
     }
 
     /// A file that could not be read or written.

@@ -189,7 +189,7 @@ async fn write(place: &Place, new: &Path) -> Result<(), Fault> {
     match asked {
         Ok(_) => {}
         // Nobody serves it: the directory is read.
-        Err(fault) if fault.code == Fault::unavailable("").code && !heard => {
+        Err(fault) if fault.is_unavailable() && !heard => {
             let source = Source::at_rest(place)
                 .map_err(|closed| closed.hint(format!("and its service does not answer: {fault}")))?;
             source.begin()?.write(&mut out)?;

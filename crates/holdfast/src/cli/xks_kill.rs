@@ -59,7 +59,7 @@ async fn pull(processes: &[PathBuf], scope: &KillScope, reason: &str) -> Result<
                 return Ok(Some(process));
             }
             // Said by a process that runs and can: the request itself is wrong.
-            Ok(Some(Ok(Answer { said: Err(fault), .. }))) if fault.code != 4 => return Err(fault),
+            Ok(Some(Ok(Answer { said: Err(fault), .. }))) if !fault.is_unavailable() => return Err(fault),
             Ok(None) if !more => return Ok(None),
             Ok(_) | Err(_) => {}
         }

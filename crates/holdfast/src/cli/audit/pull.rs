@@ -76,7 +76,7 @@ impl PullArgs {
             match look(&asker, LogCopy::open(&to)?, key.as_deref()).await {
                 Ok(said) => println!("{said}"),
                 // The next look may find it again.
-                Err(fault) if follow && fault.code == 4 => eprintln!("holdfast: {fault}"),
+                Err(fault) if follow && fault.is_unavailable() => eprintln!("holdfast: {fault}"),
                 Err(fault) => return Err(fault),
             }
             if !follow {
