@@ -142,6 +142,38 @@ fn shared_engine_keeps_the_contract() {
     block_on(contract(shared(directory.path())));
 }
 
+/// Several kinds are read as they are at one moment, however many commits come between.
+#[test]
+fn a_look_at_several_kinds_is_of_one_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let store = Arc::new(sealed(shared(directory.path()), 1, 2).await);
+        store.keep(vec![write(1, "a", 0, Some(b"0")), write(2, "a", 0, Some(b"0"))]).await.unwrap();
+        let writer = Arc::clone(&store);
+        let writing = tokio::spawn(async move {
+            for number in 1..100_u64 {
+                let value = number.to_string().into_bytes();
+                let both = vec![write(1, "a", number, Some(&value)), write(2, "a", number, Some(&value))];
+                writer.keep(both).await.unwrap();
+            }
+        });
+        let (mut looks, mut changed) = (0, 0);
+        while !writing.is_finished() || looks == 0 {
+            let mut seen = Vec::new();
+            store.scan_at_once(&[1, 2], &mut |record| seen.push((record.key.kind, record.value))).await.unwrap();
+            let [(1, one), (2, other)] = seen.as_slice() else { panic!("one of each kind: {seen:?}") };
+            assert_eq!(one, other);
+            // The control: one look after the other sees commits that come between.
+            let mut later = Vec::new();
+            store.scan(2, &mut |record| later.push(record.value)).await.unwrap();
+            (looks, changed) = (looks + 1, changed + usize::from(later != [one.clone()]));
+        }
+        writing.await.unwrap();
+        assert!(changed > 0, "in {looks} looks");
+    });
+}
+
 #[test]
 fn processes_that_share_rows_see_each_others_commits_and_one_of_rivals_wins() {
     let directory = tempfile::tempdir().unwrap();

@@ -353,6 +353,32 @@ async fn an_answer_by_an_alias_rests_on_where_it_points() {
     assert_eq!(world.confirmed(&basis, &who), Err(Code::KmsInternal));
 }
 
+/// What was permitted on another key, or is no change, changes neither grants nor aliases.
+#[tokio::test]
+async fn grants_and_aliases_are_changed_by_leave_of_their_key_alone() {
+    let world = World::new(&naming()).await;
+    let id = world.grant("user/alice", &[KmsAction::Encrypt]).await;
+    let grant = world.kms.grants.get(id).unwrap();
+    let name = AliasName { account: ACCOUNT.into(), region: REGION.into(), name: "alias/a".into() };
+    let other = KeyId::new([1; 16], false).resource().unwrap();
+    let (own, aliases) = (world.key.resource(), &world.kms.aliases);
+    for (action, resource, taken) in
+        [(Action::KeyUpdate, &other, false), (Action::KeyRead, &own, false), (Action::KeyUpdate, &own, true)]
+    {
+        let leave = || Decided::by_itself(event(), Itself::Due(spent_on(action, resource.clone())));
+        let made = world.kms.grants.create(GrantId([2; 32]), world.terms("user/tom", &[]), NOW, || Ok(leave())).await;
+        assert_eq!(made.is_ok(), taken, "{action:?} on {resource}");
+        assert_eq!(world.kms.grants.remove(&grant, || Ok(leave())).await.is_ok(), taken);
+        let changing = aliases.changing().await;
+        assert_eq!(aliases.put(&changing, name.clone(), world.key.id, NOW, leave()).await.is_ok(), taken);
+        if let Some(alias) = aliases.get(&name) {
+            let elsewhere = Decided::by_itself(event(), Itself::Due(spent_on(action, other.clone())));
+            assert!(aliases.remove(&changing, &name, &alias, elsewhere).await.is_err());
+            drop(aliases.remove(&changing, &name, &alias, leave()).await.unwrap());
+        }
+    }
+}
+
 #[test]
 fn the_service_does_by_itself_what_is_due_and_nothing_else() {
     let key = KeyName::parse("k").unwrap();

@@ -310,3 +310,93 @@ fn read_assignment(value: &[u8]) -> Option<RoleAssignment> {
         definition_id: stored.role,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_core::{
+        Ambient, AuditEvent, Decision, Intent, Itself, PartitionId, Policy, Principal, Resource, Timestamp, authorize,
+    };
+    use holdfast_crypto::SecretBytes;
+    use holdfast_store::{MemoryEngine, SealedStore};
+
+    use super::*;
+
+    struct Fixed;
+    impl Ambient for Fixed {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_unix_secs(1_800_000_000)
+        }
+        fn fill(&self, out: &mut [u8]) {
+            out.fill(1);
+        }
+    }
+
+    struct Everything;
+    impl Policy for Everything {
+        fn decide(&self, _: &Principal, _: &Intent) -> Decision {
+            Decision::Allow("test".into())
+        }
+    }
+
+    fn leave(action: Action, resource: &Resource) -> Decided {
+        let intent = Intent { action, resource: resource.clone() };
+        let permit = authorize(&Everything, &Principal::system(), intent).unwrap();
+        let event = AuditEvent::allowed(Fixed.now(), "Test", "");
+        Decided::by_itself(event, Itself::Due(permit.spend(action, resource).unwrap()))
+    }
+
+    /// What was permitted at another scope, or is another act, changes no rule.
+    #[tokio::test]
+    async fn rules_are_changed_by_leave_of_that_act_at_their_scope_alone() {
+        let secret = SecretBytes::copy_of(&[2; 32]);
+        let partition = PartitionId::from_bytes([1; 16]);
+        let engine = MemoryEngine::default();
+        let store = SealedStore::open(engine, partition, &secret, Arc::new(Fixed), false).await.unwrap();
+        let rbac = Rbac::open(&store).await.unwrap();
+        let role = RoleDefinition {
+            id: "11111111-1111-4111-8111-111111111111".into(),
+            role_name: "r".into(),
+            description: String::new(),
+            built_in: false,
+            data_actions: Vec::new(),
+            not_data_actions: Vec::new(),
+        };
+        let assigned = RoleAssignment {
+            id: "22222222-2222-4222-8222-222222222222".into(),
+            principal_id: "33333333-3333-4333-8333-333333333333".into(),
+            definition_id: role.id.clone(),
+            scope: Scope::Keys,
+        };
+        let (all, keys) = (Scope::Instance, Scope::Keys);
+        let others = [Action::SettingWrite, Action::RoleAssignmentRead];
+        let wrong = |right: Action, scope: &Scope| {
+            let elsewhere = if *scope == Scope::Keys { Resource::Instance } else { Resource::Keys };
+            others.map(|action| (action, scope.resource())).into_iter().chain([(right, elsewhere)]).collect::<Vec<_>>()
+        };
+        for (action, resource) in wrong(Action::RoleDefinitionWrite, &all) {
+            let event = || Ok(leave(action, &resource));
+            assert!(rbac.put_definition(&store, event, &all, role.clone(), |_| Ok(())).await.is_err());
+        }
+        let event = || Ok(leave(Action::RoleDefinitionWrite, &Resource::Instance));
+        drop(rbac.put_definition(&store, event, &all, role.clone(), |_| Ok(())).await.unwrap());
+        for (action, resource) in wrong(Action::RoleAssignmentWrite, &keys) {
+            let event = || Ok(leave(action, &resource));
+            assert!(rbac.put_assignment(&store, event, assigned.clone(), |_| Ok(())).await.is_err());
+        }
+        let event = || Ok(leave(Action::RoleAssignmentWrite, &Resource::Keys));
+        drop(rbac.put_assignment(&store, event, assigned.clone(), |_| Ok(())).await.unwrap());
+        for (action, resource) in wrong(Action::RoleAssignmentDelete, &keys) {
+            let event = || Ok(leave(action, &resource));
+            assert!(rbac.remove_assignment(&store, event, &assigned.id, &keys).await.is_err());
+        }
+        for (action, resource) in wrong(Action::RoleDefinitionDelete, &all) {
+            let event = || Ok(leave(action, &resource));
+            assert!(rbac.remove_definition(&store, event, &all, &role.id).await.is_err());
+        }
+        assert!(rbac.state().definition(&role.id).is_some() && rbac.state().assignment(&assigned.id).is_some());
+        let event = || Ok(leave(Action::RoleAssignmentDelete, &Resource::Keys));
+        drop(rbac.remove_assignment(&store, event, &assigned.id, &keys).await.unwrap());
+        let event = || Ok(leave(Action::RoleDefinitionDelete, &Resource::Instance));
+        drop(rbac.remove_definition(&store, event, &all, &role.id).await.unwrap());
+    }
+}

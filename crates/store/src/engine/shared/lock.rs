@@ -89,3 +89,19 @@ fn held(path: &Path, file: &File) -> StoreError {
         WAIT_MAX.as_secs()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_of_before_is_forgotten_when_nobody_looks_any_more() {
+        let long_ago = Instant::now().checked_sub(WAIT_MAX).unwrap();
+        let taken = FoundTaken(Mutex::new(Some((long_ago, Instant::now()))));
+        assert_eq!(taken.since(), long_ago, "it goes on");
+        let taken = FoundTaken(Mutex::new(Some((long_ago, long_ago))));
+        assert!(taken.since() > long_ago, "that was another wait");
+        taken.over();
+        assert!(taken.lock().is_none());
+    }
+}
