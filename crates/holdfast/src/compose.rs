@@ -27,7 +27,7 @@ use crate::{
     instance::{AuditMarks, Hangup, Opened, close_audit, listen, listen_some, signalled, tls_identity, write_public},
     issuer::{self, Issuer},
     server::{
-        self, AnswerBody,
+        self, AnswerBody, ConnectionLimits,
         certificates::{self, Certified},
         client::{HttpsClient, IssuerFetch},
         tls::TlsIdentity,
@@ -122,20 +122,9 @@ impl Opened {
             let EmbeddedIssuer { url, tenant, .. } = embedded;
             let (url, tenant, ambient) = (url.clone(), tenant.clone(), Arc::clone(&ambient));
             let opened = Issuer::open(url, tenant, issuer_clients, Arc::clone(&store), ambient).await?;
-            let opened = Arc::clone(issuer.insert(Arc::new(opened)));
-            let handler = server::handler(move |request, _| {
-                let issuer = Arc::clone(&opened);
-                async move { issuer.handle(request).await }
-            });
-            let tls = Some(identity.server_config()?);
-            servers.push(tokio::spawn(server::serve(
-                "issuer",
-                socket,
-                tls,
-                config.connections.behind_nobody(),
-                handler,
-                stopped.clone(),
-            )));
+            let opened = issuer.insert(Arc::new(opened));
+            let (tls, limits) = (identity.server_config()?, config.connections.behind_nobody());
+            servers.push(serve_issuer(opened, socket, tls, limits, stopped.clone()));
         }
         let told = HsmTold {
             silicon: silicon.kind(),
@@ -169,6 +158,21 @@ impl Opened {
         let marks = tokio::spawn(marks.keep(stopped));
         Ok(Running { shutdown, servers, role, audit, marks, identity })
     }
+}
+
+fn serve_issuer(
+    issuer: &Arc<Issuer>,
+    socket: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    limits: ConnectionLimits,
+    stopped: watch::Receiver<bool>,
+) -> JoinHandle<()> {
+    let issuer = Arc::clone(issuer);
+    let handler = server::handler(move |request, _| {
+        let issuer = Arc::clone(&issuer);
+        async move { issuer.handle(request).await }
+    });
+    tokio::spawn(server::serve("issuer", socket, Some(tls), limits, handler, stopped))
 }
 
 fn issuer_fetch(config: &Config, embedded: Option<String>, identity: &TlsIdentity) -> Result<IssuerFetch, Fault> {
